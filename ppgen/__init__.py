@@ -1,0 +1,43 @@
+"""Explicit generative models in Pyro: write the story once, fit it with any inference.
+
+Importing this package changes no global of torch or Pyro and takes no random number; the
+names below are loaded when they are first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ppgen._version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from ppgen.inference.compare import Comparison as Comparison
+    from ppgen.inference.compare import compare as compare
+    from ppgen.inference.fit import fit as fit
+    from ppgen.inference.likelihood import log_likelihood as log_likelihood
+    from ppgen.inference.train import train as train
+    from ppgen.posterior import Posterior as Posterior
+    from ppgen.program import Program as Program
+    from ppgen.types import Likelihood as Likelihood
+
+_HOME = {
+    "Comparison": "ppgen.inference.compare",
+    "compare": "ppgen.inference.compare",
+    "fit": "ppgen.inference.fit",
+    "log_likelihood": "ppgen.inference.likelihood",
+    "train": "ppgen.inference.train",
+    "Posterior": "ppgen.posterior",
+    "Program": "ppgen.program",
+    "Likelihood": "ppgen.types",
+}
+
+__all__ = ["__version__", *_HOME]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'ppgen' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
