@@ -30,7 +30,7 @@ _HOME = {
     "Likelihood": "ppgen.types",
 }
 
-__all__ = ["__version__", *_HOME]  # noqa: PLE0604
+__all__ = ["__version__", *_HOME]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from torch.nn import Parameter
+
+    from ppgen.distributions import RestrictedBoltzmann
     from ppgen.posterior import Posterior
 
 Story = Callable[..., Any]
@@ -40,25 +43,59 @@ class ImportanceWeighted(Protocol):
 
 
 class Statistics(NamedTuple):
-    """Sufficient statistics of one phase of a Boltzmann machine, averaged over its own count."""
+    """What one phase of a Boltzmann machine knows of its N states: enough for its gradient."""
 
-    gradients: dict[str, Tensor]  # d mean(-energy) / d parameter, by the parameter's name
+    visible: Tensor  # states of the visible side (their means in a mean-field phase), (N, D)
+    hidden: Tensor  # means of the hidden side given them, (N, H)
+    visible_mean: Tensor  # over the N states, (D,)
+    hidden_mean: Tensor  # over the N states, (H,)
+    free_energy: Tensor  # mean over the N states, nats, (); an upper bound in a mean-field phase
 
 
 @runtime_checkable
 class BoltzmannMachine(Protocol):
-    """A bipartite machine: its even layers are independent given its odd ones.
+    """A bipartite machine of binary units, ``log p(x, h) = a.x + b.h + x.W.h - log Z``.
 
-    A *side* is a tensor of units that are independent given the other side. For an RBM the
-    even side is ``x`` and the odd side ``h``.
+    A layered machine is bipartite: its *visible side* is its even layers (x, and every second
+    layer above), its *hidden side* the odd ones; each is independent given the other.
     """
+
+    weight: Tensor  # W between the sides, (D, H)
+    visible_bias: Tensor  # a, (D,)
+    hidden_bias: Tensor  # b, (H,)
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]: ...
+
+    def hidden_logits(self, x: Tensor) -> Tensor:
+        """Log-odds of the hidden side given the visible, ``(*, D) -> (*, H)``."""
+        ...
+
+    def visible_logits(self, h: Tensor) -> Tensor:
+        """Log-odds of the visible side given the hidden, ``(*, H) -> (*, D)``."""
+        ...
 
     def free_energy(self, x: Tensor) -> Tensor:
         """``-log sum_h exp(-energy(x, h))``: ``(*, D) -> (*)``, nats."""
         ...
 
-    def sweep(self, side: Tensor, inverse_temperature: float | Tensor = 1.0) -> Tensor:
-        """One block Gibbs update of the even side through the odd side."""
+    def marginal(self) -> RestrictedBoltzmann:
+        """The law of the visible side, normalised where log Z is known."""
+        ...
+
+    def sample_visible(self, h: Tensor) -> Tensor:
+        """Draw the visible side given the hidden, ``(*, H) -> (*, D)``."""
+        ...
+
+    def sweep(self, x: Tensor) -> Tensor:
+        """One block Gibbs update of the visible side through the hidden side."""
+        ...
+
+    def positive_phase(self, x: Tensor) -> Statistics:
+        """Statistics with the data clamped, ``(N, D)``."""
+        ...
+
+    def statistics(self, x: Tensor) -> Statistics:
+        """Statistics of states of the visible side, ``(N, D)``."""
         ...
 
 

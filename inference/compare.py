@@ -1,0 +1,215 @@
+"""Several inference methods on one story, each measured against a reference."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ppgen.inference.fit import fit
+from ppgen.inference.verdict import THRESHOLDS, Marginal, Verdict, marginals, verdict
+from ppgen.posterior import Posterior
+from ppgen.program import Program
+from ppgen.recording import slots
+from ppgen.summary import columns
+from ppgen.types import Engine, Story
+
+_SHOWN = 6  # scalars of each engine in the printed table, worst first
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Posteriors of one story side by side, with the distance of each from the reference.
+
+    Args:
+        posteriors: by the label of the engine.
+        reference: the label of the one that the others are measured against.
+        marginals: by label, every scalar against the reference, worst first.
+        verdicts: by label, what may be claimed.
+        story: the story's name.
+    """
+
+    posteriors: dict[str, Posterior]
+    reference: str
+    marginals: dict[str, tuple[Marginal, ...]]
+    verdicts: dict[str, Verdict]
+    story: str
+
+    def __getitem__(self, label: str) -> Posterior:
+        return self.posteriors[label]
+
+    def __str__(self) -> str:
+        """Costs and diagnoses, the worst scalars of each method, verdicts, thresholds."""
+        cells = [["method", *self.columns()]]
+        cells += [[label, *self.row(label)] for label in self.posteriors]
+        parts = [f"{self.story}: reference {self.reference}", columns(cells)]
+        for label, rows in self.marginals.items():
+            if label != self.reference:
+                table = [["  scalar", "shift/sd", "z", "sd ratio", "+-", "W1/sd", ""]]
+                table += [
+                    [
+                        f"  {r.name}",
+                        *map(_figure, (r.shift, r.shift_z, r.ratio, r.ratio_error, r.w1)),
+                        r.level,
+                    ]
+                    for r in rows[:_SHOWN]
+                ]
+                left = len(rows) - _SHOWN
+                note = f" (worst {_SHOWN} of {len(rows)})" if left > 0 else ""
+                parts.append(
+                    f"{label} against {self.reference}, worst first{note}\n" + columns(table)
+                )
+        verdicts = [f"{label}: {self.verdicts[label]}" for label in self.posteriors]
+        return "\n\n".join([*parts, "\n".join(verdicts), f"Thresholds: {THRESHOLDS}."])
+
+    def columns(self) -> list[str]:
+        """Headings of :meth:`row`."""
+        return ["seconds", "gradients", "draws", "R-hat", "ESS", "div.", "E-BFMI", "ELBO",
+                "k-hat", "IS-ESS/S", "converged"]  # fmt: skip
+
+    def row(self, label: str) -> list[str]:
+        """Cost and diagnosis of one method, as text; "-" where it does not apply."""
+        posterior = self.posteriors[label]
+        found = posterior.diagnosis()
+        ess = min(found.get("ess_bulk", math.nan), found.get("ess_tail", math.nan))
+        return [
+            f"{posterior.cost.seconds:.1f}",
+            f"{posterior.cost.gradients:,}",
+            f"{posterior.count:,}",
+            _figure(found.get("rhat"), 3),
+            _figure(ess, 0),
+            _figure(found.get("divergences"), 0),
+            _figure(found.get("ebfmi")),
+            _figure(found.get("elbo")),
+            _figure(found.get("khat")),
+            _figure(found.get("relative_is_ess")),
+            "yes" if posterior.converged else "NO",
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """All numbers and verdicts as plain data."""
+        return {
+            "story": self.story,
+            "reference": self.reference,
+            "thresholds": THRESHOLDS,
+            "methods": {
+                label: {
+                    "verdict": asdict(self.verdicts[label]),
+                    "converged": posterior.converged,
+                    "messages": list(posterior.messages),
+                    "options": posterior.options,
+                    "cost": {**asdict(posterior.cost), "seconds": posterior.cost.seconds},
+                    "diagnosis": _plain(posterior.diagnosis()),
+                    "marginals": [_plain(asdict(row)) for row in self.marginals[label]],
+                }
+                for label, posterior in self.posteriors.items()
+            },
+        }
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``report.html``, ``comparison.json`` and the draws into `folder`.
+
+        Returns:
+            The path of the report.
+        """
+        from ppgen.inference.compare_report import report
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for label, posterior in self.posteriors.items():
+            posterior.save(folder / "draws" / _file_name(label))
+        text = json.dumps(self.to_json(), indent=1, default=str, allow_nan=False)
+        temporary = folder / ".comparison.json.tmp"
+        temporary.write_text(text)
+        os.replace(temporary, folder / "comparison.json")
+        report(self).save(folder / "report.html")
+        return folder / "report.html"
+
+
+def compare(
+    model: Story,
+    *args: Any,
+    using: Mapping[str, Engine],
+    reference: str,
+    seed: int | None = 0,
+    **kwargs: Any,
+) -> Comparison:
+    """Fit one story with several engines and measure each against the reference.
+
+    Args:
+        model: the story, any Pyro callable.
+        args: its arguments: the data.
+        using: label -> engine.
+        reference: the label of the engine to trust, usually a Markov chain's.
+        seed: of each run.
+        kwargs: the story's keyword arguments.
+
+    Raises:
+        ValueError: where the story has parameters that an engine would train, so that the
+            methods would not approximate the same posterior; or `reference` is not in `using`.
+    """
+    if reference not in using:
+        raise ValueError(f"reference={reference!r} is not among the methods {list(using)}")
+    _refuse_trainable(model, args, kwargs)
+    posteriors = {
+        label: fit(model, *args, using=engine, seed=seed, **kwargs)
+        for label, engine in using.items()
+    }
+    return comparison(posteriors, reference, _name(model))
+
+
+def comparison(
+    posteriors: Mapping[str, Posterior], reference: str, story: str = "story"
+) -> Comparison:
+    """Compare posteriors of one story that are there already."""
+    truth = posteriors[reference]
+    rows = {label: marginals(p, truth) for label, p in posteriors.items()}
+    verdicts = {
+        label: verdict(p, truth, rows[label], is_reference=label == reference)
+        for label, p in posteriors.items()
+    }
+    return Comparison(dict(posteriors), reference, rows, verdicts, story)
+
+
+def _refuse_trainable(model: Story, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    if isinstance(model, Program):
+        return
+    trainable = [
+        t
+        for _, t in slots(model, args, kwargs)
+        if isinstance(t, torch.nn.Parameter) and t.requires_grad
+    ]
+    if trainable:
+        raise ValueError(
+            f"the story has {sum(t.numel() for t in {id(t): t for t in trainable}.values()):,} "
+            "trainable parameters, so that each method could fit another model: freeze them with "
+            "requires_grad_(False) first, or give them priors"
+        )
+
+
+def _name(model: Story) -> str:
+    return getattr(model, "__name__", type(model).__name__)
+
+
+def _file_name(label: str) -> str:
+    safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in label)
+    return safe.lstrip(".") or "method"
+
+
+def _figure(value: float | None, digits: int = 2) -> str:
+    if value is None or math.isnan(value):
+        return "-"
+    return f"{value:,.{digits}f}"
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON knows neither NaN nor infinity."""
+    return {
+        k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()
+    }

@@ -1,0 +1,178 @@
+"""How far an approximation is from a reference posterior, scalar by scalar, and what follows.
+
+The thresholds are starting points, printed with every verdict. A difference below twice its own
+Monte Carlo error never fails.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from ppgen import diagnostics
+from ppgen.posterior import Posterior
+
+Level = Literal["pass", "warn", "fail", "unknown"]
+
+SHIFT_PASS, SHIFT_FAIL = 0.1, 0.3  # |mean shift| in reference sd
+RATIO_PASS, RATIO_FAIL = (0.9, 1.1), (0.75, 1.33)  # sd over reference sd
+WEIGHT_ESS_FAIL = 0.1  # k-hat fails only where importance sampling is this inefficient too
+NOISE = 2.0  # Monte Carlo standard errors
+
+THRESHOLDS = (
+    f"mean shift: pass within {SHIFT_PASS} reference sd, fail beyond {SHIFT_FAIL}; sd ratio: pass "
+    f"within {RATIO_PASS[0]}-{RATIO_PASS[1]}, fail outside {RATIO_FAIL[0]}-{RATIO_FAIL[1]}; k-hat "
+    f"fails above its limit where also IS-ESS/S < {WEIGHT_ESS_FAIL}; a difference below {NOISE:g} "
+    "Monte Carlo errors never fails"
+)
+
+
+@dataclass(frozen=True)
+class Marginal:
+    """One scalar against the reference, in units of the reference's standard deviation."""
+
+    name: str
+    shift: float  # (mean - reference mean) / reference sd
+    shift_z: float  # the same in Monte Carlo standard errors
+    ratio: float  # sd / reference sd; NaN for a point estimate
+    ratio_error: float  # Monte Carlo standard error of the ratio
+    w1: float  # Wasserstein-1 distance / reference sd
+    level: Level
+
+    @property
+    def badness(self) -> float:
+        """How far outside its thresholds; 1 is where it fails."""
+        width = abs(math.log(self.ratio)) / math.log(RATIO_FAIL[1]) if self.ratio > 0 else 0.0
+        return max(abs(self.shift) / SHIFT_FAIL, width)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What may be claimed, in one sentence."""
+
+    level: Level
+    sentence: str
+
+    def __str__(self) -> str:
+        return f"{self.level.upper()}: {self.sentence}"
+
+
+def marginals(posterior: Posterior, reference: Posterior) -> tuple[Marginal, ...]:
+    """Every scalar that varies in the reference, worst first.
+
+    Raises:
+        ValueError: where the two do not have the same scalars.
+    """
+    ours, theirs = posterior.scalars(), reference.scalars()
+    if set(ours) != set(theirs):
+        raise ValueError(
+            f"{posterior.engine} and {reference.engine} have different scalars: "
+            f"{sorted(set(ours) ^ set(theirs))}"
+        )
+    names = [n for n in theirs if np.ptp(theirs[n]) > 0]
+    x, y = (np.stack([s[n] for n in names], -1) for s in (ours, theirs))
+    mean, sd, mean_error, sd_error = _moments(posterior, x)
+    ref_mean, ref_sd, ref_mean_error, ref_sd_error = _moments(reference, y)
+    shift = (mean - ref_mean) / ref_sd
+    error = np.hypot(mean_error, ref_mean_error) / ref_sd
+    ratio = sd / ref_sd
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio_error = ratio * np.hypot(sd_error / sd, ref_sd_error / ref_sd)
+        z = shift / error
+    flat = [v.reshape(-1, len(names)) for v in (x, y)]
+    w1 = np.atleast_1d(diagnostics.wasserstein1(*flat)) / ref_sd
+    rows = [
+        Marginal(name, *numbers, level=_judge(numbers[0], error[i], numbers[2], numbers[3]))
+        for i, (name, numbers) in enumerate(
+            zip(names, np.stack([shift, z, ratio, ratio_error, w1], -1).tolist(), strict=True)
+        )
+    ]
+    return tuple(sorted(rows, key=lambda row: -row.badness if math.isfinite(row.badness) else -9e9))
+
+
+def _moments(posterior: Posterior, x: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Mean, sd and their Monte Carlo standard errors, ``(scalars)`` each."""
+    flat = x.reshape(-1, x.shape[-1])
+    mean = flat.mean(0)
+    if posterior.kind == "point":
+        nothing = np.full_like(mean, np.nan)
+        return mean, nothing, np.zeros_like(mean), nothing
+    sd = flat.std(0, ddof=1)
+    if posterior.kind == "chains":
+        return mean, sd, diagnostics.mcse_mean(x), diagnostics.mcse_sd(x)
+    centred = flat - mean
+    excess = (centred**4).mean(0) / np.maximum(sd, 1e-300) ** 4 - 1
+    return mean, sd, sd / math.sqrt(len(flat)), sd * np.sqrt(excess / (4 * len(flat)))
+
+
+def _judge(shift: float, shift_error: float, ratio: float, ratio_error: float) -> Level:
+    worst: Level = "pass"
+    if not math.isfinite(shift) or (math.isnan(ratio) and not math.isnan(ratio_error)):
+        return "unknown"
+    if abs(shift) > SHIFT_PASS and abs(shift) > NOISE * shift_error:
+        worst = "fail" if abs(shift) > SHIFT_FAIL else "warn"
+    if not math.isnan(ratio):
+        real = abs(ratio - 1) > NOISE * ratio_error
+        if real and not RATIO_FAIL[0] <= ratio <= RATIO_FAIL[1]:
+            worst = "fail"
+        elif real and not RATIO_PASS[0] <= ratio <= RATIO_PASS[1] and worst == "pass":
+            worst = "warn"
+    return worst
+
+
+def verdict(
+    posterior: Posterior, reference: Posterior, rows: tuple[Marginal, ...], *, is_reference: bool
+) -> Verdict:
+    """One sentence on what the posterior may be used for, naming the worst scalar."""
+    if is_reference:
+        state = "the reference" + ("" if posterior.converged else " has not converged: believe no")
+        level: Level = "pass" if posterior.converged else "unknown"
+        return Verdict(level, state + ("" if posterior.converged else " verdict below"))
+    if not reference.converged:
+        return Verdict("unknown", "no verdict: the reference has not converged")
+    found = posterior.diagnosis()
+    if not posterior.converged:
+        why = "; ".join(posterior.messages) or "its own checks"
+        return Verdict("fail", f"it has not converged ({why}), so it cannot be judged as a method")
+    if posterior.kind == "point":
+        worst = rows[0]
+        return Verdict(
+            "fail" if worst.level == "fail" else "warn",
+            f"a point estimate, without any uncertainty; worst mean: {worst.name}, "
+            f"{worst.shift:+.2f} sd",
+        )
+    level, parts = _over_rows(rows)
+    khat, limit = found.get("khat", math.nan), found.get("khat_limit", math.nan)
+    efficiency = found.get("relative_is_ess", math.nan)
+    if khat > limit and efficiency < WEIGHT_ESS_FAIL:
+        level = "fail"
+        parts.append(f"k-hat {khat:.2f} above {limit:.2f} with IS-ESS/S {efficiency:.2f}")
+    elif khat > limit and level == "pass":
+        level = "warn"
+        parts.append(f"k-hat {khat:.2f} above {limit:.2f}, though IS-ESS/S is {efficiency:.2f}")
+    return Verdict(level, "; ".join(parts))
+
+
+def _over_rows(rows: tuple[Marginal, ...]) -> tuple[Level, list[str]]:
+    parts = []
+    levels = [row.level for row in rows]
+    shifts = max(rows, key=lambda row: abs(row.shift))
+    if abs(shifts.shift) > SHIFT_PASS and shifts.level != "pass":
+        parts.append(f"mean of {shifts.name} off by {shifts.shift:+.2f} sd")
+    else:
+        parts.append(f"means within {SHIFT_PASS} sd")
+    widths = max(rows, key=lambda row: abs(math.log(row.ratio)) if row.ratio > 0 else 0.0)
+    if RATIO_PASS[0] <= widths.ratio <= RATIO_PASS[1]:
+        parts.append(f"sds within {RATIO_PASS[0]}-{RATIO_PASS[1]} of the reference's")
+    else:
+        side = "narrow" if widths.ratio < 1 else "wide"
+        parts.append(f"interval of {widths.name} {abs(widths.ratio - 1):.0%} too {side}")
+    if "fail" in levels:
+        parts.append(f"{levels.count('fail')} of {len(rows)} scalars fail")
+        return "fail", parts
+    if "unknown" in levels:
+        return "unknown", parts
+    return ("warn" if "warn" in levels else "pass"), parts

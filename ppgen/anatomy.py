@@ -1,0 +1,238 @@
+"""What a story consists of: its sites, found by running it once under a handler of our own."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any, Literal
+
+import pyro.distributions as dist
+import torch
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.subsample_messenger import _Subsample as Subsample
+from torch import Size, Tensor
+from torch.distributions import biject_to
+
+from ppgen.types import Story
+
+_NO_SHAPE = Size()
+Kind = Literal["latent", "enumerated", "observed", "factor", "deterministic"]
+
+
+@dataclass(frozen=True)
+class Site:
+    """One ``pyro.sample`` statement.
+
+    Args:
+        name: its name in the story.
+        kind: what becomes of it.
+        distribution: its distribution, in words.
+        support: its constraint, in words.
+        shape: shape of its value: batch, then event.
+        event_dim: how many of the rightmost dimensions belong to one event.
+        plates: the vectorised plates around it, outermost first, with their sizes.
+        unconstrained_shape: shape on the unconstrained scale; latent sites only.
+        start: where it begins in the flat vector; latent sites only.
+    """
+
+    name: str
+    kind: Kind
+    distribution: str
+    support: str
+    shape: Size
+    event_dim: int
+    plates: tuple[tuple[str, int], ...]
+    unconstrained_shape: Size = _NO_SHAPE
+    start: int = 0
+
+    @property
+    def batch_shape(self) -> Size:
+        return self.shape[: len(self.shape) - self.event_dim]
+
+    @property
+    def stop(self) -> int:
+        return self.start + prod(self.unconstrained_shape)
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """All sites of a story in the order of execution, and the room its plates take."""
+
+    sites: dict[str, Site]
+    plate_nesting: int
+    prototype: Tensor = field(repr=False)  # an unconstrained point where the story ran, (D,)
+    indices: dict[str, Tensor] = field(repr=False)  # of each plate: all of it
+
+    def of_kind(self, *kinds: Kind) -> dict[str, Site]:
+        return {name: site for name, site in self.sites.items() if site.kind in kinds}
+
+    @property
+    def dim(self) -> int:
+        return sum(prod(s.unconstrained_shape) for s in self.of_kind("latent").values())
+
+
+def dissect(model: Story, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Anatomy:
+    """Run the story once at a random unconstrained point and list its sites.
+
+    Takes no random number from the caller's generator. Call it inside
+    :func:`ppgen.story.sandbox`.
+
+    Raises:
+        ValueError: where a site has no unconstrained view, naming it and what to use instead.
+    """
+    handler = _Dissect()
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(0)
+        with handler:
+            model(*args, **kwargs)
+    points = [p.flatten() for p in handler.points]
+    return Anatomy(
+        sites=handler.sites,
+        plate_nesting=handler.plate_nesting,
+        prototype=torch.cat(points) if points else torch.zeros(0),
+        indices=handler.indices,
+    )
+
+
+class _Dissect(Messenger):
+    def __init__(self) -> None:
+        super().__init__()
+        self.sites: dict[str, Site] = {}
+        self.points: list[Tensor] = []
+        self.plate_nesting = 0
+        self.indices: dict[str, Tensor] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if isinstance(msg["fn"], Subsample):
+            _refuse_subsampling(msg)
+            self.indices[msg["name"]] = msg["value"] = torch.arange(msg["fn"].size)
+            msg["done"] = True
+            return
+        if msg["name"] in self.sites:
+            raise ValueError(f"site '{msg['name']}' occurs twice: give each site its own name")
+        plates = tuple((f.name, f.size) for f in msg["cond_indep_stack"] if f.vectorized)
+        fn = msg["fn"]
+        self.plate_nesting = max(
+            [self.plate_nesting, len(fn.batch_shape)]
+            + [-(f.dim or 0) for f in msg["cond_indep_stack"] if f.vectorized]
+        )
+        if isinstance(msg["infer"], dict) and msg["infer"].get("_deterministic"):
+            kind: Kind = "deterministic"
+        elif msg["is_observed"]:
+            kind = "factor" if isinstance(fn, dist.Unit) else "observed"
+            _refuse_missing(msg)
+        elif isinstance(_innermost(fn), dist.Delta):
+            kind = "deterministic"
+        elif _is_discrete(msg):
+            kind = "enumerated"
+        else:
+            kind = "latent"
+        shape, start = Size(fn.shape()), sum(p.numel() for p in self.points)
+        unconstrained = Size()
+        if kind == "latent":
+            point, msg["value"] = _unconstrained_draw(msg["name"], fn)
+            unconstrained, shape = point.shape, msg["value"].shape
+            self.points.append(point)
+            msg["done"] = True
+        event_dim = fn.event_dim
+        if kind == "deterministic" and isinstance(msg["value"], Tensor):
+            shape, event_dim = msg["value"].shape, 0
+        self.sites[msg["name"]] = Site(
+            name=msg["name"],
+            kind=kind,
+            distribution=_describe(fn),
+            support=_support(fn),
+            shape=shape,
+            event_dim=event_dim,
+            plates=plates,
+            unconstrained_shape=unconstrained,
+            start=start,
+        )
+
+
+def _innermost(fn: Any) -> Any:
+    while hasattr(fn, "base_dist") and not hasattr(fn, "transforms"):
+        fn = fn.base_dist
+    return fn
+
+
+def _describe(fn: Any) -> str:
+    inner = _innermost(fn)
+    name = type(inner).__name__.removeprefix("_")
+    if name != "TransformedDistribution":
+        return name
+    parts = (_describe(inner.base_dist), *(type(t).__name__ for t in inner.transforms))
+    return " -> ".join(parts)
+
+
+def _support(fn: Any) -> str:
+    try:
+        return str(fn.support).removesuffix("()")
+    except (NotImplementedError, AttributeError):
+        return "unknown"
+
+
+def _is_discrete(msg: Any) -> bool:
+    fn = msg["fn"]
+    try:
+        discrete = fn.support.is_discrete
+    except (NotImplementedError, AttributeError):
+        discrete = False
+    if discrete and not fn.has_enumerate_support:
+        raise ValueError(
+            f"site '{msg['name']}' is {_describe(fn)}: discrete with infinitely many values (or "
+            "none that can be listed), so it can neither be summed out nor moved by gradients; "
+            "observe it, marginalise it by hand, or use Gibbs steps for it"
+        )
+    return discrete
+
+
+def _refuse_subsampling(msg: Any) -> None:
+    size, taken = msg["fn"].size, msg["fn"].subsample_size
+    if taken is not None and taken < size:
+        raise ValueError(
+            f"plate '{msg['name']}' is subsampled ({taken} of {size}): the log density would be "
+            "noise, and MCMC would sample from the wrong distribution; give it all data, or fit "
+            "with VI and a hand-written guide, or pyro.infer.SVI"
+        )
+
+
+def _refuse_missing(msg: Any) -> None:
+    value = msg["value"]
+    if not (isinstance(value, Tensor) and value.is_floating_point()):
+        return
+    bad = ~torch.isfinite(value)
+    if torch.any(bad):
+        where = bad.nonzero()[0].tolist()
+        raise ValueError(
+            f"observed site '{msg['name']}' is {value[tuple(where)].item()} at index {where} "
+            f"({int(bad.sum())} of {value.numel()} values are not finite): drop those rows, or "
+            "make the missing values a latent site"
+        )
+
+
+def _unconstrained_draw(name: str, fn: Any) -> tuple[Tensor, Tensor]:
+    """A point of the site drawn uniformly from (-2, 2), unconstrained and constrained."""
+    if not hasattr(fn, "support"):
+        raise ValueError(f"site '{name}' is not a distribution but {type(fn).__name__}")
+    try:
+        transform = biject_to(fn.support)
+        shape = transform.inverse_shape(fn.shape())
+        point = torch.empty(shape).uniform_(-2, 2)
+        value = transform(point)
+    except NotImplementedError as error:
+        hint = (
+            "sample a standard normal vector and divide it by its norm"
+            if "sphere" in _support(fn).lower()
+            else "write the site as a transformed distribution on an unconstrained one"
+        )
+        raise ValueError(
+            f"site '{name}' ({_describe(fn)}) has support {_support(fn)}, which has no "
+            f"unconstrained view: {hint}"
+        ) from error
+    if not isinstance(value, Tensor) or value.shape != Size(fn.shape()):
+        value = value.expand(fn.shape())
+    return point, value

@@ -1,0 +1,100 @@
+"""Engines by name: the command line alone maps words to objects."""
+
+from __future__ import annotations
+
+import ast
+from typing import Any
+
+from ppgen.types import Engine
+
+_GUIDES = ("mean-field", "full-rank", "low-rank", "flow")
+
+
+def engine(text: str) -> Engine:
+    """An engine from a word: ``HMC``, ``HMC(chains=32, draws=500)``, ``VI(guide="flow")``.
+
+    Raises:
+        ValueError: for an unknown engine, option or guide, listing those there are.
+    """
+    import dataclasses
+
+    from ppgen import inference
+
+    known = {n: getattr(inference, n) for n in ("HMC", "NUTS", "VI", "MAP", "MLE", "Laplace")}
+    name, options = _parse(text)
+    matches = [n for n in known if n.lower() == name.lower()]
+    if not matches:
+        raise ValueError(f"no engine {name!r}: there are {', '.join(known)}")
+    kind = known[matches[0]]
+    allowed = [f.name for f in dataclasses.fields(kind)]
+    for option in options:
+        if option not in allowed:
+            raise ValueError(f"{matches[0]} has no option {option!r}: {', '.join(allowed)}")
+    if "guide" in options:
+        options["guide"] = _guide(options["guide"])
+    return kind(**options)
+
+
+def engines(text: str) -> dict[str, Engine]:
+    """Several engines from one line, by label: ``HMC, flow=VI(guide="flow")``."""
+    found = {}
+    for part in split(text):
+        label, equals, rest = part.partition("=")
+        if not equals or "(" in label:
+            label, rest = part, part
+        found[label.strip()] = engine(rest.strip())
+    return found
+
+
+def split(text: str) -> list[str]:
+    """Parts between commas that stand in no bracket and no quote."""
+    parts, depth, quote, start = [], 0, "", 0
+    for i, c in enumerate(text):
+        if quote:
+            quote = "" if c == quote else quote
+        elif c in "\"'":
+            quote = c
+        elif c in "([{":
+            depth += 1
+        elif c in ")]}":
+            depth -= 1
+        elif c == "," and depth == 0:
+            parts.append(text[start:i])
+            start = i + 1
+    parts.append(text[start:])
+    return [p.strip() for p in parts if p.strip()]
+
+
+def _parse(text: str) -> tuple[str, dict[str, Any]]:
+    """``Name(key=value, ...)`` with literal values only; nothing is executed."""
+    try:
+        tree = ast.parse(text.strip(), mode="eval").body
+        if isinstance(tree, ast.Name):
+            return tree.id, {}
+        if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and not tree.args:
+            return tree.func.id, {
+                keyword.arg or "**": ast.literal_eval(keyword.value) for keyword in tree.keywords
+            }
+    except (SyntaxError, ValueError):
+        pass
+    raise ValueError(
+        f"{text!r} is no engine: write HMC, HMC(chains=32) or VI(guide='flow'), with quotes "
+        "around words"
+    )
+
+
+def _guide(word: Any) -> Any:
+    from pyro.infer.autoguide import AutoLowRankMultivariateNormal, AutoMultivariateNormal
+
+    from ppgen.inference import flow_guide
+
+    makers = dict(
+        zip(
+            _GUIDES,
+            (None, AutoMultivariateNormal, AutoLowRankMultivariateNormal, flow_guide()),
+            strict=True,
+        )
+    )
+    if word not in makers:
+        raise ValueError(f"no guide {word!r}: there are {', '.join(_GUIDES)}")
+    return makers[word]

@@ -1,0 +1,81 @@
+"""Pages that the commands write: a posterior, a training run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ppgen import plots
+from ppgen.posterior import Posterior
+from ppgen.report import Picture, Report, Section, Table, Verdict
+from ppgen.types import Likelihood
+
+
+def posterior_page(posterior: Posterior, story: str) -> Report:
+    """The page of one fit: what it found and whether to trust it."""
+    summary = posterior.summary()
+    heads = ["scalar", "mean", "sd", "5 %", "median", "95 %", "MCSE", "bulk ESS", "tail ESS",
+             "R-hat"]  # fmt: skip
+    rows = [
+        [r.name, r.mean, r.sd, r.q5, r.median, r.q95, r.mcse, r.ess_bulk, r.ess_tail, r.rhat]
+        for r in summary.rows
+    ]
+    scalars = posterior.scalars()
+    pictures = []
+    if posterior.kind != "point":
+        joint = np.stack([s.ravel() for s in scalars.values()], -1)
+        pictures.append(
+            Picture(plots.marginals({posterior.engine: joint}, list(scalars)), "The marginals.")
+        )
+    if posterior.kind == "chains":
+        worst = max(summary.rows, key=lambda row: row.rhat if row.rhat == row.rhat else -1.0).name
+        text = f"{worst}, the scalar that mixes worst: chains should be alike from left to right."
+        pictures.append(Picture(plots.trace(scalars[worst], name=worst), text))
+    if "elbo" in posterior.history:
+        curve = plots.elbo_curve({posterior.engine: posterior.history["elbo"].cpu().numpy()})
+        pictures.append(Picture(curve, "The ELBO in nats; larger is better."))
+    facts = {name: str(value) for name, value in posterior.options.items()}
+    return Report(
+        title=f"{story}: {posterior.engine}",
+        subtitle=summary.heading,
+        verdict=Verdict("pass" if posterior.converged else "fail", summary.heading),
+        sections=[
+            Section("Summary", tables=[Table(heads, rows)]),
+            Section("Pictures", pictures=pictures),
+        ],
+        facts=facts,
+    )
+
+
+def run_page(
+    title: str,
+    history: Mapping[str, list[Any]],
+    likelihood: Likelihood | None,
+    pictures: list[Picture],
+    facts: Mapping[str, Any],
+    verdict: Verdict | None = None,
+) -> Report:
+    """The page of a training run."""
+    text = [] if likelihood is None else [f"Held-out log-likelihood: {likelihood}."]
+    lines = {
+        name: [float("nan") if v is None else float(v) for v in history[name]]
+        for name in ("loss", "validation")
+        if any(v is not None for v in history.get(name, ()))
+    }
+    if lines:
+        curve = plots.loss_curve(lines, history.get("epoch"), unit="per example")
+        pictures = [Picture(curve, "The loss of each epoch; what it is depends on the model."),
+                    *pictures]  # fmt: skip
+    return Report(
+        title=title,
+        verdict=verdict,
+        sections=[Section("Result", text=text, pictures=pictures)],
+        facts={k: str(v) for k, v in facts.items()},
+    )
+
+
+def likelihood_row(name: str, found: Likelihood, seconds: float) -> list[Any]:
+    """A line of a leaderboard."""
+    return [name, found.lower, found.upper, found.lower_error, found.kind, found.method, seconds]

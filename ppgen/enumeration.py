@@ -1,0 +1,145 @@
+r"""Summing finite discrete sites out of a log joint.
+
+Variable elimination on plated factor graphs, in log space. A chain of discrete sites (a hidden
+Markov model under ``pyro.markov``) costs time linear in its length. Only tensor operations on
+the values, so that it can be recorded; Pyro's own contraction cannot.
+
+References:
+    | Tensor Variable Elimination for Plated Factor Graphs (Obermeyer et al., 2019)
+    | https://arxiv.org/abs/1902.03210
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+Name = str | int  # a plate, or a discrete variable
+
+
+@dataclass(frozen=True)
+class Term:
+    """A term of the log joint: pointwise log density in nats, and the observed sites in it."""
+
+    observed: tuple[str, ...]
+    log_density: Tensor
+
+
+@dataclass(frozen=True)
+class Factor:
+    """A log density with named dimensions: plates (strings) and discrete variables (integers)."""
+
+    observed: tuple[str, ...]
+    log_density: Tensor
+    names: tuple[Name, ...]
+    plates: frozenset[str]
+    introduces: int | None  # the variable that this site enumerates
+    scale: float | Tensor
+    site: str
+
+    @property
+    def variables(self) -> frozenset[int]:
+        return frozenset(n for n in self.names if isinstance(n, int))
+
+
+def sum_out(factors: list[Factor]) -> list[Term]:
+    """Sum out every discrete variable; what stays is a list of terms over plates.
+
+    Raises:
+        ValueError: where the sum does not factorise over the plates, or a scale other than 1
+            meets a discrete site.
+    """
+    home = {f.introduces: f.plates for f in factors if f.introduces is not None}
+    terms: list[Term] = []
+    live: list[Factor] = []
+    for factor in factors:
+        if factor.variables:
+            live.append(_checked(factor, home))
+        else:
+            terms.append(Term(factor.observed, factor.log_density * factor.scale))
+    while live:
+        leaf = max((f.plates for f in live), key=len)
+        here = [f for f in live if f.plates == leaf]
+        live = [f for f in live if f.plates != leaf]
+        local = {v for f in here for v in f.variables if home[v] == leaf}
+        while local:
+            variable = min(local, key=lambda v: _cost(v, here))
+            local.remove(variable)
+            touching = [f for f in here if variable in f.variables]
+            here = [f for f in here if variable not in f.variables]
+            here.append(_eliminate(variable, touching))
+        for factor in here:
+            if not factor.variables:
+                terms.append(Term(factor.observed, factor.log_density))
+            else:
+                live.append(_leave_plates(factor, home))
+    return terms
+
+
+def _checked(factor: Factor, home: dict[int, frozenset[str]]) -> Factor:
+    if isinstance(factor.scale, Tensor) or factor.scale != 1:
+        raise ValueError(
+            f"site '{factor.site}' depends on a discrete site and is scaled by {factor.scale}: a "
+            "sum cannot be scaled term by term; take the scale (or the subsampling) away"
+        )
+    undeclared = [n for n in factor.names if isinstance(n, str) and n not in factor.plates]
+    if undeclared:
+        raise ValueError(
+            f"site '{factor.site}' has batch shape {tuple(factor.log_density.shape)}, of which "
+            f"{undeclared[0]} belongs to no plate: wrap it in pyro.plate, or declare it with "
+            ".to_event(...)"
+        )
+    for variable in factor.variables:
+        if not home[variable] <= factor.plates:
+            raise ValueError(
+                f"site '{factor.site}' uses a discrete site of the plates "
+                f"{sorted(home[variable] - factor.plates)} outside of them: move it inside, or "
+                "declare that dimension as an event"
+            )
+    return factor
+
+
+def _cost(variable: int, factors: Iterable[Factor]) -> int:
+    names = {n for f in factors if variable in f.variables for n in f.names}
+    return len(names)
+
+
+def _eliminate(variable: int, factors: list[Factor]) -> Factor:
+    names = tuple(dict.fromkeys(n for f in factors for n in f.names))
+    total = _aligned(factors[0], names)
+    for factor in factors[1:]:
+        total = total + _aligned(factor, names)
+    axis = names.index(variable)
+    return replace(
+        factors[0],
+        observed=tuple(dict.fromkeys(s for f in factors for s in f.observed)),
+        log_density=torch.logsumexp(total, axis),
+        names=names[:axis] + names[axis + 1 :],
+        introduces=None,
+    )
+
+
+def _aligned(factor: Factor, names: tuple[Name, ...]) -> Tensor:
+    order = [factor.names.index(n) for n in names if n in factor.names]
+    tensor = factor.log_density.permute(order)
+    for axis, name in enumerate(names):
+        if name not in factor.names:
+            tensor = tensor.unsqueeze(axis)
+    return tensor
+
+
+def _leave_plates(factor: Factor, home: dict[int, frozenset[str]]) -> Factor:
+    target: frozenset[str] = frozenset().union(*(home[v] for v in factor.variables))
+    if target == factor.plates:
+        raise ValueError(
+            f"the discrete sites behind '{factor.site}' stand in different plates and meet in "
+            f"{sorted(target)}: the sum over them does not factorise; declare one dimension as "
+            "an event, or loop over it"
+        )
+    axes = [factor.names.index(p) for p in factor.plates - target if p in factor.names]
+    names = tuple(n for k, n in enumerate(factor.names) if k not in axes)
+    summed = factor.log_density.sum(axes) if axes else factor.log_density
+    return replace(factor, log_density=summed, names=names, plates=target)

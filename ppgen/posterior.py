@@ -1,0 +1,362 @@
+"""Draws, and how they were obtained."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from ppgen import diagnostics
+from ppgen.program import Program
+from ppgen.story import sandbox, simulate
+from ppgen.summary import Row, Summary
+from ppgen.types import Story
+
+if TYPE_CHECKING:
+    import xarray
+
+_CHECKS: tuple[tuple[str, str, float, Callable[[float], bool]], ...] = (
+    ("rhat", "the largest R-hat", 1.01, lambda v: v <= 1.01),  # Vehtari et al. 2021
+    ("ess_bulk", "the smallest bulk ESS", 400, lambda v: v >= 400),  # in total, all chains
+    ("ess_tail", "the smallest tail ESS", 400, lambda v: v >= 400),
+    ("divergences", "the number of divergences", 0, lambda v: v == 0),
+    ("ebfmi", "E-BFMI", 0.3, lambda v: v >= 0.3),  # Betancourt 2016
+)
+_SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run cost: seconds by phase, and gradient evaluations (one a chain and step)."""
+
+    recording: float = 0.0
+    compiling: float = 0.0
+    adapting: float = 0.0
+    sampling: float = 0.0
+    gradients: int = 0
+
+    @property
+    def seconds(self) -> float:
+        return self.recording + self.compiling + self.adapting + self.sampling
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """Draws from (an approximation of) a posterior, with what is needed to judge them.
+
+    Args:
+        draws: latent and deterministic sites on their own scale, ``(chains, draws, *shape)``.
+        engine: the engine's name.
+        kind: ``"chains"`` of a Markov chain, ``"independent"`` draws of an approximation, or one
+            ``"point"`` estimate.
+        converged: whether the run says so itself; Markov chains are diagnosed here besides.
+        messages: what the engine has to say, in words: why it did not converge, what it reports.
+        options: the engine's options.
+        unconstrained: the same draws as flat vectors, ``(chains, draws, D)``.
+        log_density: unnormalised log posterior of each draw, unconstrained scale,
+            ``(chains, draws)``, nats.
+        log_guide: log density of the approximation at each draw, same scale, nats.
+        stats: sampler statistics under ArviZ's names, ``(chains, draws)``.
+        history: what changed during the fit, such as ``elbo`` (nats, larger is better).
+        cost: seconds by phase, and gradient evaluations.
+        deterministic: the sites that follow from the others; `predict` computes them anew.
+    """
+
+    draws: dict[str, Tensor]
+    engine: str
+    kind: Literal["chains", "independent", "point"]
+    converged: bool = True
+    messages: tuple[str, ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)
+    unconstrained: Tensor | None = field(default=None, repr=False)
+    log_density: Tensor | None = field(default=None, repr=False)
+    log_guide: Tensor | None = field(default=None, repr=False)
+    stats: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    history: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    cost: Cost = field(default_factory=Cost)
+    deterministic: tuple[str, ...] = ()
+
+    @classmethod
+    def from_program(
+        cls,
+        program: Program,
+        z: Tensor,
+        *,
+        engine: str,
+        kind: Literal["chains", "independent", "point"],
+        **fields: Any,
+    ) -> Posterior:
+        """Wrap unconstrained draws `z`, ``(chains, draws, D)``.
+
+        Markov chains are diagnosed: what does not pass goes into `messages`, and `converged`
+        becomes False.
+        """
+        draws = program.constrain(z, deterministic=True)
+        posterior = cls(
+            draws=draws,
+            engine=engine,
+            kind=kind,
+            unconstrained=z,
+            deterministic=tuple(name for name in draws if name not in program.sites),
+            **fields,
+        )
+        return posterior._diagnosed() if kind == "chains" else posterior
+
+    # -- reading -----------------------------------------------------------------------------
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.draws:
+            raise KeyError(f"no site {name!r}; there are {list(self.draws)}")
+        return self.draws[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.draws
+
+    @property
+    def chains(self) -> int:
+        return next(iter(self.draws.values())).shape[0]
+
+    @property
+    def count(self) -> int:
+        """Draws in total, over all chains."""
+        first = next(iter(self.draws.values()))
+        return first.shape[0] * first.shape[1]
+
+    def scalars(self) -> dict[str, np.ndarray]:
+        """Every scalar by name, as ``tau`` or ``theta[3]``: ``(chains, draws)`` each."""
+        named: dict[str, np.ndarray] = {}
+        for site, values in self.draws.items():
+            array = values.detach().cpu().double().numpy()
+            for index in np.ndindex(*array.shape[2:]):
+                suffix = f"[{','.join(map(str, index))}]" if index else ""
+                named[site + suffix] = array[(..., *index)]
+        return named
+
+    def summary(self) -> Summary:
+        """Mean, sd, quantiles, Monte Carlo error, ESS and R-hat of every scalar.
+
+        Independent draws have no autocorrelation, hence neither ESS nor R-hat.
+        """
+        scalars = self.scalars()
+        stacked = np.stack(list(scalars.values()), -1)
+        flat = stacked.reshape(-1, stacked.shape[-1])
+        low, median, high = np.quantile(flat, [0.05, 0.5, 0.95], axis=0)
+        sd = flat.std(0, ddof=1) if len(flat) > 1 else np.full(flat.shape[1], np.nan)
+        missing = np.full(flat.shape[1], np.nan)
+        if self.kind == "chains":
+            bulk, tail = diagnostics.ess_bulk(stacked), diagnostics.ess_tail(stacked)
+            rhat, mcse = diagnostics.rhat(stacked), diagnostics.mcse_mean(stacked)
+        else:
+            bulk = tail = rhat = missing
+            mcse = sd / math.sqrt(len(flat))
+        table = np.stack([flat.mean(0), sd, low, median, high, mcse, bulk, tail, rhat], -1)
+        rows = tuple(
+            Row(name, *map(float, numbers)) for name, numbers in zip(scalars, table, strict=True)
+        )
+        return Summary(self.headline(), rows)
+
+    def headline(self) -> str:
+        """What this is and whether to trust it, in one line."""
+        what = {
+            "chains": f"{self.chains} chains x {self.count // max(self.chains, 1)} draws",
+            "independent": f"{self.count} independent draws",
+            "point": "one point",
+        }[self.kind]
+        state = "converged" if self.converged else "NOT CONVERGED"
+        said = f": {'; '.join(self.messages)}" if self.messages else ""
+        return f"{self.engine}, {what}, {self.cost.seconds:.1f} s, {state}{said}"
+
+    def __str__(self) -> str:
+        return str(self.summary())
+
+    # -- judging -----------------------------------------------------------------------------
+
+    def _diagnosed(self) -> Posterior:
+        found = self.diagnosis()
+        complaints = [
+            f"{what} is {found[name]:.4g} (limit {limit})"
+            for name, what, limit, passes in _CHECKS
+            if name in found and not passes(found[name])  # what is unknown does not pass
+        ]
+        return dataclasses.replace(
+            self,
+            converged=self.converged and not complaints,
+            messages=(*self.messages, *complaints),
+        )
+
+    def diagnosis(self) -> dict[str, float]:
+        """The worst R-hat and ESS, divergences and E-BFMI of chains; k-hat of approximations."""
+        found: dict[str, float] = {}
+        if self.kind == "chains":
+            stacked = np.stack(list(self.scalars().values()), -1)
+            varies = np.ptp(stacked.reshape(-1, stacked.shape[-1]), axis=0) != 0
+            # a deterministic site may hold constants; a posterior of constants only is stuck
+            state = diagnostics.convergence(stacked[..., varies] if varies.any() else stacked)
+            found["rhat"] = float(np.max(state.rhat))
+            found["ess_bulk"] = float(np.min(state.ess_bulk))
+            found["ess_tail"] = float(np.min(state.ess_tail))
+            if "diverging" in self.stats:
+                found["divergences"] = float(self.stats["diverging"].sum())
+            if "energy" in self.stats and stacked.shape[1] >= 4:
+                found["ebfmi"] = float(np.mean(diagnostics.ebfmi(_numpy(self.stats["energy"]))))
+        if self.log_density is not None and self.log_guide is not None:
+            weights = _numpy(self.log_density - self.log_guide).ravel()
+            khat = diagnostics.pareto_k(weights)
+            found["elbo"] = float(weights.mean())
+            found["khat"], found["khat_limit"] = float(khat.k), float(khat.threshold)
+            found["relative_is_ess"] = float(khat.ess) / weights.size
+        return found
+
+    # -- using -------------------------------------------------------------------------------
+
+    def predict(
+        self, story: Story, *args: Any, draws: int = 1000, seed: int | None = None, **kwargs: Any
+    ) -> dict[str, Tensor]:
+        """Posterior predictive: run `story` forward with the latent sites of random draws.
+
+        Args:
+            story: the story. Its observed sites are drawn anew, so that the data may be given
+                (to replicate them) or left out (to predict at new inputs).
+            args: its arguments; tensors are cast to the dtype of the draws.
+            draws: how many draws to use, at most as many as there are.
+            seed: for the same predictions again.
+            kwargs: its keyword arguments.
+
+        Returns:
+            Observed, deterministic and summed-out sites, ``(draws, *shape)`` each.
+        """
+        args, kwargs = tree_map(self._cast, (args, kwargs))
+        with torch.random.fork_rng(enabled=seed is not None), sandbox(self._dtype):
+            if seed is not None:
+                torch.manual_seed(seed)
+            chosen = torch.randperm(self.count)[: min(draws, self.count)]
+            flat = {name: self.draws[name].flatten(0, 1)[chosen] for name in self._latent}
+            rows = [
+                simulate(story, {n: v[i] for n, v in flat.items()}, args, kwargs)
+                for i in range(len(chosen))
+            ]
+        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+    @property
+    def _latent(self) -> tuple[str, ...]:
+        return tuple(name for name in self.draws if name not in self.deterministic)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        floating = (v.dtype for v in self.draws.values() if v.is_floating_point())
+        return next(floating, torch.get_default_dtype())
+
+    def _cast(self, value: Any) -> Any:
+        if isinstance(value, Tensor) and value.is_floating_point():
+            return value.to(self._dtype)
+        return value
+
+    def to_datatree(self, story: Story | None = None, *args: Any, **kwargs: Any) -> xarray.DataTree:
+        """ArviZ's format: posterior and sample_stats; with the story also log_likelihood.
+
+        Args:
+            story: the story that was fitted, for the groups ``log_likelihood``,
+                ``posterior_predictive`` and ``observed_data``.
+            args: the arguments that it was fitted with.
+            kwargs: its keyword arguments.
+        """
+        from arviz_base import from_dict
+
+        groups: dict[str, dict[str, np.ndarray]] = {
+            "posterior": {n: _numpy(v) for n, v in self.draws.items()},
+            "sample_stats": {n: _numpy(v) for n, v in self.stats.items()},
+        }
+        if story is not None and self.unconstrained is not None:
+            program = Program(story, *args, **kwargs)
+            pointwise = program.log_likelihood(self.unconstrained)
+            factors = program.anatomy.of_kind("factor")
+            groups["log_likelihood"] = {
+                n: _numpy(v) for n, v in pointwise.items() if n not in factors
+            }
+            groups["observed_data"] = {n: _numpy(v) for n, v in program.observed().items()}
+            groups["posterior_predictive"] = self._replicated(program)
+        return from_dict({name: group for name, group in groups.items() if group})
+
+    def _replicated(self, program: Program) -> dict[str, np.ndarray]:
+        flat = {n: self.draws[n].flatten(0, 1) for n in program.sites}
+        rows = [program.replicate({n: v[i] for n, v in flat.items()}) for i in range(self.count)]
+        shape = (self.chains, self.count // self.chains)
+        return {
+            n: _numpy(torch.stack([row[n] for row in rows]).unflatten(0, shape))
+            for n in program.anatomy.of_kind("observed")
+        }
+
+    # -- keeping -----------------------------------------------------------------------------
+
+    def save(self, folder: str | Path) -> None:
+        """Write the draws and how they were obtained into `folder` (safetensors and JSON)."""
+        from ppgen import checkpoint
+
+        tensors: dict[str, Tensor] = {}
+        for group in ("draws", "stats", "history"):
+            tensors.update({f"{group}/{n}": t for n, t in getattr(self, group).items()})
+        for name in ("unconstrained", "log_density", "log_guide"):
+            value = getattr(self, name)
+            if value is not None:
+                tensors[name] = value
+        meta = {
+            "format": "ppgen posterior",
+            "posterior_schema": _SCHEMA,
+            "engine": self.engine,
+            "kind": self.kind,
+            "converged": self.converged,
+            "messages": list(self.messages),
+            "options": json.loads(json.dumps(self.options, default=str)),
+            "cost": dataclasses.asdict(self.cost),
+            "deterministic": list(self.deterministic),
+        }
+        checkpoint.save(folder, tensors, meta)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Posterior:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            ppgen.checkpoint.CheckpointError: for a damaged or foreign folder, naming the file.
+        """
+        from ppgen import checkpoint
+
+        tensors, meta = checkpoint.load(folder)
+        if meta.get("format") != "ppgen posterior" or meta.get("posterior_schema") != _SCHEMA:
+            raise checkpoint.CheckpointError(
+                f"{folder} holds no posterior of schema {_SCHEMA}: format "
+                f"{meta.get('format')!r}, schema {meta.get('posterior_schema')!r}"
+            )
+        groups: dict[str, dict[str, Tensor]] = {"draws": {}, "stats": {}, "history": {}}
+        for name, tensor in tensors.items():
+            group, _, rest = name.partition("/")
+            if rest:
+                groups[group][rest] = tensor
+        return cls(
+            engine=meta["engine"],
+            kind=meta["kind"],
+            converged=meta["converged"],
+            messages=tuple(meta["messages"]),
+            options=meta["options"],
+            cost=Cost(**meta["cost"]),
+            deterministic=tuple(meta["deterministic"]),
+            draws=groups["draws"],
+            stats=groups["stats"],
+            history=groups["history"],
+            unconstrained=tensors.get("unconstrained"),
+            log_density=tensors.get("log_density"),
+            log_guide=tensors.get("log_guide"),
+        )
+
+
+def _numpy(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().cpu().numpy()

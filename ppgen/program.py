@@ -1,0 +1,370 @@
+"""A Pyro model as a pure function of one flat unconstrained vector."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import pyro
+import torch
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+from torch.distributions import biject_to
+from torch.func import grad_and_value, vmap
+from torch.utils._pytree import tree_leaves, tree_map
+
+from ppgen.anatomy import Anatomy, dissect
+from ppgen.recording import Recording, Unrecordable, externals, record, slots
+from ppgen.story import Evaluation, evaluate, sandbox, simulate
+from ppgen.types import Story
+
+_CHECKED_ROWS = 2  # rows of the first batch whose recorded value is compared with Pyro's own
+
+
+Part = Literal["density", "map", "likelihood"]
+
+_PARTS: dict[str, Callable[[Evaluation], Tensor]] = {
+    "density": lambda e: e.log_density(),
+    "map": lambda e: e.log_density() - e.log_jacobian,
+    "likelihood": lambda e: e.log_density() - e.log_prior(),
+}
+
+
+def _plain_prior(evaluation: Evaluation) -> Tensor:
+    return evaluation.log_prior() - evaluation.log_jacobian
+
+
+class Program:
+    r"""A story with its data as a function of one vector on the unconstrained scale.
+
+    .. math:: \log p(\mathrm{data}, \theta(z)) + \log |\det \partial\theta / \partial z|
+
+    The first evaluation of each shape records the story as a graph of tensor operations and
+    compares the recording, at that batch's own points, with Pyro's log joint; later evaluations
+    replay the graph. What cannot be recorded is evaluated directly, point by point, after one
+    warning: slower, never wrong. Finite discrete latent sites are summed out.
+
+    Data, module parameters and tensors in closures are inputs of the recording: an optimizer's
+    step, a reassigned parameter and changed data are seen. One dtype rules: that of the
+    parameters of the story's modules where there are any, else float64 (float32 only where the
+    story holds float32 tensors that cannot be mixed). Data given as arguments and constants made
+    inside the story follow it.
+
+    Args:
+        model: the story, any Pyro callable.
+        args: its arguments; tensors in them are the data.
+        kwargs: its keyword arguments.
+
+    Shapes:
+        `z` is ``(..., D)``; log densities are ``(...)`` in nats.
+
+    Raises:
+        ValueError: for a subsampled plate, data that are not finite, a discrete site with
+            infinitely many values, or a support without an unconstrained view; it names the site.
+
+    Example:
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> def story(y):
+        ...     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        ...     pyro.sample("y", dist.Normal(mu, 1.0).expand([2]).to_event(1), obs=y)
+        >>> program = Program(story, torch.tensor([1.0, 2.0]))
+        >>> program.log_density(torch.zeros(3, program.dim)).shape
+        torch.Size([3])
+    """
+
+    def __init__(self, model: Story, *args: Any, **kwargs: Any) -> None:
+        self.model = model
+        self.seconds_recording = 0.0
+        self.fallback: str | None = None  # why the story is evaluated directly, if it is
+        self._recordings: dict[Any, Recording] = {}
+        self._given = (args, kwargs)
+        self.dtype, self.device = _dtype_and_device(model, args, kwargs)
+        try:
+            self._prepare()
+        except RuntimeError as error:
+            if self.dtype != torch.float64 or "dtype" not in str(error):
+                raise
+            # closed-over float32 tensors in a matrix product: their dtype rules
+            self.dtype = torch.float32
+            self._prepare()
+
+    def _prepare(self) -> None:
+        self._args, self._kwargs = tree_map(self._cast, self._given)
+        with sandbox(self.dtype):
+            self.anatomy: Anatomy = dissect(self.model, self._args, self._kwargs)
+
+    def _cast(self, value: Any) -> Any:
+        if isinstance(value, Tensor) and value.is_floating_point():
+            return value.to(self.dtype)
+        return value
+
+    @property
+    def dim(self) -> int:
+        """Number of unconstrained dimensions, D."""
+        return self.anatomy.dim
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Names of the latent sites, in the order of the flat vector."""
+        return tuple(self.anatomy.of_kind("latent"))
+
+    @property
+    def operations(self) -> int:
+        """Tensor operations of the largest recording; 0 before the first evaluation."""
+        return max((r.nodes for r in self._recordings.values()), default=0)
+
+    def __repr__(self) -> str:
+        name = getattr(self.model, "__qualname__", type(self.model).__name__)
+        return f"Program({name}, dim={self.dim}, sites={list(self.sites)})"
+
+    # -- evaluation --------------------------------------------------------------------------
+
+    def log_density(self, z: Tensor) -> Tensor:
+        """Log joint density with the log Jacobian, ``(..., D) -> (...)``, nats."""
+        return self._run("log_density", lambda p: self._single(p).log_density(), z)
+
+    def log_prior(self, z: Tensor, *, jacobian: bool = True) -> Tensor:
+        """Log prior density, with or without the log Jacobian, ``(..., D) -> (...)``, nats."""
+        if jacobian:
+            return self._run("log_prior", lambda p: self._single(p).log_prior(), z)
+        return self._run("log_prior, no jacobian", lambda p: _plain_prior(self._single(p)), z)
+
+    def log_likelihood(self, z: Tensor) -> dict[str, Tensor]:
+        """Pointwise log likelihood of each observed site, ``(..., *batch)``, nats.
+
+        A ``pyro.factor`` counts as likelihood. Discrete sites that are summed out are merged
+        into the observed site that depends on them.
+        """
+        return self._run("log_likelihood", lambda p: self._single(p).log_likelihood(), z)
+
+    def value_and_grad(
+        self, z: Tensor, *, part: Part = "density", compile: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Log density ``(...)`` and its gradient ``(..., D)``; nats.
+
+        Args:
+            z: points, ``(..., D)``.
+            part: ``"density"``; ``"map"`` without the log Jacobian, which is the density on the
+                sites' own scale; ``"likelihood"`` alone.
+            compile: hand the recorded graph to ``torch.compile`` (tens of seconds, once a shape).
+        """
+        if part not in _PARTS:
+            raise ValueError(f"part must be one of {list(_PARTS)}, got {part!r}")
+
+        def gradient(point: Tensor) -> tuple[Tensor, Tensor]:
+            slope, value = grad_and_value(lambda p: _PARTS[part](self._single(p)))(point)
+            return value, slope
+
+        return self._run(f"gradient of {part}", gradient, z, compile=compile)
+
+    def evaluate(self, z: Tensor) -> dict[str, Tensor]:
+        """Latent and deterministic sites at the points `z`: site -> ``(..., *shape)``."""
+        return self.constrain(z, deterministic=True)
+
+    def constrain(self, z: Tensor, *, deterministic: bool = False) -> dict[str, Tensor]:
+        """From the flat vector to named sites on their own scale: ``(..., *shape)`` each."""
+        values = self._run("constrain", lambda p: self._single(p).values, z)
+        return values if deterministic else {name: values[name] for name in self.sites}
+
+    def unconstrain(self, sites: Mapping[str, Tensor]) -> Tensor:
+        """From named sites on their own scale, ``(..., *shape)`` each, to ``(..., D)``.
+
+        Raises:
+            ValueError: where a latent site is missing or outside its support.
+        """
+        missing = [name for name in self.sites if name not in sites]
+        if missing:
+            raise ValueError(f"values are needed for {list(self.sites)}; missing: {missing}")
+        first = self.anatomy.sites[self.sites[0]]
+        given = sites[first.name]
+        batch = given.shape[: given.dim() - len(first.shape)]
+        columns = {
+            name: self._cast(sites[name]).reshape(-1, *self.anatomy.sites[name].shape)
+            for name in self.sites
+        }
+        rows = [
+            self._unconstrain_one({name: column[i] for name, column in columns.items()})
+            for i in range(len(columns[first.name]))
+        ]
+        return torch.stack(rows).reshape(*batch, self.dim)
+
+    def _unconstrain_one(self, values: dict[str, Tensor]) -> Tensor:
+        parts = []
+
+        def read(msg: Any) -> None:
+            name = msg["name"]
+            if msg["type"] == "sample" and name in values:
+                support, value = msg["fn"].support, values[name]
+                if not bool(torch.all(support.check(value))):
+                    raise ValueError(f"site '{name}': {value} is outside its support {support}")
+                parts.append(biject_to(support).inv(value).flatten())
+
+        with sandbox(self.dtype), torch.random.fork_rng(devices=[]), _Each(read):
+            simulate(self.model, values, self._args, self._kwargs, keep_data=True)
+        return torch.cat(parts)
+
+    def observed(self) -> dict[str, Tensor]:
+        """The data of each observed site, as the story sees them."""
+        names = self.anatomy.of_kind("observed")
+        z = self.anatomy.prototype
+        values = {name: value[0] for name, value in self.constrain(z[None]).items()}
+        with sandbox(self.dtype), torch.random.fork_rng(devices=[]):
+            found = simulate(self.model, values, self._args, self._kwargs, keep_data=True)
+        return {name: found[name] for name in names}
+
+    def replicate(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Draw the data anew, given one value of each latent site: site -> ``shape``."""
+        latent = {name: self._cast(values[name]) for name in self.sites}
+        with sandbox(self.dtype):
+            return simulate(self.model, latent, self._args, self._kwargs)
+
+    def initial(self, chains: int) -> Tensor:
+        """Dispersed starting points of finite log density and gradient, ``(chains, D)``.
+
+        Uniform on (-2, 2) in each unconstrained dimension, as in Stan; points where the density
+        is not finite are drawn again, closer to zero each time.
+
+        Raises:
+            ValueError: where no such point was found.
+        """
+        z = torch.empty(chains, self.dim, dtype=self.dtype, device=self.device).uniform_(-2, 2)
+        scale, bad = 1.0, torch.ones(chains, dtype=torch.bool)
+        for _ in range(50):
+            value, gradient = self.value_and_grad(z)
+            bad = ~(torch.isfinite(value) & torch.isfinite(gradient).all(-1))
+            if not bool(bad.any()):
+                return z
+            scale *= 0.9
+            z = torch.where(bad[:, None], torch.empty_like(z).uniform_(-2, 2) * scale, z)
+        raise ValueError(
+            f"no starting point with finite log density and gradient was found for "
+            f"{int(bad.sum())} of {chains} chains in 50 tries: check the data against the "
+            "supports, and the scale of the priors (`ppgen explain` lists them)"
+        )
+
+    def with_data(self, *args: Any, **kwargs: Any) -> Program:
+        """The same story with other data; shares the recordings where the shapes agree."""
+        other = object.__new__(Program)
+        other.__dict__.update(self.__dict__)
+        other._given = (args, kwargs)
+        other.seconds_recording = 0.0
+        other._recordings = {}
+        other._prepare()
+        old, new = _tensors(self._args, self._kwargs), _tensors(other._args, other._kwargs)
+        if other.anatomy.sites == self.anatomy.sites and len(old) == len(new):
+            swap = {id(a): b for a, b in zip(old, new, strict=True)}
+            for key, recording in self._recordings.items():
+                shared = recording.rebound(swap)
+                if shared is not None and shared.fits():
+                    other._recordings[key] = shared
+        return other
+
+    # -- recording ---------------------------------------------------------------------------
+
+    def _single(self, z: Tensor) -> Evaluation:
+        return evaluate(self.model, self.anatomy, z, self._args, self._kwargs)
+
+    def _run(
+        self, name: str, single: Callable[[Tensor], Any], z: Tensor, compile: bool = False
+    ) -> Any:
+        if z.shape[-1:] != (self.dim,):
+            raise ValueError(f"z must end in {self.dim} dimensions, got shape {tuple(z.shape)}")
+        rows = z.detach().to(self.dtype).reshape(z.shape[:-1].numel(), self.dim)
+        result = self._replay(name, single, rows, compile)
+        return tree_map(lambda t: self._cast(t).reshape(z.shape[:-1] + t.shape[1:]), result)
+
+    def _replay(
+        self, name: str, single: Callable[[Tensor], Any], rows: Tensor, compile: bool
+    ) -> Any:
+        if self.fallback is None and len(rows):
+            key = (name, rows.shape, rows.dtype, rows.device, compile)
+            recording = self._recordings.get(key)
+            if recording is None or not recording.fits():
+                recording = self._record(key, single, rows)
+            if recording is not None:
+                with torch.no_grad():
+                    return recording(rows)
+        return self._direct(single, rows)
+
+    def _direct(self, single: Callable[[Tensor], Any], rows: Tensor) -> Any:
+        with sandbox(self.dtype), torch.no_grad():
+            results = [single(row) for row in rows]
+        if not results:
+            with sandbox(self.dtype), torch.no_grad():
+                shape = single(self.anatomy.prototype)
+            return tree_map(lambda t: t.new_zeros((0, *t.shape)), shape)
+        return tree_map(lambda *leaves: torch.stack(leaves), *results)
+
+    def _record(self, key: Any, single: Callable[[Tensor], Any], rows: Tensor) -> Recording | None:
+        start = time.perf_counter()
+        recording = None
+        try:
+            with sandbox(self.dtype):
+                inputs = self._inputs(rows[0].clone())
+                recording = record(vmap(single), rows, inputs, compile=key[-1])
+            self._check(recording, single, rows)
+            self._recordings[key] = recording
+        except Unrecordable as error:
+            recording, self.fallback = None, str(error)
+            warnings.warn(
+                f"{self!r} is evaluated point by point, which is slow: {error}", stacklevel=5
+            )
+        self.seconds_recording += time.perf_counter() - start
+        return recording
+
+    def _inputs(self, point: Tensor) -> list[tuple[Callable[[], Tensor], Tensor]]:
+        """Every tensor that the story reads from outside, each with where to find it later."""
+        read = externals(lambda z: self._single(z).log_density(), point)
+        read += _tensors(self._args, self._kwargs)
+        known = {id(t) for t in self.anatomy.indices.values()}
+        places = {id(t): getter for getter, t in slots(self.model, self._args, self._kwargs)}
+        store = pyro.get_param_store()
+        for name, tensor in store._params.items():
+            places.setdefault(id(tensor), lambda name=name, t=tensor: store._params.get(name, t))
+        inputs = []
+        for tensor in read:
+            if id(tensor) not in known:
+                known.add(id(tensor))
+                inputs.append((places.get(id(tensor), lambda t=tensor: t), tensor))
+        return inputs
+
+    def _check(self, recording: Recording, single: Callable[[Tensor], Any], rows: Tensor) -> None:
+        """Compare the recording with direct runs of the story at a few of the points."""
+        with torch.no_grad():
+            recorded = recording(rows)
+        some = rows[:_CHECKED_ROWS]
+        direct = self._direct(single, some)
+        tolerance = 1e-6 if self.dtype == torch.float64 else 1e-3
+
+        def compare(a: Tensor, b: Tensor) -> None:
+            if not torch.allclose(a[: len(some)], b, tolerance, tolerance, equal_nan=True):
+                raise Unrecordable("its recording disagrees with Pyro (random numbers inside it?)")
+
+        tree_map(compare, recorded, direct)
+
+
+class _Each(Messenger):
+    """Call a function on each message, once its value is known."""
+
+    def __init__(self, function: Callable[[Any], None]) -> None:
+        super().__init__()
+        self.function = function
+
+    def _postprocess_message(self, msg: Any) -> None:
+        self.function(msg)
+
+
+def _tensors(*trees: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(trees) if isinstance(leaf, Tensor)]
+
+
+def _dtype_and_device(
+    model: Story, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[torch.dtype, torch.device]:
+    found = [t for _, t in slots(model, args, kwargs)]
+    parameters = [t for t in found if isinstance(t, torch.nn.Parameter) and t.is_floating_point()]
+    dtype = parameters[0].dtype if parameters else torch.float64
+    tensors = parameters or [*_tensors(args, kwargs), *found]
+    return dtype, tensors[0].device if tensors else torch.device("cpu")

@@ -1,0 +1,322 @@
+"""Recording a function of tensors once, as a graph of tensor operations that is then replayed.
+
+Every tensor that the function reads from outside (data, parameters, constants of the user's) is
+an input of the graph, found by identity: an optimizer's step in place and a tensor put in another
+one's place are both seen. What does not depend on the point is computed once and kept until an
+input changes.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
+from torch.fx.node import map_arg
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ppgen.simplify import mutates, tidy
+
+Getter = Callable[[], Tensor]
+
+
+class Unrecordable(Exception):
+    """The function cannot be recorded; the message says why, in the user's words."""
+
+
+class _Externals(TorchDispatchMode):
+    """Collect the tensors that are read but were not made inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: dict[int, Tensor] = {}  # kept alive, so that no id is used twice
+        self.read: dict[int, Tensor] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "lift_fresh" not in str(func):
+            for leaf in tree_leaves((args, kwargs or {})):
+                if isinstance(leaf, Tensor) and id(leaf) not in self.made:
+                    self.read[id(leaf)] = leaf
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and id(leaf) not in self.read:
+                self.made[id(leaf)] = leaf
+        return result
+
+
+class _Looks(TorchDispatchMode):
+    """Let Python look at a value that does not depend on the point, and note that it did."""
+
+    def __init__(self, z: Tensor) -> None:
+        super().__init__()
+        self.moving = {id(z): z}
+        self.looked = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        moves = any(id(leaf) in self.moving for leaf in tree_leaves((args, kwargs or {})))
+        if func is torch.ops.aten._local_scalar_dense.default and not moves:
+            self.looked = True
+            with disable_proxy_modes_tracing():
+                return func(*args)
+        result = func(*args, **(kwargs or {}))
+        if moves:
+            self.moving.update({id(t): t for t in tree_leaves(result) if isinstance(t, Tensor)})
+        return result
+
+
+def externals(function: Callable[[Tensor], Any], z: Tensor) -> list[Tensor]:
+    """The tensors that `function` reads from outside, `z` apart, in the order of first use."""
+    runs = []
+    for _ in range(2):  # a tensor made anew in each run is no input
+        with torch.no_grad(), _Externals() as mode:
+            function(z)
+        runs.append(mode)
+    return [t for key, t in runs[0].read.items() if key in runs[1].read and t is not z]
+
+
+def slots(*roots: Any) -> Iterator[tuple[Getter, Tensor]]:
+    """Every place reachable from `roots` that holds a tensor: modules, closures, globals."""
+    seen: set[int] = set()
+    stack = list(roots)
+    while stack and len(seen) < 20_000:
+        item = stack.pop()
+        if id(item) in seen:
+            continue
+        seen.add(id(item))
+        if isinstance(item, torch.nn.Module):
+            for table in (item._parameters, item._buffers, item.__dict__):
+                yield from _entries(table)
+            stack += [*item._modules.values(), *item.__dict__.values()]
+        elif isinstance(item, functools.partial):
+            stack += [item.func, item.args, item.keywords]
+        elif isinstance(item, types.MethodType):
+            stack += [item.__self__, item.__func__]
+        elif isinstance(item, types.FunctionType):
+            cells = dict(zip(item.__code__.co_freevars, item.__closure__ or (), strict=True))
+            for cell in cells.values():
+                stack += _contents(cell)
+                yield from _cell(cell)
+            stack += [item.__defaults__, item.__kwdefaults__, getattr(item, "__wrapped__", None)]
+            used = {n: item.__globals__[n] for n in _names(item.__code__) if n in item.__globals__}
+            stack += [v for v in used.values() if not isinstance(v, types.ModuleType)]
+            yield from _entries(item.__globals__, used)
+        elif isinstance(item, dict):
+            yield from _entries(item)
+            stack += list(item.values())
+        elif isinstance(item, (list, tuple, set)):
+            stack += list(item)
+        elif isinstance(item, pyro.poutine.messenger.Messenger) or (
+            hasattr(item, "__dict__") and type(item).__module__.split(".")[0] not in _LIBRARIES
+        ):
+            yield from _entries(vars(item))
+            stack += list(vars(item).values())
+
+
+_LIBRARIES = {"torch", "pyro", "numpy", "scipy", "builtins", "pandas", "matplotlib", "types"}
+
+
+def _names(code: types.CodeType) -> set[str]:
+    inner = [c for c in code.co_consts if isinstance(c, types.CodeType)]
+    return set(code.co_names).union(*(_names(c) for c in inner))
+
+
+def _contents(cell: types.CellType) -> list[Any]:
+    try:
+        return [cell.cell_contents]
+    except ValueError:  # not yet filled
+        return []
+
+
+def _cell(cell: types.CellType) -> Iterator[tuple[Getter, Tensor]]:
+    for content in _contents(cell):
+        if isinstance(content, Tensor):
+            yield (lambda: cell.cell_contents), content
+
+
+def _entries(
+    table: Mapping[str, Any], chosen: Mapping[str, Any] | None = None
+) -> Iterator[tuple[Getter, Tensor]]:
+    for key, value in (table if chosen is None else chosen).items():
+        if isinstance(value, Tensor):
+            yield functools.partial(table.__getitem__, key), value
+
+
+@dataclass
+class Recording:
+    """A recorded function of ``(z, *inputs)``."""
+
+    prefix: fx.GraphModule  # inputs -> what does not depend on z
+    body: Callable[..., Any]  # (z, *kept values) -> results
+    getters: list[Getter]
+    signature: tuple[Any, ...]  # shapes and dtypes of the inputs
+    nodes: int
+    constants: list[tuple[Getter, Tensor, int]]  # baked in, each with its version
+    _seen: list[Tensor] = field(default_factory=list)
+    _versions: list[int] = field(default_factory=list)
+    _kept: Any = None
+
+    def fits(self) -> bool:
+        """Whether the inputs still have the shapes and types of the recording."""
+        try:
+            return _signature([g() for g in self.getters]) == self.signature and all(
+                get() is tensor and tensor._version == version
+                for get, tensor, version in self.constants
+            )
+        except (KeyError, ValueError):
+            return False
+
+    def rebound(self, swap: Mapping[int, Tensor]) -> Recording | None:
+        """The same recording with other tensors in the place of some inputs, where it can be."""
+        if any(id(tensor) in swap for _, tensor, _ in self.constants):
+            return None
+        getters = [
+            functools.partial(_constant, swap[id(t)]) if id(t) in swap else getter
+            for getter, t in ((g, g()) for g in self.getters)
+        ]
+        return Recording(
+            self.prefix, self.body, getters, self.signature, self.nodes, self.constants
+        )
+
+    def __call__(self, z: Tensor) -> Any:
+        inputs = [g() for g in self.getters]
+        versions = [t._version for t in inputs]
+        if (
+            self._kept is None
+            or versions != self._versions
+            or any(a is not b for a, b in zip(inputs, self._seen, strict=True))
+        ):
+            self._kept = self.prefix(*inputs)
+            self._seen, self._versions = inputs, versions
+        return self.body(z, *self._kept)
+
+
+def _constant(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _signature(tensors: list[Tensor]) -> tuple[Any, ...]:
+    return tuple((t.shape, t.dtype, t.device) for t in tensors)
+
+
+def record(
+    function: Callable[[Tensor], Any],
+    example: Tensor,
+    inputs: list[tuple[Getter, Tensor]],
+    compile: bool = False,
+) -> Recording:
+    """Record ``function(example)``.
+
+    Args:
+        function: reads the point and tensors from outside.
+        example: a point of the shape to record for.
+        inputs: the tensors from outside, each with where to find it later. Where Python looks
+            at one of their values (a branch on the data), their values belong to the recording.
+        compile: hand the graph to ``torch.compile``.
+
+    Raises:
+        Unrecordable: where Python looks at the point, or an operation has no batched form.
+        ValueError: where the function draws random numbers.
+    """
+    tensors = [t for _, t in inputs]
+    try:
+        with torch.no_grad():
+            traced, looked = _trace(function, example, tensors)
+            if any(mutates(n) for n in traced.graph.nodes):
+                pure = torch.func.functionalize(function, remove="mutations")
+                traced, looked = _trace(pure, example, tensors)
+    except (RuntimeError, ValueError, TypeError, NotImplementedError, AssertionError) as error:
+        if "random operation" in str(error):
+            raise ValueError(_NOISE) from error
+        raise Unrecordable(_reason(error)) from error
+    if any(torch.Tag.nondeterministic_seeded in _tags(n) for n in traced.graph.nodes):
+        raise ValueError(_NOISE)
+    tidy(traced.graph)
+    prefix, body = _split(traced)
+    nodes = sum(n.op == "call_function" for n in body.graph.nodes)
+    return Recording(
+        prefix=prefix,
+        body=torch.compile(body, dynamic=False) if compile else body,
+        getters=[g for g, _ in inputs],
+        signature=_signature(tensors),
+        nodes=nodes,
+        constants=[(g, t, t._version) for g, t in inputs] if looked else [],
+    )
+
+
+def _trace(
+    function: Callable[[Tensor], Any], example: Tensor, tensors: list[Tensor]
+) -> tuple[fx.GraphModule, bool]:
+    looks = []
+
+    def watched(z: Tensor, *_: Tensor) -> Any:
+        looks.append(_Looks(z))
+        with looks[-1]:
+            return function(z)
+
+    return make_fx(watched)(example, *tensors), looks[-1].looked
+
+
+_NOISE = (
+    "the story draws random numbers outside pyro.sample (torch.rand, dropout, ...): its log "
+    "density would be noise; draw them in a sample site, or call .eval() on the module"
+)
+
+
+def _tags(node: fx.Node) -> Any:
+    return getattr(node.target, "tags", ())
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).strip().split("\n")[0]
+    lowered = text.lower()
+    if any(
+        s in lowered
+        for s in (
+            "data-dependent",
+            "value out of a tracing",
+            "item()",
+            "control flow",
+            "boolean value",
+        )
+    ):
+        return "it looks at a value that it has drawn or computed (a branch, .item(), float(...))"
+    return f"{type(error).__name__}: {text[:300]}"
+
+
+def _split(traced: fx.GraphModule) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """Part the graph into what depends on the first input and what does not."""
+    graph = traced.graph
+    writes = any(mutates(n) for n in graph.nodes)
+    placeholders = [n for n in graph.nodes if n.op == "placeholder"]
+    moving = {placeholders[0]}
+    for node in graph.nodes:
+        if node.op == "output":
+            continue
+        if any(i in moving for i in node.all_input_nodes) or (
+            writes and node.op == "call_function"
+        ):
+            moving.add(node)
+    still = [n for n in graph.nodes if n not in moving and n.op not in ("output",)]
+    needed = [n for n in still if any(user in moving or user.op == "output" for user in n.users)]
+    first, second = fx.Graph(), fx.Graph()
+    old_to_first: dict[fx.Node, fx.Node] = {}
+    for node in still:
+        old_to_first[node] = first.node_copy(node, lambda n: old_to_first[n])
+    first.output(tuple(old_to_first[n] for n in needed))
+    old_to_second = {placeholders[0]: second.placeholder("z")}
+    for index, node in enumerate(needed):
+        old_to_second[node] = second.placeholder(f"kept_{index}")
+    for node in graph.nodes:
+        if node in moving and node is not placeholders[0]:
+            old_to_second[node] = second.node_copy(node, lambda n: old_to_second[n])
+        elif node.op == "output":
+            second.output(map_arg(node.args[0], lambda n: old_to_second[n]))
+    first.eliminate_dead_code()
+    return fx.GraphModule(traced, first), fx.GraphModule(traced, second)

@@ -1,0 +1,251 @@
+"""Running a story at a point: its log density term by term, or its data drawn anew."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.distributions.util import scale_and_mask
+from pyro.infer.enum import config_enumerate
+from pyro.poutine.enum_messenger import EnumMessenger
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+from torch.distributions import biject_to
+
+from ppgen.anatomy import Anatomy, Subsample
+from ppgen.enumeration import Factor, Term, sum_out
+from ppgen.types import Story
+
+
+@dataclass
+class Evaluation:
+    """What one run of a story at one unconstrained point gave; log densities in nats."""
+
+    values: dict[str, Tensor]  # latent and deterministic sites, constrained
+    log_jacobian: Tensor  # log |d values / d z|, ()
+    terms: list[Term]  # log density terms; a term with observed sites is likelihood
+
+    def log_prior(self) -> Tensor:
+        return _total(self.log_jacobian, [t for t in self.terms if not t.observed])
+
+    def log_likelihood(self) -> dict[str, Tensor]:
+        """Pointwise, keyed by observed site; summed-out discrete sites are merged into it."""
+        return {_label(t.observed): t.log_density for t in self.terms if t.observed}
+
+    def log_density(self) -> Tensor:
+        return _total(self.log_jacobian, self.terms)
+
+
+def _total(start: Tensor, terms: list[Term]) -> Tensor:
+    for term in terms:
+        start = start + term.log_density.sum()
+    return start
+
+
+def _label(names: tuple[str, ...]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]}..{names[-1]}"
+
+
+@contextmanager
+def sandbox(dtype: torch.dtype) -> Iterator[None]:
+    """Run a story without leaving a trace: no validation, `dtype` for new tensors, scoped store.
+
+    Parameters that belong to modules stay the modules' own (``pyro.module`` would put a copy of
+    the store's in their place, and an optimizer made before would then train nothing); plain
+    ``pyro.param`` values are the store's.
+    """
+    store = pyro.get_param_store()
+    default = torch.get_default_dtype()
+    # block: handlers of the caller's must not see the sites of a story that runs in here
+    with (
+        pyro.validation_enabled(False),
+        store.scope(store.get_state()),
+        pyro.poutine.block(),
+        _OwnParameters(),
+    ):
+        torch.set_default_dtype(dtype)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(default)
+
+
+class _OwnParameters(Messenger):
+    def _pyro_param(self, msg: Any) -> None:
+        own = [value for value in msg["args"] if isinstance(value, Tensor)]
+        if "$$$" in msg["name"] and own:  # registered by pyro.module
+            msg["value"], msg["done"] = own[0], True
+
+
+class _Evaluate(Messenger):
+    """Give each latent site its value from the flat vector, and collect the log densities."""
+
+    def __init__(self, anatomy: Anatomy, z: Tensor) -> None:
+        super().__init__()
+        self.anatomy, self.z = anatomy, z
+        self.values: dict[str, Tensor] = {}
+        self.log_jacobian = z.new_zeros(())
+        self.visited: list[Any] = []
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if isinstance(msg["fn"], Subsample):
+            # indices from outside the recording: a loop over a plate turns them into numbers
+            msg["value"], msg["done"] = self.anatomy.indices.get(msg["name"]), True
+            return
+        site = self.anatomy.sites.get(msg["name"])
+        if site is None:
+            raise ValueError(
+                f"site '{msg['name']}' appears only on some paths through the story: which sites "
+                "there are must not depend on the values drawn"
+            )
+        msg["fn"] = _without_validation(msg["fn"])
+        if site.kind == "latent":
+            transform = biject_to(msg["fn"].support)
+            point = self.z[site.start : site.stop].reshape(site.unconstrained_shape)
+            value = transform(point)
+            # sums over all dimensions: the Jacobian of the whole site
+            self.log_jacobian = (
+                self.log_jacobian + transform.log_abs_det_jacobian(point, value).sum()
+            )
+            msg["value"], msg["done"] = value.expand(site.shape), True
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        site = self.anatomy.sites.get(msg["name"])
+        if site is None or isinstance(msg["fn"], Subsample):
+            return
+        if site.kind in ("latent", "deterministic"):
+            self.values[site.name] = msg["value"]
+        if site.kind != "deterministic":
+            self.visited.append(msg)
+
+
+def _without_validation(fn: Any) -> Any:
+    """A copy that does not validate: a check on the data is a branch that cannot be recorded.
+
+    Distributions made inside :func:`sandbox` do not validate anyway; this is for those made
+    before, such as a prior in a global.
+    """
+    if not getattr(fn, "_validate_args", False):
+        return fn
+    fn = copy.copy(fn)
+    fn._validate_args = False
+    if hasattr(fn, "base_dist"):
+        fn.base_dist = _without_validation(fn.base_dist)
+    return fn
+
+
+class _Enumerate(EnumMessenger):
+    """Pyro's enumeration of discrete sites, without its read of ``.data``, which vmap refuses."""
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        value = msg["value"]
+        if isinstance(msg["fn"], Subsample) or not isinstance(value, Tensor):
+            return
+        shape = value.shape[: value.dim() - msg["fn"].event_dim]
+        dim_to_id = msg["infer"].setdefault("_dim_to_id", {})
+        dim_to_id.update(self._param_dims.get(msg["name"], {}))
+        self._value_dims[msg["name"]] = {
+            dim: id_ for dim, id_ in dim_to_id.items() if len(shape) >= -dim and shape[dim] > 1
+        }
+
+
+def evaluate(
+    model: Story, anatomy: Anatomy, z: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Evaluation:
+    """Run the story at the unconstrained point `z`, ``(D,)``; works under vmap and autograd.
+
+    Call it inside :func:`sandbox`.
+    """
+    handler = _Evaluate(anatomy, z)
+    if not anatomy.of_kind("enumerated"):
+        with handler:
+            model(*args, **kwargs)
+        terms = [_direct_term(anatomy, msg) for msg in handler.visited]
+        return Evaluation(handler.values, handler.log_jacobian, terms)
+    with handler, _Enumerate(first_available_dim=-1 - anatomy.plate_nesting):
+        config_enumerate(model)(*args, **kwargs)
+    factors = [_factor(anatomy, msg) for msg in handler.visited]
+    return Evaluation(handler.values, handler.log_jacobian, sum_out(factors))
+
+
+def _observed(anatomy: Anatomy, msg: Any) -> tuple[str, ...]:
+    return () if anatomy.sites[msg["name"]].kind in ("latent", "enumerated") else (msg["name"],)
+
+
+def _direct_term(anatomy: Anatomy, msg: Any) -> Term:
+    log_prob = msg["fn"].log_prob(msg["value"], *msg["args"], **msg["kwargs"])
+    return Term(_observed(anatomy, msg), scale_and_mask(log_prob, msg["scale"], msg["mask"]))
+
+
+def _factor(anatomy: Anatomy, msg: Any) -> Factor:
+    log_prob = msg["fn"].log_prob(msg["value"], *msg["args"], **msg["kwargs"])
+    log_prob = scale_and_mask(log_prob, 1.0, msg["mask"])
+    variables = msg["infer"].get("_dim_to_id", {})
+    plates = {f.dim: f for f in msg["cond_indep_stack"] if f.vectorized}
+    rank = max([log_prob.dim(), *(-dim for dim in plates)])
+    log_prob = log_prob.reshape((1,) * (rank - log_prob.dim()) + tuple(log_prob.shape))
+    names: list[str | int] = []
+    shape: list[int] = []
+    for dim in range(-rank, 0):
+        size = log_prob.shape[dim]
+        if dim in plates:
+            log_prob = log_prob.expand(
+                *(plates[dim].size if d == dim else -1 for d in range(-rank, 0))
+            )
+            names.append(plates[dim].name)
+            shape.append(plates[dim].size)
+        elif size > 1 and dim in variables:
+            names.append(variables[dim])
+            shape.append(size)
+        elif size > 1:
+            declared = anatomy.sites[msg["name"]].batch_shape
+            if -dim > len(declared) or declared[dim] != size:
+                raise ValueError(
+                    f"site '{msg['name']}' has batch shape {tuple(log_prob.shape)} where it had "
+                    f"{tuple(declared)} before discrete sites were enumerated: it mixes their "
+                    "values over a plate; index and broadcast along the plates instead"
+                )
+            names.append(f"dimension {dim}")  # belongs to no plate
+            shape.append(size)
+    own = msg["infer"].get("_enumerate_dim")
+    return Factor(
+        observed=_observed(anatomy, msg),
+        log_density=log_prob.reshape(shape),
+        names=tuple(names),
+        plates=frozenset(f.name for f in plates.values()),
+        introduces=None if own is None else variables[own],
+        scale=msg["scale"],
+        site=msg["name"],
+    )
+
+
+def simulate(
+    model: Story,
+    values: Mapping[str, Tensor],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    keep_data: bool = False,
+) -> dict[str, Tensor]:
+    """Run the story forward with `values` for its latent sites; call it inside :func:`sandbox`.
+
+    Returns:
+        The value of every other site; observed sites are drawn anew unless `keep_data`.
+    """
+    story = model if keep_data else pyro.poutine.uncondition(model)
+    story = pyro.poutine.condition(story, data=dict(values))
+    with torch.no_grad():
+        trace: Any = pyro.poutine.trace(story).get_trace(*args, **kwargs)
+    return {
+        name: node["value"]
+        for name, node in trace.nodes.items()
+        if node["type"] == "sample"
+        and name not in values
+        and not isinstance(node["fn"], (Subsample, dist.Unit))
+    }
