@@ -46,8 +46,9 @@ class Comparison:
 
     def __str__(self) -> str:
         """Costs and diagnoses, the worst scalars of each method, verdicts, thresholds."""
-        cells = [["method", *self.columns()]]
-        cells += [[label, *self.row(label)] for label in self.posteriors]
+        table = {label: self.diagnosis_and_cost(label) for label in self.posteriors}
+        cells = [["method", *next(iter(table.values()))]]
+        cells += [[label, *(_cell(*item) for item in row.items())] for label, row in table.items()]
         parts = [f"{self.story}: reference {self.reference}", columns(cells)]
         for label, rows in self.marginals.items():
             if label != self.reference:
@@ -68,29 +69,24 @@ class Comparison:
         verdicts = [f"{label}: {self.verdicts[label]}" for label in self.posteriors]
         return "\n\n".join([*parts, "\n".join(verdicts), f"Thresholds: {THRESHOLDS}."])
 
-    def columns(self) -> list[str]:
-        """Headings of :meth:`row`."""
-        return ["seconds", "gradients", "draws", "R-hat", "ESS", "div.", "E-BFMI", "ELBO",
-                "k-hat", "IS-ESS/S", "converged"]  # fmt: skip
-
-    def row(self, label: str) -> list[str]:
-        """Cost and diagnosis of one method, as text; "-" where it does not apply."""
+    def diagnosis_and_cost(self, label: str) -> dict[str, float | int | str | None]:
+        """What one method cost and how it looks by itself; None where it does not apply."""
         posterior = self.posteriors[label]
         found = posterior.diagnosis()
-        ess = min(found.get("ess_bulk", math.nan), found.get("ess_tail", math.nan))
-        return [
-            f"{posterior.cost.seconds:.1f}",
-            f"{posterior.cost.gradients:,}",
-            f"{posterior.count:,}",
-            _figure(found.get("rhat"), 3),
-            _figure(ess, 0),
-            _figure(found.get("divergences"), 0),
-            _figure(found.get("ebfmi")),
-            _figure(found.get("elbo")),
-            _figure(found.get("khat")),
-            _figure(found.get("relative_is_ess")),
-            "yes" if posterior.converged else "NO",
-        ]
+        ess = [found[name] for name in ("ess_bulk", "ess_tail") if name in found]
+        return {
+            "seconds": posterior.cost.seconds,
+            "gradients": posterior.cost.gradients,
+            "draws": posterior.count,
+            "R-hat": found.get("rhat"),
+            "ESS": round(min(ess)) if ess and all(map(math.isfinite, ess)) else None,
+            "divergences": int(found["divergences"]) if "divergences" in found else None,
+            "E-BFMI": found.get("ebfmi"),
+            "ELBO": found.get("elbo"),
+            "k-hat": found.get("khat"),
+            "IS-ESS/S": found.get("relative_is_ess"),
+            "converged": "yes" if posterior.converged else "NO",
+        }
 
     def to_json(self) -> dict[str, Any]:
         """All numbers and verdicts as plain data."""
@@ -122,8 +118,8 @@ class Comparison:
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        for label, posterior in self.posteriors.items():
-            posterior.save(folder / "draws" / _file_name(label))
+        for number, (label, posterior) in enumerate(self.posteriors.items()):
+            posterior.save(folder / "draws" / f"{number}-{_file_name(label)}")
         text = json.dumps(self.to_json(), indent=1, default=str, allow_nan=False)
         temporary = folder / ".comparison.json.tmp"
         temporary.write_text(text)
@@ -202,10 +198,14 @@ def _file_name(label: str) -> str:
     return safe.lstrip(".") or "method"
 
 
-def _figure(value: float | None, digits: int = 2) -> str:
-    if value is None or math.isnan(value):
-        return "-"
-    return f"{value:,.{digits}f}"
+def _cell(name: str, value: float | str | None) -> str:
+    if isinstance(value, float):
+        return _figure(value, {"seconds": 1, "R-hat": 3}.get(name, 2))
+    return "-" if value is None else value if isinstance(value, str) else f"{value:,}"
+
+
+def _figure(value: float, digits: int = 2) -> str:
+    return "-" if math.isnan(value) else f"{value:,.{digits}f}"
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -64,9 +64,11 @@ def _verdicts(found: Comparison) -> Section:
 
 
 def _cost(found: Comparison) -> Section:
-    rows = [[label, *found.row(label)] for label in found.posteriors]
+    numbers = {label: found.diagnosis_and_cost(label) for label in found.posteriors}
+    heads = ["method", *next(iter(numbers.values()))]
+    rows = [[label, *row.values()] for label, row in numbers.items()]
     caption = "Whole calls: recording, adaptation or optimisation, and sampling."
-    table = Table(["method", *found.columns()], rows, caption)
+    table = Table(heads, rows, caption)
     notes = [
         f"{label}: {message}." for label, p in found.posteriors.items() for message in p.messages
     ]

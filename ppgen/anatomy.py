@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -170,7 +171,8 @@ def _describe(fn: Any) -> str:
 
 def _support(fn: Any) -> str:
     try:
-        return str(fn.support).removesuffix("()")
+        text = re.sub(r"tensor\(.*?\)", "...", str(fn.support), flags=re.DOTALL)
+        return text.removesuffix("()")
     except (NotImplementedError, AttributeError):
         return "unknown"
 
