@@ -1,0 +1,15 @@
+"""Data sets by name or from files, checked before use; tables; sets with exact answers."""
+
+from ppgen.data.binarisation import Binarisation as Binarisation
+from ppgen.data.dataset import Dataset as Dataset
+from ppgen.data.errors import DataError as DataError
+from ppgen.data.errors import check_binary as check_binary
+from ppgen.data.errors import check_finite as check_finite
+from ppgen.data.inspection import Inspection as Inspection
+from ppgen.data.inspection import check as check
+from ppgen.data.loading import load as load
+from ppgen.data.sources import Available as Available
+from ppgen.data.sources import list_available as list_available
+from ppgen.data.tables import Table as Table
+from ppgen.data.tables import arguments_for as arguments_for
+from ppgen.data.tables import read_table as read_table

@@ -1,0 +1,32 @@
+"""Plain functions on arrays that say how far an answer can be trusted.
+
+Draws are ``(chains, draws, *shape)``, samples ``(n, *shape)``; tensors are taken as well. What
+cannot be diagnosed is NaN, and NaN passes no threshold.
+"""
+
+from ppgen.diagnostics.chains import Convergence as Convergence
+from ppgen.diagnostics.chains import convergence as convergence
+from ppgen.diagnostics.chains import ebfmi as ebfmi
+from ppgen.diagnostics.chains import ess_bulk as ess_bulk
+from ppgen.diagnostics.chains import ess_mean as ess_mean
+from ppgen.diagnostics.chains import ess_tail as ess_tail
+from ppgen.diagnostics.chains import mcse_mean as mcse_mean
+from ppgen.diagnostics.chains import mcse_quantile as mcse_quantile
+from ppgen.diagnostics.chains import mcse_sd as mcse_sd
+from ppgen.diagnostics.chains import rhat as rhat
+from ppgen.diagnostics.covariance import Extremes as Extremes
+from ppgen.diagnostics.covariance import whitened_extremes as whitened_extremes
+from ppgen.diagnostics.distances import KolmogorovSmirnov as KolmogorovSmirnov
+from ppgen.diagnostics.distances import ks as ks
+from ppgen.diagnostics.distances import sliced_wasserstein as sliced_wasserstein
+from ppgen.diagnostics.distances import wasserstein1 as wasserstein1
+from ppgen.diagnostics.intervals import eti as eti
+from ppgen.diagnostics.intervals import hdi as hdi
+from ppgen.diagnostics.kernels import KernelTest as KernelTest
+from ppgen.diagnostics.kernels import ksd as ksd
+from ppgen.diagnostics.kernels import mmd as mmd
+from ppgen.diagnostics.nested import nested_rhat as nested_rhat
+from ppgen.diagnostics.nested import nested_rhat_limit as nested_rhat_limit
+from ppgen.diagnostics.pareto import ParetoK as ParetoK
+from ppgen.diagnostics.pareto import pareto_k as pareto_k
+from ppgen.diagnostics.pareto import psis as psis

@@ -1,0 +1,19 @@
+"""Pictures, one function each, as `matplotlib.figure.Figure`.
+
+Made with matplotlib's object interface: no pyplot, no backend, no global setting is touched. In a
+notebook a figure that is a cell's last value shows itself; ``figure.savefig("name.png")`` writes
+it.
+"""
+
+from ppgen.plots.chains import rank_histogram as rank_histogram
+from ppgen.plots.chains import trace as trace
+from ppgen.plots.curves import elbo_curve as elbo_curve
+from ppgen.plots.curves import free_energies as free_energies
+from ppgen.plots.curves import leaderboard as leaderboard
+from ppgen.plots.curves import loss_curve as loss_curve
+from ppgen.plots.pictures import filters as filters
+from ppgen.plots.pictures import images as images
+from ppgen.plots.pictures import reconstructions as reconstructions
+from ppgen.plots.posteriors import marginals as marginals
+from ppgen.plots.posteriors import pair as pair
+from ppgen.plots.predictive import posterior_predictive as posterior_predictive

@@ -1,0 +1,228 @@
+r"""R-hat, effective sample sizes and Monte Carlo errors of Markov chains.
+
+All take draws ``(chains, draws, *shape)`` and give ``(*shape)``. What cannot be diagnosed (fewer
+than four draws, a number that is not finite, no variance) is NaN: it passes no threshold.
+
+References:
+    | Rank-normalization, folding, and localization: an improved R-hat (Vehtari et al., 2021)
+    | https://arxiv.org/abs/1903.08008
+    | Practical Markov chain Monte Carlo (Geyer, 1992): initial monotone sequence
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ppgen.diagnostics.arrays import Array, as_chains, per_scalar
+
+_STANDSTILL = 20  # draws; shorter standstills happen to a healthy sampler that rejects
+
+
+class Convergence(NamedTuple):
+    """The three numbers that convergence asks for, and the answer; each ``(*shape)``."""
+
+    rhat: Array
+    ess_bulk: Array
+    ess_tail: Array
+    ok: np.ndarray  # bool; what is unknown is not ok
+
+
+def convergence(x: Any, rhat_limit: float = 1.01, ess_limit: float = 400.0) -> Convergence:
+    """R-hat, bulk and tail ESS of each scalar, and whether all three pass.
+
+    Args:
+        x: draws, (chains, draws, *shape).
+        rhat_limit: largest R-hat that passes.
+        ess_limit: smallest total ESS that passes, whatever the number of chains.
+    """
+    r, bulk, tail = per_scalar(x, _rank_rhat, _ess_bulk, _tail(0.9))
+    ok = (r <= rhat_limit) & (bulk >= ess_limit) & (tail >= ess_limit)
+    return Convergence(r, bulk, tail, ok)
+
+
+def rhat(x: Any) -> Array:
+    """Rank-normalised split R-hat, the larger of bulk and folded.
+
+    Infinite when half a chain stands still at a value that no other chain takes: among many chains
+    the variances alone would not notice it. One chain is compared with itself, half against half.
+    """
+    return per_scalar(x, _rank_rhat)[0]
+
+
+def ess_bulk(x: Any) -> Array:
+    """Effective sample size of the rank-normalised split chains: of location."""
+    return per_scalar(x, _ess_bulk)[0]
+
+
+def ess_tail(x: Any, prob: float = 0.9) -> Array:
+    """Smaller effective sample size of the two quantiles that bound the central `prob`.
+
+    ArviZ's `array_stats` calls the same thing ``prob=(0.05, 0.95)``; its 0.9 means 0.1 and 0.9.
+    """
+    return per_scalar(x, _tail(prob))[0]
+
+
+def ess_mean(x: Any) -> Array:
+    """Effective sample size of the plain mean (no ranks)."""
+    return per_scalar(x, lambda v: _ess(_split(v)))[0]
+
+
+def mcse_mean(x: Any) -> Array:
+    """Monte Carlo standard error of the mean."""
+    return per_scalar(x, lambda v: v.std((1, 2), ddof=1) / np.sqrt(_ess(_split(v))))[0]
+
+
+def mcse_sd(x: Any) -> Array:
+    """Monte Carlo standard error of the standard deviation.
+
+    By the delta method, with the effective sample size of the squares: an antithetic chain (HMC)
+    knows the mean far better than the spread.
+    """
+
+    def diagnostic(v: Array) -> Array:
+        squares = (v - v.mean((1, 2), keepdims=True)) ** 2
+        variance = squares.mean((1, 2))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ess = _ess(_split(squares))  # NaN for two values at equal distance from the mean
+        return np.sqrt(squares.var((1, 2)) / ess / variance / 4)
+
+    return per_scalar(x, diagnostic)[0]
+
+
+def mcse_quantile(x: Any, prob: float) -> Array:
+    """Monte Carlo standard error of the quantile `prob`, from its beta distributed rank."""
+    from scipy.special import betaincinv
+
+    def diagnostic(v: Array) -> Array:
+        ess = _ess_quantile(v, prob)
+        ranked = np.sort(v.reshape(len(v), -1), axis=1)
+        size = ranked.shape[1]
+        ends = [betaincinv(ess * prob + 1, ess * (1 - prob) + 1, p) for p in (0.1586553, 0.8413447)]
+        low = np.clip(np.floor(ends[0] * size - 1), 0, size - 1).astype(int)
+        high = np.clip(np.ceil(ends[1] * size - 1), 0, size - 1).astype(int)
+        rows = np.arange(len(v))
+        return (ranked[rows, high] - ranked[rows, low]) / 2
+
+    return per_scalar(x, diagnostic)[0]
+
+
+def ebfmi(energy: Any) -> Array:
+    """Bayesian fraction of missing information of each chain: (chains, draws) -> (chains).
+
+    Below 0.3 the momentum resampling moves too little along the energy: the tails are not explored.
+    """
+    energy = as_chains(energy)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        fraction = np.square(np.diff(energy, axis=1)).mean(1) / energy.var(1, ddof=1)
+    known = np.isfinite(energy).all(1) & (energy.max(1) > energy.min(1)) & (energy.shape[1] >= 4)
+    return np.where(known, fraction, np.nan)
+
+
+def _split(v: Array) -> Array:
+    """Halves of the chains, the middle draw of an odd length dropped: (V, C, N) -> (V, 2C, N/2)."""
+    half = v.shape[2] // 2
+    return np.concatenate([v[:, :, :half], v[:, :, -half:]], axis=1)
+
+
+def _normal_scores(v: Array) -> Array:
+    """Normal quantiles of the average ranks within each variable (Blom's offset)."""
+    from scipy.special import ndtri
+
+    flat = v.reshape(len(v), -1)
+    size = flat.shape[1]
+    order = flat.argsort(1)
+    ranked = np.take_along_axis(flat, order, 1)
+    new = np.ones((len(v), size + 1), dtype=bool)  # where a run of ties starts, and past the end
+    new[:, 1:-1] = ranked[:, 1:] != ranked[:, :-1]
+    index = np.arange(size, dtype=np.int32)
+    first = np.maximum.accumulate(np.where(new[:, :-1], index, 0), axis=1)
+    last = np.minimum.accumulate(np.where(new[:, 1:], index, size)[:, ::-1], axis=1)[:, ::-1]
+    table = ndtri((np.arange(2 * size - 1) / 2 + 1 - 0.375) / (size + 0.25))
+    scores = np.empty_like(flat)
+    np.put_along_axis(scores, order, table[first + last], 1)
+    return scores.reshape(v.shape)
+
+
+def _rank_rhat(v: Array) -> Array:
+    halves = _split(v)
+    folded = np.abs(halves - np.median(halves, axis=(1, 2), keepdims=True))
+    # np.fmax: folding two values that lie evenly about their median leaves a constant
+    largest = np.fmax(_rhat(_normal_scores(halves)), _rhat(_normal_scores(folded)))
+    return np.where(_stands_still(v), np.inf, largest)
+
+
+def _rhat(v: Array) -> Array:
+    draws = v.shape[2]
+    between = v.mean(2).var(1, ddof=1)
+    within = v.var(2, ddof=1).mean(1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.sqrt(between / within + (draws - 1) / draws)
+
+
+def _stands_still(v: Array) -> np.ndarray:
+    """Variables with half a chain constant at a value that no other chain takes."""
+    chains, half = v.shape[1], v.shape[2] // 2
+    stuck = np.zeros(len(v), dtype=bool)
+    if half < _STANDSTILL:
+        return stuck
+    for piece in (v[:, :, :half], v[:, :, -half:]):
+        for i, c in np.argwhere(np.ptp(piece, axis=2) == 0):
+            others = v[i, np.arange(chains) != c]
+            moving = others[np.ptp(others, axis=1) > 0]
+            # discrete draws may rest at a value that is common elsewhere: that is no standstill
+            stuck[i] |= not (moving == piece[i, c, 0]).any()
+    return stuck
+
+
+def _ess_bulk(v: Array) -> Array:
+    return _ess(_normal_scores(_split(v)))
+
+
+def _tail(prob: float) -> Callable[[Array], Array]:
+    low, high = (1 - prob) / 2, (1 + prob) / 2
+    return lambda v: np.minimum(_ess_quantile(v, low), _ess_quantile(v, high))
+
+
+def _ess_quantile(v: Array, prob: float) -> Array:
+    quantile = np.quantile(v, prob, axis=(1, 2), keepdims=True)
+    below = v <= quantile
+    # discrete draws: where all lie at or below the quantile, those strictly below tell
+    below = np.where(below.all((1, 2), keepdims=True), v < quantile, below)
+    return _ess(_split(below.astype(np.float64)))
+
+
+def _ess(v: Array) -> Array:
+    """Geyer's estimator over all chains: (V, C, N) -> (V)."""
+    _, chains, draws = v.shape
+    covariance = _autocovariance(v)
+    within = covariance[:, 0] * draws / (draws - 1)
+    total = covariance[:, 0].copy()
+    if chains > 1:
+        total += v.mean(2).var(1, ddof=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rho = 1 - (within[:, None] - covariance) / total[:, None]
+    rho[:, 0] = 1
+
+    last_pair = max(draws - 3, 1) // 2  # the noisiest lags are left out
+    pairs = rho[:, : 2 * last_pair + 2].reshape(len(v), last_pair + 1, 2).sum(2)
+    stop = np.where((pairs <= 0).any(1), (pairs <= 0).argmax(1), last_pair)
+    monotone = np.minimum.accumulate(pairs, axis=1)
+    before = np.where(np.arange(last_pair + 1) < stop[:, None], monotone, 0).sum(1)
+    rows = np.arange(len(v))
+    even = rho[rows, 2 * stop]
+    even = np.where((even > 0) | (pairs[rows, stop] >= 0), even, 0)
+    size = chains * draws
+    time = np.maximum(-1 + 2 * before + even, 1 / np.log10(size))
+    return np.where(np.isnan(rho).any(1), np.nan, size / time)
+
+
+def _autocovariance(v: Array) -> Array:
+    """Mean over the chains of their autocovariances at each lag: (V, C, N) -> (V, N)."""
+    draws = v.shape[2]
+    size = 2 ** int(np.ceil(np.log2(2 * draws)))  # zero padding: no wrap around
+    spectrum = np.fft.rfft(v - v.mean(2, keepdims=True), n=size, axis=2)
+    power = (spectrum.real**2 + spectrum.imag**2).mean(1)
+    return np.fft.irfft(power, n=size, axis=1)[:, :draws] / draws

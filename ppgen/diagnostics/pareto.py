@@ -1,0 +1,109 @@
+r"""Can these importance weights be trusted? Pareto smoothing and its shape k-hat.
+
+The largest weights are fitted by a generalised Pareto distribution with shape k: about 1/k moments
+of the weights exist.
+
+References:
+    | Pareto smoothed importance sampling (Vehtari et al., 2024) | https://arxiv.org/abs/1507.02646
+    | A new and efficient estimation method for the generalized Pareto distribution
+    | (Zhang and Stephens, 2009)
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ppgen.diagnostics.arrays import Array, as_array
+
+
+class ParetoK(NamedTuple):
+    """Shape of the tail of importance weights, and what it asks for.
+
+    k-hat does not depend on how much the weights vary: read it beside `ess`.
+    """
+
+    k: float  # NaN when it cannot be known, infinite when a few weights take all
+    threshold: float  # min(1 - 1 / log10 S, 0.7)
+    needed: float  # draws that estimates would need with this k
+    ess: float  # (sum w)^2 / sum w^2, of the raw weights
+    ok: bool  # k < threshold
+
+
+def pareto_k(log_weights: Any) -> ParetoK:
+    """Diagnose importance weights.
+
+    Args:
+        log_weights: log p - log q at draws from q, nats, any shape; a constant does not matter.
+    """
+    weights = as_array(log_weights).ravel()
+    size = weights.size
+    threshold = min(1 - 1 / np.log10(size), 0.7) if size > 1 else np.nan
+    if size < 25 or np.isnan(weights).any() or not np.isfinite(weights.max()):
+        return ParetoK(np.nan, float(threshold), np.inf, np.nan, False)
+    k = psis(weights)[1]
+    scaled = np.exp(weights - weights.max())
+    ess = scaled.sum() ** 2 / (scaled**2).sum()
+    needed = 10 ** min(1 / (1 - max(k, 0)), 300) if k < 1 else np.inf
+    return ParetoK(k, float(threshold), float(needed), float(ess), bool(k < threshold))
+
+
+def psis(log_weights: Any) -> tuple[Array, float]:
+    """Pareto smoothed, normalised log weights, and k-hat.
+
+    Args:
+        log_weights: log p - log q at draws from q, nats, of any shape, without NaN.
+
+    Shapes:
+        the smoothed weights have the shape of `log_weights`; their exponentials sum to 1.
+
+    Raises:
+        ValueError: on NaN, on a weight of plus infinity, or on fewer than 25 weights.
+    """
+    raw = as_array(log_weights)
+    weights = raw.ravel() - raw.max(initial=-np.inf)
+    if weights.size < 25 or not np.isfinite(raw.max()) or np.isnan(weights).any():
+        raise ValueError(
+            f"log_weights: expected at least 25 values, none NaN or +inf, got {weights.size} "
+            f"of which {int((~np.isfinite(raw)).sum())} not finite"
+        )
+    size = weights.size
+    tail = int(3 * size**0.5) if size > 225 else size // 5
+    order = np.argsort(weights)
+    largest = order[-tail:]
+    cutoff = np.exp(weights[order[-tail - 1]])
+    excess = np.exp(weights[largest]) - cutoff
+    k, scale = _generalised_pareto(excess)
+    if np.isfinite(k) and scale > 0:
+        p = (np.arange(tail) + 0.5) / tail
+        # the quantile function, with its limit for k = 0
+        quantiles = -np.log1p(-p) if k == 0 else np.expm1(-k * np.log1p(-p)) / k
+        # no smoothed weight exceeds the largest raw one, which is exp(0)
+        weights[largest] = np.minimum(np.log(cutoff + scale * quantiles), 0.0)
+    total = np.log(np.exp(weights).sum())  # the largest is 0 or near it: no overflow
+    return (weights - total).reshape(raw.shape), k
+
+
+def _generalised_pareto(excess: Array) -> tuple[float, float]:
+    """Shape and scale by Zhang and Stephens' average over a profile likelihood; `excess` sorted.
+
+    The shape is drawn towards 1/2 as if by ten observations.
+    """
+    count = len(excess)
+    quartile = excess[int(count / 4 + 0.5) - 1]
+    if excess[-1] - excess[0] < np.finfo(float).tiny:
+        return 0.0, 0.0  # a tail without spread: bounded weights, every moment exists
+    if quartile <= 0:
+        # underflow beside the largest: a few weights take all; or ties at the cutoff
+        return np.inf, np.nan
+    grid = 30 + int(count**0.5)
+    b = 1 / excess[-1] + (1 - np.sqrt(grid / (np.arange(grid) + 0.5))) / (3 * quartile)
+    shapes = np.log1p(-b[:, None] * excess).mean(1)
+    profile = count * (np.log(-b / shapes) - shapes - 1)
+    posterior = np.exp(profile - profile.max())
+    posterior /= posterior.sum()
+    posterior[posterior < 10 * np.finfo(float).eps] = 0
+    b_mean = float((b * posterior).sum() / posterior.sum())
+    shape = float(np.log1p(-b_mean * excess).mean())
+    return (count * shape + 5) / (count + 10), -shape / b_mean
