@@ -149,9 +149,10 @@ class Posterior:
         scalars = self.scalars()
         stacked = np.stack(list(scalars.values()), -1)
         flat = stacked.reshape(-1, stacked.shape[-1])
-        low, median, high = np.quantile(flat, [0.05, 0.5, 0.95], axis=0)
-        sd = flat.std(0, ddof=1) if len(flat) > 1 else np.full(flat.shape[1], np.nan)
         missing = np.full(flat.shape[1], np.nan)
+        with np.errstate(invalid="ignore"):  # draws that are not finite have NaN moments
+            low, median, high = np.quantile(flat, [0.05, 0.5, 0.95], axis=0)
+            sd = flat.std(0, ddof=1) if len(flat) > 1 else missing
         if self.kind == "chains":
             bulk, tail = diagnostics.ess_bulk(stacked), diagnostics.ess_tail(stacked)
             rhat, mcse = diagnostics.rhat(stacked), diagnostics.mcse_mean(stacked)
@@ -318,6 +319,7 @@ class Posterior:
             "options": json.loads(json.dumps(self.options, default=str)),
             "cost": dataclasses.asdict(self.cost),
             "deterministic": list(self.deterministic),
+            "sites": list(self.draws),
         }
         checkpoint.save(folder, tensors, meta)
 
@@ -349,7 +351,7 @@ class Posterior:
             options=meta["options"],
             cost=Cost(**meta["cost"]),
             deterministic=tuple(meta["deterministic"]),
-            draws=groups["draws"],
+            draws={name: groups["draws"][name] for name in meta["sites"]},
             stats=groups["stats"],
             history=groups["history"],
             unconstrained=tensors.get("unconstrained"),

@@ -42,6 +42,11 @@ def demo(*, out: Path = Path("runs/demo"), common: Common | None = None) -> int:
     Eight schools is fitted by mean-field VI, a flow guide and HMC, and compared; an RBM, a VAE and
     a flow are trained on 8x8 digits, their held-out log-likelihoods bounded, and sampled from.
 
+    Try:
+
+        ppgen demo
+        ppgen demo --out /tmp/demo --seed 3
+
     Args:
         out: folder for report.html and the draws.
     """

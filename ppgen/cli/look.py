@@ -27,10 +27,7 @@ ENGINES = {
 
 
 def models(*, json: Json = False) -> int:
-    """List the bundled stories and the engines. Try:
-
-    ppgen models
-    """
+    """List the bundled stories and the engines."""
     from ppgen.cli.stories import BUNDLED
 
     stories = [[name, b.kind, b.about, b.paper] for name, b in BUNDLED.items()]
@@ -57,9 +54,11 @@ data = App(name="data", help="Data sets: what there is, and whether a file is fi
 
 @data.command(name="list")
 def list_data(*, folder: Path | None = None, json: Json = False) -> int:
-    """List the data sets with their licences and where they were looked for. Try:
+    """List the data sets with their licences and where they were looked for.
 
-    ppgen data list --folder ~/mnist
+    Try:
+
+        ppgen data list --folder ~/mnist
 
     Args:
         folder: look here first.
@@ -78,9 +77,11 @@ def list_data(*, folder: Path | None = None, json: Json = False) -> int:
 
 @data.command
 def check(source: str, /, *, folder: Path | None = None, json: Json = False) -> int:
-    """Say what a file holds, what is wrong with it, and how to use it. Try:
+    """Say what a file holds, what is wrong with it, and how to use it.
 
-    ppgen data check my.csv
+    Try:
+
+        ppgen data check my.csv
 
     Args:
         source: a name from `ppgen data list`, or a file: CSV, NPY, NPZ, IDX, gzipped or not.
@@ -94,10 +95,7 @@ def check(source: str, /, *, folder: Path | None = None, json: Json = False) -> 
 
 
 def doctor(*, json: Json = False) -> int:
-    """Say which versions, devices and threads there are, and try the parts once. Try:
-
-    ppgen doctor
-    """
+    """Say which versions, devices and threads there are, and try the parts once."""
     import pyro
     import torch
 

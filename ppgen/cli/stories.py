@@ -8,9 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def bayes_story(name: str, data: str | None) -> tuple[Callable[..., Any], dict[s
 
 def _own_data(model: Callable[..., Any]) -> dict[str, Tensor]:
     """What the function ``data`` beside the story in its file returns, if there is one."""
-    provide = getattr(sys.modules.get(model.__module__), "data", None)
+    provide: Any = getattr(sys.modules.get(model.__module__), "data", None)
     return provide() if callable(provide) else {}
 
 

@@ -17,6 +17,8 @@ from ppgen.program import Program
 Y = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0], dtype=torch.float64)
 SIGMA = torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0], dtype=torch.float64)
 X = torch.linspace(-2, 2, 24, dtype=torch.float64).reshape(8, 3)
+TABLE, COUNTS = torch.ones(3, 2), torch.ones(4, 3)
+GRID = torch.arange(12.0, dtype=torch.float64).reshape(3, 4)
 
 
 def eight_schools(y=Y):
@@ -28,7 +30,7 @@ def eight_schools(y=Y):
         pyro.sample("y", dist.Normal(theta, SIGMA), obs=y)
 
 
-def crossed_plates(y=torch.ones(3, 2)):
+def crossed_plates(y=TABLE):
     scale = pyro.sample("scale", dist.Gamma(2.0, 1.0))
     rows = pyro.plate("rows", 3, dim=-2)
     columns = pyro.plate("columns", 2, dim=-1)
@@ -40,7 +42,7 @@ def crossed_plates(y=torch.ones(3, 2)):
         pyro.sample("y", dist.StudentT(4.0, a + b, scale), obs=y)
 
 
-def nested_plates(y=torch.ones(4, 3)):
+def nested_plates(y=COUNTS):
     with pyro.plate("inner", 3, dim=-1):
         mu = pyro.sample("mu", dist.Normal(0, 1))
         with pyro.plate("outer", 4, dim=-2):
@@ -177,7 +179,7 @@ def test_parts_add_up_and_sites_go_back_and_forth(story):
 
 
 def test_agrees_with_pyros_initialize_model():
-    _, potential, transforms, _ = initialize_model(eight_schools)
+    _, potential, _transforms, _ = initialize_model(eight_schools)
     program = Program(eight_schools)
     z = torch.randn(program.dim)
     named = {
@@ -334,10 +336,9 @@ def branches_on_a_sample():
 def test_a_branch_on_a_sample_is_evaluated_directly_after_one_warning():
     program = Program(branches_on_a_sample)
     z = torch.tensor([[1.0], [-1.0]])
-    with pytest.warns(UserWarning, match="point by point.*a branch") as caught:
+    with pytest.warns(UserWarning, match=r"point by point.*a branch"):
         value, gradient = program.value_and_grad(z)
-        program.value_and_grad(z)
-    assert len(caught) == 1
+    program.value_and_grad(z)  # warnings are errors here: none is given again
     expected = dist.Normal(0.0, 1.0).log_prob(z[:, 0]) + dist.Normal(z.sign()[:, 0], 1.0).log_prob(
         torch.tensor(0.5)
     )
@@ -414,7 +415,7 @@ def test_a_long_chain_of_discrete_sites_costs_linear_time():
     assert nodes[2] - nodes[1] == pytest.approx(2 * (nodes[1] - nodes[0]), rel=0.2)
 
 
-def plated_discrete(y=torch.arange(12.0).reshape(3, 4)):
+def plated_discrete(y=GRID):
     p = pyro.sample("p", dist.Beta(2.0, 2.0))
     rows = pyro.plate("rows", 3, dim=-2)
     columns = pyro.plate("columns", 4, dim=-1)
@@ -429,7 +430,7 @@ def test_nested_discrete_sites_equal_brute_force():
     program = Program(plated_discrete)
     z = torch.randn(2, 1)
     p = program.constrain(z)["p"]
-    y = torch.arange(12.0).reshape(3, 4)
+    y = GRID
     for i in range(2):
         total = program.log_prior(z[i])
         for row in y:

@@ -1,0 +1,157 @@
+"""Posterior: what it says about draws, and that it comes back from disk."""
+
+import math
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from ppgen import checkpoint
+from ppgen.posterior import Cost, Posterior
+from ppgen.program import Program
+
+Y = torch.tensor([1.0, 2.0, 4.0])
+ONES = torch.ones(3)
+
+
+def story(y=None, x=ONES):
+    mu = pyro.sample("mu", dist.Normal(0.0, 2.0))
+    sigma = pyro.sample("sigma", dist.LogNormal(0.0, 1.0))
+    twice = pyro.deterministic("twice", 2 * mu * x)
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(twice, sigma), obs=y)
+
+
+def of_chains(chains=4, draws=500, **fields):
+    program = Program(story, Y)
+    z = torch.randn(chains, draws, program.dim)
+    return program, Posterior.from_program(program, z, engine="test", kind="chains", **fields)
+
+
+def test_independent_chains_pass_and_their_summary_is_right():
+    _, posterior = of_chains()
+    assert posterior.converged, posterior.messages
+    row = posterior.summary()["mu"]
+    assert abs(row.mean) < 4.3 / math.sqrt(2000)  # 4.3 se: two-sided failure rate 2e-5
+    assert row.mcse == pytest.approx(1 / math.sqrt(2000), rel=0.2)
+    assert 1200 < row.ess_bulk < 3200
+    twice = posterior.summary()["twice[1]"]
+    assert twice.mean == pytest.approx(2 * row.mean)
+    assert "converged" in str(posterior)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda z: z + torch.arange(4.0)[:, None, None], "R-hat"),
+        (lambda z: z.cumsum(1), "ESS"),
+        (lambda z: torch.zeros_like(z), "R-hat"),
+        (lambda z: z[:, :3], "R-hat"),
+        (lambda z: torch.where(torch.rand_like(z) < 1e-3, torch.inf, z), "R-hat"),
+    ],
+    ids=["chains apart", "random walk", "stuck", "three draws", "infinite"],
+)
+def test_chains_that_cannot_be_trusted_say_so_in_the_first_line(spoil, says):
+    program, good = of_chains()
+    z = spoil(good.unconstrained)
+    bad = Posterior.from_program(program, z, engine="test", kind="chains")
+    assert not bad.converged
+    first = str(bad).split("\n", maxsplit=1)[0]
+    assert "NOT CONVERGED" in first
+    assert says in first
+
+
+def test_divergences_and_poor_energies_are_reported():
+    diverging = torch.zeros(4, 500, dtype=torch.bool)
+    diverging[1, 7] = True
+    energy = torch.randn(4, 500).cumsum(1)  # hardly changes from draw to draw
+    _, posterior = of_chains(stats={"diverging": diverging, "energy": energy})
+    assert "divergences is 1" in posterior.headline()
+    assert "E-BFMI" in posterior.headline()
+
+
+def test_khat_and_elbo_of_a_known_approximation():
+    program = Program(story, Y)
+    z = torch.randn(1, 4000, program.dim)
+    log_q = dist.Normal(0.0, 1.0).log_prob(z).sum(-1)
+    posterior = Posterior.from_program(
+        program,
+        z,
+        engine="test",
+        kind="independent",
+        log_guide=log_q,
+        log_density=log_q - 3.25,  # the approximation is exact, log evidence -3.25
+    )
+    found = posterior.diagnosis()
+    assert found["elbo"] == pytest.approx(-3.25)
+    assert found["relative_is_ess"] == pytest.approx(1.0)
+    assert math.isnan(posterior.summary()["mu"].rhat)
+
+
+def test_prediction_runs_the_story_forward_and_recomputes_what_follows():
+    _, posterior = of_chains()
+    new = posterior.predict(story, x=torch.tensor([0.0, 10.0]), draws=800, seed=3)
+    assert new["y"].shape == (800, 2)
+    assert torch.equal(new["twice"][:, 0], torch.zeros(800))
+    # y[1] ~ N(20 mu, sigma), mu ~ N(0, 1): sd of y is that of 20 mu, up to sigma's e^z
+    assert new["twice"][:, 1].std() == pytest.approx(20.0, rel=0.12)  # 4.3 se of an sd of 800
+    again = posterior.predict(story, x=torch.tensor([0.0, 10.0]), draws=800, seed=3)
+    assert torch.equal(new["y"], again["y"])
+    replicated = posterior.predict(story, Y, draws=5)["y"]
+    assert replicated.shape == (5, 3)
+    assert not torch.equal(replicated[0], Y)
+
+
+def test_prediction_takes_data_of_another_dtype():
+    _, posterior = of_chains()
+    assert posterior.predict(story, x=torch.ones(2, dtype=torch.float32), draws=3)["y"].dtype == (
+        torch.float64
+    )
+
+
+def test_saved_and_loaded_it_is_the_same(tmp_path):
+    _, posterior = of_chains(
+        stats={"lp": torch.randn(4, 500)},
+        history={"elbo": torch.randn(7)},
+        cost=Cost(recording=0.5, gradients=12),
+        options={"chains": 4, "odd": torch.float64},
+        messages=("something to say",),
+    )
+    posterior.save(tmp_path / "run")
+    back = Posterior.load(tmp_path / "run")
+    assert back.engine == "test"
+    assert back.cost == posterior.cost
+    assert back.messages == posterior.messages
+    assert back.deterministic == ("twice",)
+    assert all(torch.equal(back[n], posterior[n]) for n in posterior.draws)
+    assert torch.equal(back.stats["lp"], posterior.stats["lp"])
+    assert torch.equal(back.history["elbo"], posterior.history["elbo"])
+    assert str(back) == str(posterior)
+
+
+def test_a_foreign_checkpoint_is_no_posterior(tmp_path):
+    checkpoint.save(tmp_path, {"x": torch.ones(1)}, {"format": "else"})
+    with pytest.raises(checkpoint.CheckpointError, match="holds no posterior"):
+        Posterior.load(tmp_path)
+
+
+def test_a_site_that_is_not_there_is_named_with_those_that_are():
+    _, posterior = of_chains()
+    with pytest.raises(KeyError, match=r"'nu'.*'mu', 'sigma', 'twice'"):
+        posterior["nu"]
+
+
+@pytest.mark.filterwarnings("ignore")  # ArviZ's own dependencies deprecate things
+def test_arviz_reads_it():
+    _, posterior = of_chains(stats={"lp": torch.randn(4, 500)})
+    small = Posterior.from_program(
+        Program(story, Y), posterior.unconstrained[:, :20], engine="test", kind="chains"
+    )
+    tree = small.to_datatree(story, Y)
+    assert tree["posterior"]["twice"].shape == (4, 20, 3)
+    assert tree["log_likelihood"]["y"].shape == (4, 20, 3)
+    assert tree["posterior_predictive"]["y"].shape == (4, 20, 3)
+    np.testing.assert_allclose(tree["observed_data"]["y"], Y)
+    assert posterior.to_datatree()["sample_stats"]["lp"].shape == (4, 500)

@@ -1,0 +1,119 @@
+"""The command line: results on stdout, one-line errors on stderr, exit codes."""
+
+import json
+
+import pytest
+
+from ppgen.cli import exits, run
+
+STORY = """
+import pyro, pyro.distributions as dist, torch
+
+def model(x, y=None):
+    slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(slope * x, 1.0), obs=y)
+"""
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mystory.py").write_text(STORY)
+    (tmp_path / "my.csv").write_text("x,y\n1,2\n2,3.5\n3,6.5\n")
+    return tmp_path
+
+
+def test_a_users_own_story_and_table_are_fitted(files, capsys):
+    command = ["fit", "mystory.py:model", "--data", "my.csv", "--using", "Laplace(draws=100)"]
+    assert run([*command, "--json", "--out", "out", "--quiet"]) == exits.DONE
+    found = json.loads(capsys.readouterr().out)
+    assert found["scalars"][0]["name"] == "slope"
+    assert found["scalars"][0]["mean"] == pytest.approx(28.5 / 15, abs=0.13)  # 4.3 x .26 / 10
+    assert (files / "out" / "report.html").is_file()
+    assert (files / "out" / "posterior.nc").is_file()
+    assert run([*command, "--out", "out"]) == exits.USAGE
+    assert "not empty" in capsys.readouterr().err
+
+
+def test_methods_are_compared_by_label(files, capsys):
+    command = ["compare", "mystory.py:model", "--data", "my.csv", "--reference", "exact", "--quiet"]
+    command += ["--using", "exact=Laplace(draws=500), other=Laplace(draws=400)", "--out", "here"]
+    assert run([*command, "--json"]) == exits.DONE
+    found = json.loads(capsys.readouterr().out)
+    assert found["methods"]["other"]["verdict"]["level"] == "pass"
+    assert (files / "here" / "report.html").is_file()
+
+
+def test_a_story_is_explained(files, capsys):
+    assert run(["explain", "mystory.py:model", "--data", "my.csv"]) == exits.DONE
+    printed = capsys.readouterr().out
+    assert "slope" in printed
+    assert "data:3" in printed
+    assert "recorded as" in printed
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "says"),
+    [
+        ([], exits.DONE, "Usage"),
+        (["--help"], exits.DONE, "compare"),
+        (["fit", "--help"], exits.DONE, "ppgen fit eight_schools"),
+        (["models"], exits.DONE, "eight_schools"),
+        (["data", "list"], exits.DONE, "digits"),
+        (["data", "check", "digits"], exits.DONE, "1437"),
+        (["data", "check", "nothing.csv"], exits.BAD_DATA, "no such file"),
+        (["fit"], exits.USAGE, "STORY"),
+        (["fti"], exits.USAGE, "fti"),
+        (["fit", "nothing"], exits.USAGE, "eight_schools"),
+        (["fit", "rbm"], exits.USAGE, "ppgen train rbm"),
+        (["fit", "nothing.py:model"], exits.MISSING, "no file nothing.py"),
+        (["fit", "mystory.py:other"], exits.USAGE, "no function 'other'; it has model"),
+        (["fit", "eight_schools", "--using", "HCM"], exits.USAGE, "HMC, NUTS"),
+        (["fit", "eight_schools", "--using", "HMC(chain=3)"], exits.USAGE, "no option 'chain'"),
+        (["fit", "eight_schools", "--using", "HMC(chains=0)"], exits.USAGE, "at least 1"),
+        (["fit", "eight_schools", "--using", "VI(guide='x')"], exits.USAGE, "mean-field"),
+        (["fit", "eight_schools", "--using", "__import__('os')"], exits.USAGE, "no engine"),
+        (["fit", "eight_schools", "--device", "cuda:99"], exits.USAGE, "not available"),
+        (["fit", "eight_schools", "--sed", "3"], exits.USAGE, "--seed"),
+        (["compare", "eight_schools", "--reference", "NUTS"], exits.USAGE, "not among"),
+        (["train", "eight_schools"], exits.USAGE, "rbm, vae, flow"),
+        (["train", "rbm", "--epochs", "0"], exits.USAGE, "epochs"),
+        (["train", "rbm", "--data", "broken.csv"], exits.BAD_DATA, "row 3"),
+        (["resume", "nowhere"], None, "nowhere"),
+        (["evaluate", "nowhere"], None, "nowhere"),
+        (["sample", "nowhere"], None, "nowhere"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_exit_codes_and_what_is_said(files, capsys, command, code, says):
+    (files / "broken.csv").write_text("a,b\n1,0\nx,1\n0,1\n")
+    found = run(command)
+    printed = capsys.readouterr()
+    if code is None:
+        assert found in (exits.USAGE, exits.MISSING, exits.BAD_DATA)
+    else:
+        assert found == code
+    assert says in printed.out + printed.err
+    if found and command[0] != "data":  # `data check` reports on stdout
+        assert len(printed.err.strip().splitlines()) == 1
+
+
+def test_a_run_is_trained_evaluated_sampled_resumed_and_reported(files, capsys):
+    train = ["train", "rbm", "--epochs", "2", "--hidden", "8", "--out", "run", "--quiet"]
+    assert run(train) == exits.DONE
+    assert {p.name for p in (files / "run").iterdir()} >= {
+        "config.json", "metrics.jsonl", "metrics.csv", "ckpt", "samples.png", "report.html"
+    }  # fmt: skip
+    assert run(train) == exits.USAGE
+    assert "run" in capsys.readouterr().err
+    assert run(["resume", "run", "--epochs", "3", "--quiet"]) == exits.DONE
+    assert len((files / "run" / "metrics.jsonl").read_text().splitlines()) == 3
+    capsys.readouterr()
+    assert run(["evaluate", "run", "--json", "--quiet"]) == exits.DONE
+    found = json.loads(capsys.readouterr().out)
+    assert found["kind"] == "exact"
+    assert -60 < found["lower"] < -15
+    assert "static binarisation" in found["data"]
+    assert run(["sample", "run", "--count", "4", "--out", "x.npy", "--quiet"]) == exits.DONE
+    assert run(["report", "run", "--quiet"]) == exits.DONE
