@@ -13,6 +13,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 _quiet: contextvars.ContextVar[bool] = contextvars.ContextVar("ppgen_quiet", default=False)
+_SAME_WISH = 1.0  # seconds; a launcher passes Ctrl-C on as a signal of its own
 _PLAIN_INTERVAL = 10.0  # seconds between plain lines when stderr is no terminal
 
 
@@ -114,9 +115,13 @@ def interruptible() -> Iterator[Interrupt]:
         yield interrupt
         return
 
+    first = 0.0
+
     def handle(number: int, frame: FrameType | None) -> None:
-        if interrupt.requested:
+        nonlocal first
+        if interrupt.requested and time.monotonic() - first > _SAME_WISH:
             raise KeyboardInterrupt
+        first = first or time.monotonic()
         interrupt.requested = True
 
     previous = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}

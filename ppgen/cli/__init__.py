@@ -45,12 +45,13 @@ def run(arguments: Sequence[str]) -> int:
 def _code(error: Exception) -> int:
     from ppgen.checkpoint import CheckpointError
     from ppgen.data import DataError
+    from ppgen.run_folder import RunFolderError
 
-    if isinstance(error, FileNotFoundError):
+    if isinstance(error, FileNotFoundError) or getattr(error, "missing", False):
         return MISSING
     if isinstance(error, (DataError, CheckpointError)):
         return BAD_DATA
-    if isinstance(error, OSError):
+    if isinstance(error, (OSError, RunFolderError)):
         return CANNOT_WRITE
     return USAGE if isinstance(error, (ValueError, TypeError)) else INTERNAL
 

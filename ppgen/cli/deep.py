@@ -274,7 +274,7 @@ def _train(
         resume=resume,
         overwrite=overwrite,
         checkpoint_every=settings["checkpoint_every"],
-        config={"command": settings},
+        config={"story": {"name": settings["model"]}, "command": settings},
         **optimisation(settings),
     )
     if not _first_rank():

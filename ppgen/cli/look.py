@@ -61,7 +61,7 @@ def list_data(*, folder: Path | None = None, json: Json = False) -> int:
         ppgen data list --folder ~/mnist
 
     Args:
-        folder: look here first.
+        folder: look only here.
     """
     from ppgen.data import list_available
 
@@ -84,7 +84,7 @@ def check(source: str, /, *, folder: Path | None = None, json: Json = False) -> 
         ppgen data check my.csv
 
     Args:
-        source: a name from `ppgen data list`, or a file: CSV, NPY, NPZ, IDX, gzipped or not.
+        source: a name from `ppgen data list`, or a file: CSV, NPY, NPZ, or IDX (also gzipped).
         folder: where the named data set lies.
     """
     from ppgen.data import check as inspect
