@@ -1,0 +1,128 @@
+"""Every cell of the table in docs/stories.md that plain Pyro can run."""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyro
+import pyro.infer
+import pytest
+import torch
+from pyro.infer.autoguide import AutoNormal
+from pyro.infer.inspect import get_model_relations
+from pyro.infer.mcmc import MCMC, NUTS
+from pyro.optim import Adam
+
+from ppgen.inference import ELBO, BlockGibbs, ContrastiveDivergence
+from ppgen.models import (
+    RBM,
+    VAE,
+    BaseRate,
+    DequantizedFlow,
+    Flow,
+    eight_schools,
+    eight_schools_centred,
+    linear_regression,
+    logistic_regression,
+)
+from ppgen.models.eight_schools import data as schools_data
+from ppgen.models.linear_regression import data as linear_data
+from ppgen.models.logistic_regression import data as logistic_data
+
+
+@dataclass
+class Case:
+    model: Callable[..., Any]
+    guide: Callable[..., Any]
+    args: tuple[Any, ...]
+    story: Any = None
+    losses: tuple[Any, ...] = field(default_factory=lambda: (pyro.infer.Trace_ELBO(),))
+
+
+BITS = (torch.arange(24).reshape(4, 6) % 5 < 2).to(torch.float64)
+POINTS = torch.linspace(-1, 1, 8, dtype=torch.float64).reshape(4, 2)
+
+
+def bayes(model, data):
+    return lambda: Case(model, AutoNormal(model), tuple(v.double() for v in data().values()))
+
+
+def deep(make, x, losses=None):
+    def case():
+        story = make()
+        return Case(story.model, story.guide, (x,), story, losses or (pyro.infer.Trace_ELBO(),))
+
+    return case
+
+
+CASES = {
+    "eight_schools": bayes(eight_schools, schools_data),
+    "eight_schools_centred": bayes(eight_schools_centred, schools_data),
+    "linear_regression": bayes(linear_regression, linear_data),
+    "logistic_regression": bayes(logistic_regression, logistic_data),
+    "RBM": deep(lambda: RBM(6, 3), BITS, (ContrastiveDivergence(), pyro.infer.Trace_ELBO())),
+    "large RBM": deep(lambda: RBM(30, 30), BITS.repeat(1, 5), (ContrastiveDivergence(),)),
+    "VAE": deep(
+        lambda: VAE(6, 2, (8,)),
+        BITS,
+        (pyro.infer.Trace_ELBO(), pyro.infer.TraceMeanField_ELBO(), ELBO()),
+    ),
+    "Flow": deep(lambda: Flow(2), POINTS, (pyro.infer.Trace_ELBO(), ELBO())),
+    "DequantizedFlow": deep(lambda: DequantizedFlow(6, hidden=(8,)), BITS),
+    "BaseRate": deep(lambda: BaseRate(BITS), BITS),
+}
+
+
+@pytest.mark.parametrize("name", [n for n in CASES if n != "BaseRate"])
+def test_svi_changes_the_parameters_twice_in_one_process(name):
+    for _ in range(2):
+        case = CASES[name]()
+        for loss in case.losses:
+            with pyro.get_param_store().scope():
+                svi = pyro.infer.SVI(case.model, case.guide, Adam({"lr": 0.05}), loss)
+                svi.step(*case.args)
+                store = pyro.get_param_store()
+                before = {k: v.detach().clone() for k, v in store.items()}
+                value = svi.step(*case.args)
+                moved = [not torch.equal(before[k], v) for k, v in store.items()]
+            assert isinstance(value, float)
+            assert before, "SVI found no parameter"
+            assert any(moved)
+
+
+@pytest.mark.parametrize("name", ["eight_schools", "linear_regression", "logistic_regression"])
+def test_pyros_own_mcmc_runs(name):
+    case = CASES[name]()
+    mcmc = MCMC(NUTS(case.model), num_samples=5, warmup_steps=5, disable_progbar=True)
+    mcmc.run(*case.args)
+    assert all(torch.isfinite(v).all() for v in mcmc.get_samples().values())
+
+
+@pytest.mark.parametrize("name", ["RBM", "large RBM"])
+def test_a_machine_runs_under_mcmc_with_block_gibbs(name):
+    case = CASES[name]()
+    mcmc = MCMC(
+        BlockGibbs(case.story, case.args[0]), num_samples=5, warmup_steps=2, disable_progbar=True
+    )
+    mcmc.run()
+    (draws,) = mcmc.get_samples().values()
+    assert set(draws.unique().tolist()) <= {0.0, 1.0}
+
+
+@pytest.mark.parametrize("name", [n for n in CASES if n != "large RBM"])
+def test_predictive_and_the_graph_run(name):
+    case = CASES[name]()
+    blind = pyro.poutine.uncondition(case.model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        drawn = pyro.infer.Predictive(blind, num_samples=3)(*case.args)
+        relations = get_model_relations(case.model, case.args)
+    assert all(len(v) == 3 for v in drawn.values())
+    assert relations["sample_sample"]
+
+
+def test_an_elbo_on_a_machine_whose_log_partition_is_unknown_raises():
+    case = CASES["large RBM"]()
+    with pytest.raises(ValueError, match=r"(?i)log partition|log Z|partition function"):
+        pyro.infer.Trace_ELBO().loss(case.model, case.guide, *case.args)
