@@ -1,0 +1,3 @@
+"""Pyro distributions that Pyro lacks."""
+
+from ppgen.distributions.restricted_boltzmann import RestrictedBoltzmann as RestrictedBoltzmann

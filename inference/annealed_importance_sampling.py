@@ -1,0 +1,281 @@
+r"""Annealed importance sampling of log Z from both sides, and the likelihood that it brackets.
+
+Between a base of independent units with biases ``a0`` and the machine stand
+
+.. math:: \log p^*_\beta(x) = ((1-\beta) a_0 + \beta a)^\top x
+          + \sum_j \operatorname{softplus}(\beta (b_j + (W^\top x)_j))
+
+with ``log Z_0 = sum softplus(a0) + H log 2``. A forward pass starts at exact draws from the base:
+its estimate of Z is unbiased, so the estimate of log Z is low on average. A reverse pass starts
+at draws from the machine: its estimate of 1 / Z is unbiased, so that of log Z is high.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from ppgen.distributions.restricted_boltzmann import (
+    EXACT_UNITS,
+    base_rate_logits,
+    require_binary,
+    sample_units,
+    softplus,
+)
+from ppgen.progress import Progress
+from ppgen.types import BoltzmannMachine, Likelihood
+
+
+@dataclass(frozen=True)
+class LogPartition:
+    """Log Z in nats, between two stochastic bounds that hold on average.
+
+    Args:
+        lower: forward AIS; the point estimate of log Z, below it on average.
+        lower_error: its standard error.
+        upper: reverse AIS; above log Z on average if `exact`, else only nominally so.
+        upper_error: its standard error.
+        effective_chains: ``(sum w)^2 / sum w^2`` of the forward pass.
+        chains: number of chains of each pass.
+        temperatures: number of transitions of each pass.
+        base: what the forward pass starts from, in words.
+        exact: whether the reverse pass started at exact draws from the machine; else it started
+            at the end of long chains, and the upper bound holds only as far as those have mixed.
+    """
+
+    lower: float
+    lower_error: float
+    upper: float
+    upper_error: float
+    effective_chains: float
+    chains: int
+    temperatures: int
+    base: str
+    exact: bool
+
+    def __str__(self) -> str:
+        return (
+            f"log Z between {self.lower:.2f} +- {self.lower_error:.2f} and {self.upper:.2f} +- "
+            f"{self.upper_error:.2f} nats ({self.text})"
+        )
+
+    @property
+    def text(self) -> str:
+        """How it was computed."""
+        return (
+            f"AIS, {self.chains} chains ({self.effective_chains:.0f} effective), "
+            f"{self.temperatures} temperatures, base: {self.base}, reverse pass from "
+            + ("exact draws" if self.exact else "long chains (nominal)")
+        )
+
+
+def annealed_importance_sampling(
+    machine: BoltzmannMachine,
+    *,
+    chains: int = 100,
+    temperatures: int | Tensor = 1000,
+    base: Tensor | None = None,
+    burn_in: int = 1000,
+    seed: int | None = None,
+) -> LogPartition:
+    """Bracket log Z by a forward and a reverse pass.
+
+    Args:
+        machine: a bipartite machine of binary units.
+        chains: number of independent chains of each pass.
+        temperatures: number of equal steps of beta, or the betas themselves: increasing, from 0
+            to 1 exactly.
+        base: biases ``a0`` of the visible side, ``(D,)``; uniform if None. Log-odds of the data's
+            base rates bring the two bounds much closer.
+        burn_in: Gibbs sweeps before the reverse pass where exact draws are out of reach.
+        seed: for this call alone; torch's global generator if None.
+
+    References:
+        | Annealed importance sampling (Neal, 2001)
+        | On the quantitative analysis of deep belief networks (Salakhutdinov, Murray, 2008)
+        | Sandwiching the marginal likelihood using bidirectional Monte Carlo
+          (Grosse, Ghahramani, Adams, 2015)
+    """
+    name = "uniform" if base is None else "given biases"
+    return _bracket(machine, chains, temperatures, base, name, burn_in, seed)
+
+
+def boltzmann_likelihood(
+    machine: BoltzmannMachine,
+    x: Tensor,
+    *,
+    chains: int = 100,
+    temperatures: int | Tensor = 1000,
+    base: Tensor | None = None,
+    burn_in: int = 1000,
+    seed: int | None = None,
+) -> Likelihood:
+    """Mean ``log p(x)`` of binary data: exact up to 20 units on the smaller side, else bounds.
+
+    Args:
+        machine: a bipartite machine whose visible side is x.
+        x: data, ``(N, D)`` in {0, 1}.
+        chains: and the rest: see `annealed_importance_sampling`; `base` is by default the base
+            rates of x.
+        temperatures: see there.
+        base: see there.
+        burn_in: see there.
+        seed: see there.
+
+    Raises:
+        ValueError: when x is not binary; the score of a grey image is no likelihood.
+    """
+    require_binary(x, units=machine.weight.shape[0])
+    if x.dim() != 2 or len(x) == 0:
+        raise ValueError(f"x: expected shape (N, D) with N > 0, got {tuple(x.shape)}")
+    with torch.no_grad():
+        score = -machine.free_energy(x.to(machine.weight)).double().mean().item()
+        if min(machine.weight.shape) <= EXACT_UNITS:
+            exact = score - machine.marginal().log_partition().item()
+            return Likelihood("exact", exact, exact, 0.0, 0.0, "log Z by enumeration", len(x))
+    name = "base rates of the data" if base is None else "given biases"
+    base = base_rate_logits(x.to(machine.weight)) if base is None else base
+    z = _bracket(machine, chains, temperatures, base, name, burn_in, seed)
+    # A low log Z makes a model look better than it is: its lower bound gives the upper one here.
+    return Likelihood(
+        "bounds",
+        score - z.upper,
+        score - z.lower,
+        z.upper_error,
+        z.lower_error,
+        z.text,
+        len(x),
+        details={"log_partition": z},
+    )
+
+
+def schedule(temperatures: int | Tensor) -> list[float]:
+    """Betas of a pass, ``temperatures + 1`` of them, from 0 to 1 exactly."""
+    if isinstance(temperatures, int):
+        if temperatures < 1:
+            raise ValueError(f"temperatures: expected at least 1, got {temperatures}")
+        return [k / temperatures for k in range(temperatures + 1)]  # no sum, so no drift
+    betas = temperatures.double().flatten().tolist()
+    if len(betas) < 2 or betas[0] != 0 or betas[-1] != 1:
+        raise ValueError(
+            "temperatures: expected betas that start at 0 and end at exactly 1, got "
+            f"{betas[:1]} ... {betas[-1:]}; torch.linspace(0, 1, K + 1) does"
+        )
+    if any(later <= earlier for earlier, later in pairwise(betas)):
+        raise ValueError("temperatures: expected betas that increase from each to the next")
+    return betas
+
+
+def forward_pass(
+    machine: BoltzmannMachine, base: Tensor, betas: list[float], chains: int, progress: Progress
+) -> tuple[Tensor, Tensor]:
+    """Log weights (float64) and final visible sides of chains that start at the base."""
+    side = sample_units(base.sigmoid().expand(chains, -1))
+    log_weights = side.new_zeros(chains, dtype=torch.float64)
+    for previous, current in pairwise(betas):
+        logits = machine.hidden_logits(side)
+        log_weights += _increment(machine, base, side, logits, previous, current)  # then move
+        side = _move(machine, base, logits, current)
+        progress.advance()
+    return log_weights, side
+
+
+def reverse_pass(
+    machine: BoltzmannMachine, base: Tensor, betas: list[float], side: Tensor, progress: Progress
+) -> Tensor:
+    """Log weights (float64) of chains that start at draws from the machine.
+
+    Alternating the sides is reversible on one of them, so the transitions are the forward ones.
+    """
+    log_weights = side.new_zeros(len(side), dtype=torch.float64)
+    logits = machine.hidden_logits(side)
+    for current, previous in pairwise(reversed(betas)):
+        side = _move(machine, base, logits, current)  # move, then weight
+        logits = machine.hidden_logits(side)
+        log_weights += _increment(machine, base, side, logits, previous, current)
+        progress.advance()
+    return log_weights
+
+
+@torch.no_grad()
+def _bracket(
+    machine: BoltzmannMachine,
+    chains: int,
+    temperatures: int | Tensor,
+    base: Tensor | None,
+    base_name: str,
+    burn_in: int,
+    seed: int | None,
+) -> LogPartition:
+    betas = schedule(temperatures)
+    if chains < 2:
+        raise ValueError(f"chains: expected at least 2 (for a standard error), got {chains}")
+    bias = machine.visible_bias
+    base = torch.zeros_like(bias) if base is None else base.to(bias)
+    if base.shape != bias.shape or not base.isfinite().all():
+        raise ValueError(
+            f"base: expected {len(bias)} finite biases, one for each visible unit, got shape "
+            f"{tuple(base.shape)}"
+        )
+    exact = min(machine.weight.shape) <= EXACT_UNITS
+    total = 2 * (len(betas) - 1) + (0 if exact else burn_in)
+    with torch.random.fork_rng(enabled=seed is not None), Progress("AIS", total) as progress:
+        if seed is not None:
+            torch.manual_seed(seed)
+        forward, side = forward_pass(machine, base, betas, chains, progress)
+        if exact:
+            side = machine.marginal().sample(torch.Size([chains]))
+        else:
+            side = side[torch.multinomial(torch.softmax(forward, 0), chains, replacement=True)]
+            for _ in range(burn_in):
+                side = machine.sweep(side)
+                progress.advance()
+        reverse = reverse_pass(machine, base, betas, side, progress)
+    hidden = machine.weight.shape[1]
+    log_base = softplus(base.double()).sum().item() + hidden * math.log(2)
+    lower, lower_error = _log_mean_exp(forward)
+    upper, upper_error = _log_mean_exp(-reverse)
+    weights = torch.softmax(forward, 0)
+    return LogPartition(
+        lower=log_base + lower,
+        lower_error=lower_error,
+        upper=log_base - upper,
+        upper_error=upper_error,
+        effective_chains=1 / weights.square().sum().item(),
+        chains=chains,
+        temperatures=len(betas) - 1,
+        base=base_name,
+        exact=exact,
+    )
+
+
+def _increment(
+    machine: BoltzmannMachine,
+    base: Tensor,
+    side: Tensor,
+    logits: Tensor,
+    previous: float,
+    current: float,
+) -> Tensor:
+    """``log p*_current(side) - log p*_previous(side)``, ``(chains,)``, float64."""
+    logits = logits.double()
+    linear = (current - previous) * (side @ (machine.visible_bias - base)).double()
+    return linear + (softplus(current * logits) - softplus(previous * logits)).sum(-1)
+
+
+def _move(machine: BoltzmannMachine, base: Tensor, logits: Tensor, beta: float) -> Tensor:
+    """One block Gibbs update of the visible side that leaves ``p_beta`` invariant."""
+    hidden = sample_units(torch.sigmoid(beta * logits))
+    return sample_units(torch.lerp(base, machine.visible_logits(hidden), beta).sigmoid_())
+
+
+def _log_mean_exp(log_weights: Tensor) -> tuple[float, float]:
+    """Log of the mean weight and its standard error (delta method)."""
+    top = log_weights.max()
+    weights = (log_weights - top).exp()
+    error = weights.std() / weights.mean() / math.sqrt(len(weights))
+    return (top + weights.mean().log()).item(), error.item()

@@ -1,0 +1,289 @@
+r"""Contrastive divergence and persistent contrastive divergence.
+
+The gradient of ``mean log p(x)`` of a Boltzmann machine is the difference of two means of
+``x h^T``: over the data, and over the machine's own states. CD takes the second mean after a few
+Gibbs steps from the data, PCD from chains that go on across updates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from pyro.poutine.runtime import am_i_wrapped
+from torch import Tensor
+from torch.nn import Parameter
+
+from ppgen.distributions.restricted_boltzmann import sample_units
+from ppgen.types import BoltzmannMachine, Statistics
+
+
+class State(NamedTuple):
+    """What the next step needs."""
+
+    chains: Tensor | None  # hidden sides of the persistent chains, (C, H); None without them
+    visible_offset: Tensor  # mu: running mean of the data, (D,)
+    hidden_offset: Tensor  # lambda: running mean of the hidden side given the data, (H,)
+
+
+class Info(NamedTuple):
+    """What a caller may log."""
+
+    contrast: Tensor  # mean F(data) - mean F(chains), nats: neither a likelihood nor the objective
+
+
+class Gradient(NamedTuple):
+    """Of the loss, ``-mean log p``: what an optimizer descends."""
+
+    weight: Tensor  # (D, H)
+    visible_bias: Tensor  # (D,)
+    hidden_bias: Tensor  # (H,)
+
+
+def init(
+    machine: BoltzmannMachine, batch: Tensor, *, persistent: bool = False, chains: int | None = None
+) -> State:
+    """Offsets at the means of the first batch; persistent chains one half step from its rows.
+
+    With `chains`, that many chains start from rows of the batch drawn with replacement; without,
+    one from each row.
+    """
+    positive = machine.positive_phase(batch)
+    hidden = None
+    if persistent:
+        means = positive.hidden
+        if chains is not None:
+            means = means[torch.randint(len(means), (chains,), device=means.device)]
+        hidden = sample_units(means)
+    return State(hidden, positive.visible_mean, positive.hidden_mean)
+
+
+@torch.no_grad()
+def step(
+    state: State,
+    batch: Tensor,
+    *,
+    machine: BoltzmannMachine,
+    gibbs_steps: int = 1,
+    centred: bool = True,
+    offset_rate: float = 0.01,
+    weight_decay: float = 0.0,
+    out: Gradient | None = None,
+) -> tuple[State, Gradient, Info]:
+    """One stochastic gradient: `gibbs_steps` sweeps from the data, or from the state's chains.
+
+    Args:
+        state: from `init` or the last step; the chains are persistent where it holds some.
+        batch: data, ``(B, D)``; its size may differ from the number of chains.
+        out: tensors to be overwritten by the gradient.
+    """
+    positive = machine.positive_phase(batch)
+    hidden = sample_units(positive.hidden) if state.chains is None else state.chains
+    visible = machine.sample_visible(hidden)
+    for _ in range(gibbs_steps - 1):
+        visible = machine.sweep(visible)
+    negative = machine.statistics(visible)
+    state = State(
+        None if state.chains is None else sample_units(negative.hidden),
+        torch.lerp(state.visible_offset, positive.visible_mean, offset_rate),
+        torch.lerp(state.hidden_offset, positive.hidden_mean, offset_rate),
+    )
+    gradient = difference(positive, negative, state if centred else None, out)
+    if weight_decay:
+        gradient.weight.add_(machine.weight, alpha=weight_decay)
+    return state, gradient, Info(positive.free_energy - negative.free_energy)
+
+
+def difference(
+    positive: Statistics, negative: Statistics, offsets: State | None, out: Gradient | None = None
+) -> Gradient:
+    r"""Negative phase minus positive phase, each averaged over its own count.
+
+    With `offsets`, the centred gradient: the gradient in the parameters of
+    ``E = -a.(x - mu) - b.(h - lambda) - (x - mu).W.(h - lambda)``, carried back to this machine's
+    parameters, so that neither the machine nor its log density changes. It does not change when
+    the units of the data are flipped.
+
+    References:
+        | How to center deep Boltzmann machines (Melchior, Fischer, Wiskott, 2016)
+        | https://jmlr.org/papers/v17/14-237.html
+    """
+    if out is None:
+        D, H = positive.visible.shape[1], positive.hidden.shape[1]
+        out = Gradient(*(positive.visible.new_empty(shape) for shape in ((D, H), (D,), (H,))))
+    weight, visible_bias, hidden_bias = out
+    x, p, v, q = positive.visible, positive.hidden, negative.visible, negative.hidden
+    torch.sub(negative.visible_mean, positive.visible_mean, out=visible_bias)
+    torch.sub(negative.hidden_mean, positive.hidden_mean, out=hidden_bias)
+    if offsets is not None:
+        mu, lam = offsets.visible_offset, offsets.hidden_offset
+        x, p, v, q = x - mu, p - lam, v - mu, q - lam
+        # minus weight @ lam and weight.T @ mu, without another pass over the weights
+        visible_bias.addmv_(x.T, p @ lam, alpha=1 / len(x)).addmv_(v.T, q @ lam, alpha=-1 / len(v))
+        hidden_bias.addmv_(p.T, x @ mu, alpha=1 / len(x)).addmv_(q.T, v @ mu, alpha=-1 / len(v))
+    torch.mm(x.T, p, out=weight)
+    weight.addmm_(v.T, q, beta=-1 / len(x), alpha=1 / len(v))
+    return out
+
+
+class ContrastiveDivergence:
+    """Loss that trains a Boltzmann machine without its log Z.
+
+    In Pyro: ``SVI(rbm.model, rbm.guide, optim, loss=ContrastiveDivergence())``. In a torch loop:
+    ``loss.loss_and_grads(rbm.model, rbm.guide, x)``, which adds to ``.grad`` as ``backward`` does.
+    The float that comes back is the contrast, mean F(data) - mean F(chains) in nats: near zero in
+    equilibrium, but neither a likelihood nor the objective. One object belongs to one machine.
+
+    Args:
+        gibbs_steps: block Gibbs sweeps a step (the k of CD-k).
+        persistent: PCD: chains go on across steps; else each step starts at the data.
+        chains: number of persistent chains; as many as rows of the first batch if None.
+        weight_decay: L2 on the weights, not on the biases: adds ``weight_decay * W``.
+        centred: use the centred gradient, which trains better and costs little.
+        offset_rate: rate of the running means about which it centres.
+
+    References:
+        | Training products of experts by minimizing contrastive divergence (Hinton, 2002)
+        | Training restricted Boltzmann machines using approximations to the likelihood gradient
+          (Tieleman, 2008)
+    """
+
+    def __init__(
+        self,
+        gibbs_steps: int = 1,
+        persistent: bool = False,
+        *,
+        chains: int | None = None,
+        weight_decay: float = 0.0,
+        centred: bool = True,
+        offset_rate: float = 0.01,
+    ) -> None:
+        for name, number in (("gibbs_steps", gibbs_steps), ("chains", chains)):
+            if number is not None and number < 1:
+                raise ValueError(f"{name}: expected at least 1, got {number}")
+        if chains is not None and not persistent:
+            raise ValueError("chains: only persistent chains have a number; set persistent=True")
+        if weight_decay < 0:
+            raise ValueError(f"weight_decay: expected 0 or more, got {weight_decay}")
+        if not 0 < offset_rate <= 1:
+            raise ValueError(f"offset_rate: expected a number in (0, 1], got {offset_rate}")
+        self.persistent, self.chains = persistent, chains
+        self.options: dict[str, Any] = {
+            "gibbs_steps": gibbs_steps,
+            "centred": centred,
+            "offset_rate": offset_rate,
+            "weight_decay": weight_decay,
+        }
+        self.state: State | None = None
+        self._scratch: dict[str, Tensor] = {}
+
+    def __call__(self, model: Callable, guide: Callable | None, batch: Tensor) -> float:
+        """What SVI calls; without gradients (`SVI.evaluate_loss`) nothing moves."""
+        compute = self.loss_and_grads if torch.is_grad_enabled() else self.loss
+        return compute(model, guide, batch)
+
+    def loss_and_grads(self, model: Callable, guide: Callable | None, batch: Tensor) -> float:
+        machine = _machine(model, guide)
+        batch = _checked(batch, machine)
+        parameters = _parameters(machine)
+        state = self._start(machine, batch)
+        gradient = Gradient(*(self._buffer(name, parameters[name]) for name in Gradient._fields))
+        state, gradient, info = step(state, batch, machine=machine, out=gradient, **self.options)
+        contrast = float(info.contrast)
+        if contrast != contrast or abs(contrast) == float("inf"):
+            raise ValueError(_why_not_finite(batch))
+        self.state = state
+        for name, value in zip(Gradient._fields, gradient, strict=True):
+            if (grad := parameters[name].grad) is None:
+                parameters[name].grad = value
+            else:
+                grad.add_(value)
+        return contrast
+
+    def loss(self, model: Callable, guide: Callable | None, batch: Tensor) -> float:
+        """The contrast alone: no gradient, and the chains stay where they are."""
+        machine = _machine(model, guide)
+        batch = _checked(batch, machine)
+        state = self._start(machine, batch)
+        return float(step(state, batch, machine=machine, **self.options)[2].contrast)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The tensors that a resumed run needs: chains and offsets; empty before the first step."""
+        tensors = {} if self.state is None else self.state._asdict()
+        return {name: value for name, value in tensors.items() if value is not None}
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        if not tensors:
+            self.state = None
+            return
+        expected = {"visible_offset", "hidden_offset"} | ({"chains"} if self.persistent else set())
+        if set(tensors) != expected:
+            raise ValueError(
+                f"ContrastiveDivergence: expected tensors {sorted(expected)}, got {sorted(tensors)}"
+            )
+        self.state = State(
+            tensors.get("chains"), tensors["visible_offset"], tensors["hidden_offset"]
+        )
+
+    def _start(self, machine: BoltzmannMachine, batch: Tensor) -> State:
+        if self.state is None:
+            return init(machine, batch, persistent=self.persistent, chains=self.chains)
+        sides = len(self.state.visible_offset), len(self.state.hidden_offset)
+        if sides != tuple(machine.weight.shape):
+            raise ValueError(
+                f"this ContrastiveDivergence holds the state of a machine with {sides} units, and "
+                f"got one with {tuple(machine.weight.shape)}: make one loss for each machine"
+            )
+        return self.state
+
+    def _buffer(self, name: str, parameter: Parameter) -> Tensor:
+        # Memory for the gradient is kept: fresh pages for it cost as much as a matrix product.
+        buffer = self._scratch.get(name)
+        if buffer is None or buffer is parameter.grad or buffer.shape != parameter.shape:
+            buffer = self._scratch[name] = torch.empty_like(parameter, requires_grad=False)
+        return buffer
+
+
+def _machine(model: Callable, guide: Callable | None) -> BoltzmannMachine:
+    machine = getattr(model, "__self__", model)
+    if not isinstance(machine, BoltzmannMachine):
+        raise TypeError(
+            "ContrastiveDivergence: expected the `model` of a Boltzmann machine (rbm.model), got "
+            f"{model!r}; other stories have an ELBO: use pyro.infer.Trace_ELBO"
+        )
+    if guide is not None and getattr(guide, "__self__", guide) is not machine:
+        raise ValueError("ContrastiveDivergence: model and guide belong to different machines")
+    return machine
+
+
+def _checked(batch: Tensor, machine: BoltzmannMachine) -> Tensor:
+    units = machine.weight.shape[0]
+    if batch.dim() != 2 or batch.shape[1] != units or len(batch) == 0:
+        raise ValueError(
+            f"ContrastiveDivergence: expected a batch of shape (B, {units}) with B > 0, got "
+            f"{tuple(batch.shape)}"
+        )
+    return batch.to(machine.weight)
+
+
+def _parameters(machine: BoltzmannMachine) -> dict[str, Parameter]:
+    """The machine's parameters; under SVI also shown to Pyro, which steps only what it saw."""
+    parameters = dict(machine.named_parameters())
+    if am_i_wrapped():
+        for name, parameter in parameters.items():
+            if pyro.param(name, parameter) is not parameter:
+                raise ValueError(
+                    f"Pyro's parameter store holds another model's {name!r}, so this machine would "
+                    "not be trained: run each fit inside `with pyro.get_param_store().scope():`"
+                )
+    return parameters
+
+
+def _why_not_finite(batch: Tensor) -> str:
+    bad = (~batch.isfinite()).nonzero()
+    if len(bad):
+        row, column = bad[0].tolist()
+        return f"the batch is not finite in row {row}, column {column} ({len(bad)} such entries)"
+    return "the free energy is not finite: parameters have diverged; use a smaller learning rate"

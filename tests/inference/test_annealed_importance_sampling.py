@@ -1,0 +1,253 @@
+"""AIS against enumeration: unbiased weights, calibrated errors, bounds on the right sides."""
+
+import math
+
+import pytest
+import torch
+from scipy import stats
+
+from ppgen.inference import annealed_importance_sampling as ais
+from ppgen.inference.annealed_importance_sampling import (
+    annealed_importance_sampling,
+    boltzmann_likelihood,
+)
+from ppgen.models.rbm import RBM
+from ppgen.progress import Progress, quiet
+
+FAILURE_RATE = 2e-5
+Z = stats.norm.isf(FAILURE_RATE / 2)  # 4.27
+
+
+@pytest.fixture(autouse=True)
+def _quiet():
+    with quiet():
+        yield
+
+
+def machine(visible=6, hidden=4, scale=1.0):
+    rbm = RBM(visible, hidden, weight_scale=scale)
+    torch.nn.init.normal_(rbm.visible_bias)
+    torch.nn.init.normal_(rbm.hidden_bias)
+    return rbm.requires_grad_(False)
+
+
+def log_base(base, hidden):
+    return (torch.nn.functional.softplus(base).sum() + hidden * math.log(2)).item()
+
+
+def passes(rbm, base, betas, chains):
+    """Log weights of many forward and reverse chains, of the reverse ones from exact draws."""
+    with Progress("test") as progress:
+        forward, _ = ais.forward_pass(rbm, base, betas, chains, progress)
+        exact = rbm.marginal().sample((chains,))
+        return forward, ais.reverse_pass(rbm, base, betas, exact, progress)
+
+
+@pytest.mark.parametrize("temperatures", [1, 2, 5])
+def test_weights_of_both_passes_are_unbiased_at_few_temperatures(temperatures):
+    """E[w] Z_0 = Z forward, E[1 / w] / Z_0 = 1 / Z reverse.
+
+    A pass that moves before it weights (or the other way round in reverse) is biased by whole
+    nats at one temperature.
+    """
+    rbm, base, chains = machine(scale=0.6), torch.randn(6), 200_000
+    forward, reverse = passes(rbm, base, ais.schedule(temperatures), chains)
+    truth = rbm.log_partition().item() - log_base(base, 4)
+    for ratios in ((forward - truth).exp(), (truth - reverse).exp()):
+        assert abs(ratios.mean() - 1) < Z * ratios.std() / math.sqrt(chains)
+
+
+def test_planted_order_error_is_caught():
+    """The test above has the power to see it: at one temperature moving first is far off."""
+    rbm, base, chains = machine(scale=0.6), torch.randn(6), 200_000
+    side = ais.sample_units(base.sigmoid().expand(chains, -1))
+    side = ais._move(rbm, base, rbm.hidden_logits(side), 1.0)
+    wrong = ais._increment(rbm, base, side, rbm.hidden_logits(side), 0.0, 1.0)
+    ratios = (wrong - rbm.log_partition() + log_base(base, 4)).exp()
+    assert abs(ratios.mean() - 1) > 2 * Z * ratios.std() / math.sqrt(chains)
+
+
+def test_standard_errors_are_calibrated_over_200_runs():
+    """Chains are independent, so that 200 runs of 100 chains are one run of 20,000."""
+    rbm, runs, chains = machine(), 200, 100
+    base = rbm.visible_bias
+    truth = rbm.log_partition().item() - log_base(base, 4)
+    forward, reverse = passes(rbm, base, ais.schedule(60), runs * chains)
+    for log_weights, sign in ((forward, 1), (-reverse, -1)):
+        pairs = [ais._log_mean_exp(w) for w in log_weights.reshape(runs, chains)]
+        estimates, errors = map(torch.tensor, zip(*pairs, strict=True))
+        assert errors.max() < 0.1
+        z = (sign * estimates - truth) / errors
+        # The log of a mean is low by error^2 / 2, that is error / 2 <= 0.05 in z
+        assert abs(z.mean()) < Z / math.sqrt(runs) + 0.05
+        # sd of z: chi quantiles of 199 degrees of freedom; 1 % for the estimated error
+        assert abs(z.std() - 1) < Z / math.sqrt(2 * runs) + 0.01
+
+
+@pytest.mark.slow
+def test_the_public_function_is_calibrated_over_200_seeds():
+    rbm = machine()
+    truth = rbm.log_partition().item()
+    results = [
+        annealed_importance_sampling(rbm, temperatures=100, seed=seed) for seed in range(200)
+    ]
+    for side in ("lower", "upper"):
+        errors = torch.tensor([getattr(r, f"{side}_error") for r in results])
+        z = (torch.tensor([getattr(r, side) for r in results]) - truth) / errors
+        assert errors.max() < 0.1
+        assert abs(z.mean()) < Z / math.sqrt(200) + 0.05
+        assert abs(z.std() - 1) < Z / math.sqrt(400) + 0.01
+
+
+def test_bounds_lie_on_their_sides_on_average():
+    """With few temperatures and chains the bias is plain: a wrong sign shows."""
+    rbm, base, runs, chains = machine(scale=1.5), torch.zeros(6), 2000, 5
+    truth = rbm.log_partition().item() - log_base(base, 4)
+    forward, reverse = passes(rbm, base, ais.schedule(5), runs * chains)
+    lower = torch.logsumexp(forward.reshape(runs, chains), 1) - math.log(chains)
+    upper = math.log(chains) - torch.logsumexp(-reverse.reshape(runs, chains), 1)
+    assert lower.mean() < truth - Z * lower.std() / math.sqrt(runs)
+    assert upper.mean() > truth + Z * upper.std() / math.sqrt(runs)
+    # P(lower > truth + c) <= exp(-c), at c = 1, with a binomial margin
+    assert (lower > truth + 1).double().mean() < math.exp(-1) + Z * 0.5 / math.sqrt(runs)
+
+
+def test_reported_estimates_of_z_and_its_inverse_are_unbiased():
+    """E[exp(lower)] = Z and E[exp(-upper)] = 1 / Z; averaging reverse weights would break it."""
+    rbm, runs = machine(scale=0.7), 300
+    results = [annealed_importance_sampling(rbm, chains=20, temperatures=5) for _ in range(runs)]
+    truth = rbm.log_partition()
+    for ratios in (
+        (torch.tensor([r.lower for r in results]) - truth).exp(),
+        (truth - torch.tensor([r.upper for r in results])).exp(),
+    ):
+        assert abs(ratios.mean() - 1) < Z * ratios.std() / math.sqrt(runs)
+
+
+def test_weights_vanish_where_the_base_is_the_machine():
+    rbm = RBM(6, 4, weight_scale=0.0).requires_grad_(False)
+    torch.nn.init.normal_(rbm.visible_bias)
+    for log_weights in passes(rbm, rbm.visible_bias, ais.schedule(10), 20):
+        torch.testing.assert_close(log_weights, torch.zeros(20), rtol=0, atol=1e-10)
+    result = annealed_importance_sampling(rbm, base=rbm.visible_bias, temperatures=10)
+    assert abs(result.lower - rbm.log_partition().item()) < 1e-10
+    assert abs(result.upper - rbm.log_partition().item()) < 1e-10
+    assert abs(result.effective_chains - 100) < 1e-6
+
+
+def test_an_independent_machine_is_nearly_exact():
+    """Without weights each unit anneals alone; the hidden biases alone leave a small error."""
+    rbm = machine(scale=0.0)
+    result = annealed_importance_sampling(rbm, base=rbm.visible_bias, temperatures=50)
+    assert result.exact
+    assert abs(result.lower - rbm.log_partition().item()) < Z * result.lower_error + 1e-10
+
+
+def test_float32_machines_get_float64_weights():
+    rbm = machine().float()
+    forward, reverse = passes(rbm, torch.zeros(6, dtype=torch.float32), ais.schedule(5), 10)
+    assert forward.dtype == reverse.dtype == torch.float64
+
+
+# The schedule
+
+
+@pytest.mark.parametrize("temperatures", [1, 3, 7, 1000, 199_999])
+def test_the_last_beta_is_exactly_one(temperatures):
+    betas = ais.schedule(temperatures)
+    assert betas[0] == 0
+    assert betas[-1] == 1
+    assert len(betas) == temperatures + 1
+
+
+@pytest.mark.parametrize(
+    ("temperatures", "match"),
+    [
+        (0, "at least 1"),
+        (torch.tensor([0.0, 0.5, 0.999]), "exactly 1"),
+        (torch.tensor([0.1, 1.0]), "start at 0"),
+        (torch.tensor([0.0, 0.6, 0.6, 1.0]), "increase"),
+    ],
+)
+def test_schedules_that_would_bias_are_refused(temperatures, match):
+    with pytest.raises(ValueError, match=match):
+        annealed_importance_sampling(machine(), temperatures=temperatures)
+
+
+def test_a_given_schedule_is_used():
+    betas = torch.cat([torch.linspace(0, 0.5, 11), torch.linspace(0.5, 1, 41)[1:]])
+    assert annealed_importance_sampling(machine(), temperatures=betas).temperatures == 50
+
+
+# The likelihood
+
+
+def binary(rows, visible, rate=0.3):
+    return (torch.rand(rows, visible) < rate).double()
+
+
+def test_a_small_machine_is_exact():
+    rbm, x = machine(), binary(20, 6)
+    answer = boltzmann_likelihood(rbm, x)
+    expected = rbm.marginal().log_prob(x).mean().item()
+    assert answer.kind == "exact"
+    assert answer.lower == answer.upper
+    assert abs(answer.lower - expected) < 1e-10
+    assert answer.examples == 20
+
+
+def test_a_large_machine_has_bounds_that_hold_the_exact_value():
+    """21 units a side: one more than AIS sums by itself, and still enumerable here."""
+    rbm, x = machine(21, 21, scale=0.3), binary(10, 21)
+    exact = (-rbm.free_energy(x)).mean().item() - rbm.log_partition(21).item()
+    answer = boltzmann_likelihood(rbm, x, temperatures=300, burn_in=100, seed=0)
+    assert answer.kind == "bounds"
+    assert answer.lower - Z * answer.lower_error < exact < answer.upper + Z * answer.upper_error
+    assert answer.upper - answer.lower < 0.5
+    z = answer.details["log_partition"]
+    assert not z.exact
+    assert "nominal" in str(answer)
+    assert "base rates of the data" in str(answer)
+    score = -rbm.free_energy(x).mean().item()
+    assert math.isclose(answer.lower, score - z.upper, abs_tol=1e-9)  # a high log Z: a low score
+    assert math.isclose(answer.upper, score - z.lower, abs_tol=1e-9)
+    assert (answer.lower_error, answer.upper_error) == (z.upper_error, z.lower_error)
+
+
+def test_the_base_is_named_in_the_result():
+    rbm = machine()
+    uniform = annealed_importance_sampling(rbm, temperatures=2)
+    assert uniform.base == "uniform"
+    assert "uniform" in str(uniform)
+    given = annealed_importance_sampling(rbm, temperatures=2, base=rbm.visible_bias)
+    assert given.base == "given biases"
+
+
+def test_same_seed_same_score_and_the_global_generator_stays():
+    rbm, x = machine(21, 21, scale=0.3), binary(5, 21)
+    before = torch.get_rng_state()
+    scores = [
+        boltzmann_likelihood(rbm, x, chains=5, temperatures=3, burn_in=2, seed=7) for _ in range(2)
+    ]
+    assert scores[0] == scores[1]
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_grey_images_have_no_likelihood():
+    x = binary(5, 6)
+    x[3, 2] = 0.7
+    with pytest.raises(ValueError, match=r"got 0\.7 in row 3, column 2"):
+        boltzmann_likelihood(machine(), x)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"chains": 1}, "chains: expected at least 2"),
+        ({"base": torch.zeros(5)}, "base: expected 6 finite biases"),
+        ({"base": torch.full((6,), float("inf"))}, "finite"),
+    ],
+)
+def test_wrong_options_are_refused(options, match):
+    with pytest.raises(ValueError, match=match):
+        annealed_importance_sampling(machine(), **options)

@@ -1,0 +1,121 @@
+"""Block Gibbs leaves the machine's law invariant; a sweep on means instead of samples does not."""
+
+import itertools
+
+import pyro
+import pytest
+import torch
+from pyro.infer import MCMC
+from scipy import stats
+
+from ppgen.inference.gibbs import BlockGibbs
+from ppgen.models.rbm import RBM
+
+FAILURE_RATE = 2e-5
+DRAWS = 20_000
+
+
+def states(units):
+    return torch.tensor(list(itertools.product((0.0, 1.0), repeat=units)))
+
+
+def machine(kind=RBM):
+    rbm = kind(4, 3, weight_scale=2.0)
+    torch.nn.init.normal_(rbm.visible_bias)
+    torch.nn.init.normal_(rbm.hidden_bias)
+    return rbm.requires_grad_(False)
+
+
+def law(rbm):
+    return rbm.marginal().log_prob(states(4)).exp()
+
+
+def counts(x):
+    return torch.bincount((x @ torch.tensor([8.0, 4.0, 2.0, 1.0])).long(), minlength=16).double()
+
+
+def p_value(x, rbm):
+    """Chi-square; states that are expected less than 10 times are pooled."""
+    expected, observed = law(rbm) * len(x), counts(x)
+    rare = expected < 10
+    if rare.any():
+        expected = torch.cat([expected[~rare], expected[rare].sum()[None]])
+        observed = torch.cat([observed[~rare], observed[rare].sum()[None]])
+    return stats.chisquare(observed.numpy(), expected.numpy()).pvalue
+
+
+def moved(rbm, steps):
+    """Exact draws, moved by the kernel."""
+    kernel = BlockGibbs(rbm, rbm.marginal().sample((DRAWS,)), sweeps=steps)
+    return kernel.sample(kernel.initial_params)["x"]
+
+
+def test_the_transition_matrix_leaves_the_law_invariant():
+    rbm, x, h = machine(), states(4), states(3)
+    up = rbm.hidden_given_visible(x[:, None]).log_prob(h.expand(16, 8, 3)).exp()
+    down = rbm.visible_given_hidden(h[:, None]).log_prob(x.expand(8, 16, 4)).exp()
+    torch.testing.assert_close(law(rbm) @ up @ down, law(rbm), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("steps", [1, 4, 16])
+def test_the_sampled_kernel_leaves_exact_draws_exact(steps):
+    rbm = machine()
+    x = moved(rbm, steps)
+    assert p_value(x, rbm) > FAILURE_RATE
+    # Total variation: half the sum of |frequency - p|, each of expectation
+    # below sqrt(p (1 - p) / n); four times the sum of those bounds is far above its mean.
+    p = law(rbm)
+    bound = 4 * 0.5 * (p * (1 - p) / DRAWS).sqrt().sum()
+    assert 0.5 * (counts(x) / DRAWS - p).abs().sum() < bound
+
+
+def test_one_sweep_from_each_state_has_the_law_of_the_transition_matrix():
+    """Invariance alone is also satisfied by a kernel that never moves."""
+    rbm, x, h = machine(), states(4), states(3)
+    up = rbm.hidden_given_visible(x[:, None]).log_prob(h.expand(16, 8, 3)).exp()
+    down = rbm.visible_given_hidden(h[:, None]).log_prob(x.expand(8, 16, 4)).exp()
+    for start in (0, 5, 15):
+        kernel = BlockGibbs(rbm, x[start].expand(DRAWS, 4))
+        frequency = counts(kernel.sample(kernel.initial_params)["x"]) / DRAWS
+        p = (up @ down)[start]
+        # 48 comparisons at 2e-5 in all: z = 5.0; + 5/n covers the discreteness of rare states
+        assert ((frequency - p).abs() < 5.0 * (p * (1 - p) / DRAWS).sqrt() + 5 / DRAWS).all()
+
+
+class MeansForSamples(RBM):
+    """A planted bug: hidden probabilities drive the chain."""
+
+    def sweep(self, x):
+        return self.sample_visible(self.hidden_logits(x).sigmoid())
+
+
+def test_the_invariance_test_catches_means_in_place_of_samples():
+    rbm = machine(MeansForSamples)
+    assert p_value(moved(rbm, 4), rbm) < FAILURE_RATE
+
+
+def test_block_gibbs_runs_under_mcmc():
+    rbm = machine()
+    kernel = BlockGibbs(rbm, rbm.marginal().sample((50,)))
+    mcmc = MCMC(kernel, num_samples=20, warmup_steps=5, disable_progbar=True)
+    mcmc.run()
+    draws = mcmc.get_samples()["x"]
+    assert draws.shape == (20, 50, 4)
+    assert ((draws == 0) | (draws == 1)).all()
+    assert (draws[1:] != draws[:-1]).any(-1).float().mean() > 0.01  # the chains move
+    assert set(mcmc.diagnostics()) >= {"x"}
+    assert not list(pyro.get_param_store())
+
+
+@pytest.mark.parametrize(
+    ("start", "options"),
+    [
+        (torch.ones(4), {}),
+        (torch.ones(2, 5), {}),
+        (torch.ones(0, 4), {}),
+        (torch.ones(2, 4), {"sweeps": 0}),
+    ],
+)
+def test_wrong_options_are_refused(start, options):
+    with pytest.raises(ValueError, match="expected"):
+        BlockGibbs(machine(), start, **options)
