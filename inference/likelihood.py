@@ -1,0 +1,163 @@
+"""Log-likelihood of data under any story, in one unit, with its kind."""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppgen.types import BoltzmannMachine, ExactDensity, ImportanceWeighted, Likelihood
+
+NUMBERS_PER_PIXEL = 16  # of a story's intermediate results, per pixel and draw; a guess
+
+
+def log_likelihood(
+    story: object,
+    data: Tensor,
+    *,
+    samples: int = 5000,
+    seed: int | None = None,
+    **options: Any,
+) -> Likelihood:
+    """Mean log-likelihood of `data` under a trained story, in nats per example.
+
+    What the number is depends on what the story offers: ``log_prob`` gives the exact value,
+    ``log_weights`` a lower bound by importance sampling, ``free_energy`` and ``sweep`` (a
+    Boltzmann machine) bounds by annealed importance sampling. A module is put in evaluation mode
+    for the while.
+
+    Args:
+        story: an `ExactDensity`, an `ImportanceWeighted` or a `BoltzmannMachine`.
+        data: examples, ``(N, D)``.
+        samples: importance draws per example, K.
+        seed: makes a stochastic bound reproducible; the generator is given back as it was.
+        options: for importance sampling ``memory=``, bytes that a batch may take (256 MB); for
+            a Boltzmann machine those of
+            `ppgen.inference.annealed_importance_sampling.boltzmann_likelihood`.
+
+    Raises:
+        TypeError: when the story offers none of these; the message says what to add.
+        ValueError: when there are no examples, or a bound is not finite.
+
+    References:
+        | Importance Weighted Autoencoders (Burda et al., 2016)
+        | https://arxiv.org/abs/1509.00519
+    """
+    if data.ndim < 2 or not len(data):
+        raise ValueError(f"data must have shape (N, D) with N >= 1; got {tuple(data.shape)}")
+    training = isinstance(story, torch.nn.Module) and story.training
+    if isinstance(story, torch.nn.Module):
+        story.eval()
+    try:
+        with torch.no_grad(), nullcontext() if seed is None else torch.random.fork_rng():
+            if seed is not None:
+                torch.manual_seed(seed)
+            return _dispatch(story, data, samples, options)
+    finally:
+        if isinstance(story, torch.nn.Module):
+            story.train(training)
+
+
+def _dispatch(story: object, data: Tensor, samples: int, options: dict[str, Any]) -> Likelihood:
+    if isinstance(story, BoltzmannMachine):
+        from ppgen.inference.annealed_importance_sampling import boltzmann_likelihood
+
+        return boltzmann_likelihood(story, data, **options)
+    if isinstance(story, ExactDensity):
+        if options:
+            raise TypeError(f"an exact density takes no options; got {sorted(options)}")
+        return exact_likelihood(story, data)
+    if isinstance(story, ImportanceWeighted):
+        return importance_weighted_likelihood(story, data, samples, **options)
+    raise TypeError(
+        f"{type(story).__name__} offers no likelihood: give it log_prob(x) -> (N,) where the "
+        "density is a formula, or log_weights(x, samples) -> (samples, N) where it has a guide "
+        "(log p(x, z) - log q(z | x), z ~ q), or free_energy(x) and sweep(side, "
+        "inverse_temperature) where it is a Boltzmann machine"
+    )
+
+
+def exact_likelihood(story: ExactDensity, data: Tensor, *, batch: int = 4096) -> Likelihood:
+    """The mean of ``log_prob``; `batch` examples at a time."""
+    each = torch.cat([story.log_prob(part).double().cpu() for part in data.split(batch)])
+    mean = _finite(each).mean().item()
+    details = {"examples_error": _error(each)}
+    return Likelihood(
+        "exact", mean, mean, 0.0, 0.0, "change of variables or formula", len(data), details
+    )
+
+
+def importance_weighted_likelihood(
+    story: ImportanceWeighted, data: Tensor, samples: int = 5000, *, memory: float = 2.56e8
+) -> Likelihood:
+    r"""The importance weighted bound with K draws per example.
+
+    .. math:: \mathcal{L}_K = E \log \frac1K \sum_k w_k \le \log p(x), \quad
+        w_k = \frac{p(x, z_k)}{q(z_k \mid x)}
+
+    The weights are streamed, so that memory does not depend on K. Its Monte Carlo error is that of
+    the mean over examples of a log of a mean (delta method); `details` holds beside it
+    ``elbo``, ``examples_error`` (over examples, as a sample of others), ``effective_draws``
+    (median over examples of ``(sum w)^2 / sum w^2``: a handful means a loose bound).
+    """
+    if samples < 1:
+        raise ValueError(f"samples must be at least 1; got {samples}")
+    budget = max(1, int(memory / (NUMBERS_PER_PIXEL * data.element_size() * data[0].numel())))
+    parts = [_streamed(story, x, samples, budget) for x in data.split(min(budget, 256))]
+    bound, elbo, variance, effective = (
+        torch.cat(column).cpu() for column in zip(*parts, strict=True)
+    )
+    _finite(bound)
+    details = {
+        "samples": samples,
+        "elbo": elbo.mean().item(),
+        "examples_error": _error(bound),
+        "effective_draws": effective.median().item(),
+    }
+    error = math.sqrt(variance.sum().item()) / len(data) if samples > 1 else math.inf
+    method = f"importance sampling with {samples} draws"
+    return Likelihood("lower", bound.mean().item(), None, error, None, method, len(data), details)
+
+
+def _streamed(
+    story: ImportanceWeighted, x: Tensor, samples: int, budget: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Bound, ELBO, Monte Carlo variance of the bound, effective draws; each ``(B,)``."""
+    shape = (len(x),)
+    total = torch.zeros(shape, dtype=torch.float64, device=x.device)
+    once, twice = total - math.inf, total - math.inf  # log sum w, log sum w^2
+    done = 0
+    while done < samples:
+        count = min(samples - done, max(1, budget // len(x)))
+        w = story.log_weights(x, count)
+        if w.shape != (count, *shape):
+            raise ValueError(
+                f"log_weights must return (samples, examples) = {(count, *shape)}; "
+                f"it returned {tuple(w.shape)}"
+            )
+        w = w.double()
+        total = total + w.sum(0)
+        once = torch.logaddexp(once, w.logsumexp(0))
+        twice = torch.logaddexp(twice, (2 * w).logsumexp(0))
+        done += count
+    effective = torch.exp(2 * once - twice)
+    # Var(log mean w) = (K / ESS - 1) / (K - 1), from the sample variance of the weights
+    variance = (samples / effective - 1).clamp(min=0) / max(samples - 1, 1)
+    return once - math.log(samples), total / samples, variance, effective
+
+
+def _error(each: Tensor) -> float:
+    return (each.std() / math.sqrt(len(each))).item() if len(each) > 1 else math.inf
+
+
+def _finite(each: Tensor) -> Tensor:
+    if not each.isfinite().all():
+        row = int((~each.isfinite()).nonzero()[0])
+        raise ValueError(
+            f"the log-likelihood of row {row} is {each[row].item()}: look for missing values in "
+            "that row or in the story's parameters"
+        )
+    return each

@@ -1,0 +1,85 @@
+"""Masked autoregressive flows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pyro.distributions.torch_transform import TransformModule
+from torch import Tensor
+from torch.distributions import constraints
+
+from ppgen.networks.masked import MADE
+from ppgen.transforms.scalar import ScalarMap
+
+
+class Autoregressive(TransformModule):
+    r"""Masked autoregressive flow: coordinate i of the data is a scalar map of the base's.
+
+    .. math:: y_i = f(x_i;\ \theta_i(y_{<i}))
+
+    Data to base, what a density needs, is one pass of the network; base to data, what a sample
+    needs, is `dim` passes. Nothing is cached, so that no value outlives a parameter update; use
+    `inverse_with_log_det` where both are wanted from one pass.
+
+    Args:
+        dim: coordinates, D.
+        scalar_map: f; its parameters come from the network.
+        hidden: widths of the network's hidden layers.
+        order: the coordinates in the order of their generation.
+        dropout: in the network, while training.
+
+    Shapes: ``(*, D) -> (*, D)``, log-determinants ``(*)``.
+
+    References:
+        | Masked Autoregressive Flow for Density Estimation (Papamakarios et al., 2017)
+        | https://arxiv.org/abs/1705.07057
+    """
+
+    bijective = True
+    domain: Any
+    codomain: Any
+
+    def __init__(
+        self,
+        dim: int,
+        scalar_map: ScalarMap,
+        hidden: Sequence[int] = (64, 64),
+        *,
+        order: Sequence[int] | None = None,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.scalar_map = scalar_map
+        self.domain = self.codomain = constraints.independent(scalar_map.domain, 1)
+        self.conditioner = MADE(dim, scalar_map.parameters, hidden, order=order, dropout=dropout)
+
+    def inverse_with_log_det(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The base value ``x`` of `y`, and ``log |det dx/dy|``."""
+        x, slope = self.scalar_map.to_base(y, self._parameters_at(y))
+        return x, slope.sum(-1)
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        return -self.inverse_with_log_det(y)[1]
+
+    def with_cache(self, cache_size: int = 1) -> Autoregressive:
+        """Itself: it never caches."""
+        return self
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return self.inverse_with_log_det(y)[0]
+
+    def _call(self, x: Tensor) -> Tensor:
+        y = torch.zeros_like(x)
+        for i in self.conditioner.order.tolist():
+            raw = self._parameters_at(y)[..., i, :]
+            column, _ = self.scalar_map.to_data(x[..., i], raw)
+            # a new tensor: autograd keeps the old one for the network's pass
+            y = torch.cat([y[..., :i], column[..., None], y[..., i + 1 :]], -1)
+        return y
+
+    def _parameters_at(self, y: Tensor) -> Tensor:
+        # centred, where the data live in the unit cube
+        cube = self.scalar_map.domain is constraints.unit_interval
+        return self.conditioner(2 * y - 1 if cube else y)

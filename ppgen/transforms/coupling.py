@@ -1,0 +1,98 @@
+"""Coupling flows: one half moves, told how by the other half."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pyro.distributions.torch_transform import TransformModule
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from ppgen.networks.mlp import MLP
+from ppgen.transforms.scalar import ScalarMap
+
+
+class Coupling(TransformModule):
+    r"""Coupling layer: some coordinates stay, and set the scalar maps of the others.
+
+    .. math:: y_A = x_A, \quad y_B = f(x_B;\ \theta(x_A))
+
+    Both directions are one pass of the network. Nothing is cached.
+
+    Args:
+        dim: coordinates, D >= 2.
+        scalar_map: f; its parameters come from the network.
+        hidden: widths of the network's hidden layers.
+        fixed: the coordinates A that stay; every other one by default.
+
+    Shapes: ``(*, D) -> (*, D)``, log-determinants ``(*)``.
+
+    References:
+        | Density estimation using Real NVP (Dinh et al., 2017)
+        | https://arxiv.org/abs/1605.08803
+    """
+
+    bijective = True
+    domain: Any
+    codomain: Any
+    stay: Tensor
+    move: Tensor
+    back: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        scalar_map: ScalarMap,
+        hidden: Sequence[int] = (64, 64),
+        *,
+        fixed: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        stay = sorted(set(range(0, dim, 2) if fixed is None else fixed))
+        move = [i for i in range(dim) if i not in stay]
+        if not stay or not move or stay[0] < 0 or stay[-1] >= dim:
+            raise ValueError(
+                f"coupling needs coordinates that stay and some that move, of {dim}; "
+                f"those that stay: {stay}"
+            )
+        self.scalar_map = scalar_map
+        self.domain = self.codomain = constraints.independent(scalar_map.domain, 1)
+        self.register_buffer("stay", torch.tensor(stay))
+        self.register_buffer("move", torch.tensor(move))
+        self.register_buffer("back", torch.argsort(torch.tensor(stay + move)))
+        self.conditioner = MLP((len(stay), *hidden, len(move) * scalar_map.parameters))
+        last = self.conditioner[-1]
+        if isinstance(last, nn.Linear):  # zeros: the layer starts as the identity
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+
+    def inverse_with_log_det(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The base value ``x`` of `y`, and ``log |det dx/dy|``."""
+        stay, move, raw = self._split(y)
+        moved, slope = self.scalar_map.to_base(move, raw)
+        return self._join(stay, moved), slope.sum(-1)
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        _, move, raw = self._split(x)
+        return self.scalar_map.to_data(move, raw)[1].sum(-1)
+
+    def with_cache(self, cache_size: int = 1) -> Coupling:
+        """Itself: it never caches."""
+        return self
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return self.inverse_with_log_det(y)[0]
+
+    def _call(self, x: Tensor) -> Tensor:
+        stay, move, raw = self._split(x)
+        return self._join(stay, self.scalar_map.to_data(move, raw)[0])
+
+    def _split(self, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        stay, move = value.index_select(-1, self.stay), value.index_select(-1, self.move)
+        raw = self.conditioner(stay).unflatten(-1, (len(self.move), self.scalar_map.parameters))
+        return stay, move, raw
+
+    def _join(self, stay: Tensor, moved: Tensor) -> Tensor:
+        return torch.cat([stay, moved], -1).index_select(-1, self.back)

@@ -1,0 +1,149 @@
+"""Likelihoods of stories whose evidence is a formula."""
+
+import math
+
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+
+from ppgen.inference.likelihood import log_likelihood
+from ppgen.models.base_rate import BaseRate
+
+
+class LinearGaussian(nn.Module):
+    """z ~ N(0, I), x | z ~ N(W z, s^2 I); the guide is the posterior, widened and shifted."""
+
+    def __init__(self, dim=6, latent=2, widen=1.2, shift=0.2):
+        super().__init__()
+        self.W, self.s = torch.randn(dim, latent), 0.8
+        self.widen, self.shift = widen, shift
+
+    def evidence(self, x):
+        covariance = self.W @ self.W.T + self.s**2 * torch.eye(len(self.W))
+        return dist.MultivariateNormal(torch.zeros(len(self.W)), covariance).log_prob(x)
+
+    def posterior(self, x):
+        precision = torch.eye(self.W.shape[1]) + self.W.T @ self.W / self.s**2
+        loc = torch.linalg.solve(precision, self.W.T @ x.T / self.s**2).T
+        return dist.MultivariateNormal(loc + self.shift, precision.inverse() * self.widen**2)
+
+    def log_weights(self, x, samples):
+        q = self.posterior(x)
+        z = q.sample(torch.Size([samples]))
+        prior = dist.Normal(0.0, 1.0).expand([self.W.shape[1]]).to_event(1)
+        given = dist.Normal(z @ self.W.T, self.s).to_event(1)
+        return prior.log_prob(z) + given.log_prob(x) - q.log_prob(z)
+
+
+@pytest.fixture
+def story():
+    return LinearGaussian()
+
+
+@pytest.fixture
+def x(story):
+    z = torch.randn(20, story.W.shape[1])
+    return z @ story.W.T + story.s * torch.randn(20, len(story.W))
+
+
+def test_elbo_is_below_the_weighted_bound_below_the_evidence(story, x):
+    exact = story.evidence(x).mean().item()
+    few, many = (log_likelihood(story, x, samples=k, seed=0) for k in (10, 5000))
+    assert few.kind == many.kind == "lower"
+    assert few.upper is None
+    # 5000 draws make the ELBO and the bound sharp to 0.001, far below what separates them
+    assert many.details["elbo"] + 0.05 < exact
+    assert few.lower < exact + 4.3 * few.lower_error  # exceeded once in 2e-5
+    assert many.lower < exact + 4.3 * many.lower_error
+    assert abs(many.lower - exact) < 0.01
+
+
+def test_the_bound_rises_with_the_draws(story, x):
+    """The mean of L_K over many repetitions of each example."""
+    x = x.repeat(50, 1)
+    exact = story.evidence(x).mean().item()
+    elbo, two, ten = (log_likelihood(story, x, samples=k, seed=k) for k in (1, 2, 10))
+    # at K = 2 the stated error is of a single pair of weights; take the spread over examples
+    error = 4.3 * 2 * (two.details["examples_error"] ** 2 / 50) ** 0.5
+    assert elbo.lower < two.lower + error < ten.lower + 2 * error < exact + 3 * error
+    assert elbo.lower + 0.02 < ten.lower
+
+
+def test_one_draw_is_the_elbo_without_an_error(story, x):
+    likelihood = log_likelihood(story, x, samples=1, seed=0)
+    assert likelihood.lower == pytest.approx(likelihood.details["elbo"], abs=1e-12)
+    assert likelihood.lower_error == math.inf
+
+
+def test_the_error_is_that_of_repetition(story, x):
+    runs = [log_likelihood(story, x, samples=200, seed=i) for i in range(60)]
+    values = torch.tensor([run.lower for run in runs])
+    stated = torch.tensor([run.lower_error for run in runs]).mean()
+    # a standard deviation of 60 normal values is within a factor 1 +- 4.3 / sqrt(118) of the truth
+    assert abs(values.std() / stated - 1) < 0.45
+
+
+def test_streaming_in_small_batches_gives_the_same_number(story, x):
+    whole = log_likelihood(story, x, samples=300, seed=0)
+    split = log_likelihood(story, x, samples=300, seed=1, memory=16 * 8 * 6 * 70)
+    gap = math.hypot(whole.lower_error, split.lower_error)
+    assert abs(whole.lower - split.lower) < 4.3 * gap
+
+
+def test_an_exact_guide_gives_the_evidence_without_error(x, story):
+    exact = LinearGaussian(widen=1.0, shift=0.0)
+    exact.W = story.W
+    likelihood = log_likelihood(exact, x, samples=3, seed=0)
+    assert likelihood.lower == pytest.approx(story.evidence(x).mean().item(), abs=1e-10)
+    assert likelihood.lower_error < 1e-6  # a variance of rounding errors
+    assert likelihood.details["effective_draws"] == pytest.approx(3.0)
+
+
+def test_exact_densities_are_exact():
+    x = torch.bernoulli(torch.full((50, 4), 0.3))
+    story = BaseRate(x)
+    likelihood = log_likelihood(story, x)
+    rates = (x.sum(0) + 0.5) / 51
+    expected = (x * rates.log() + (1 - x) * (1 - rates).log()).sum(1).mean().item()
+    assert likelihood.kind == "exact"
+    assert likelihood.lower == likelihood.upper == pytest.approx(expected, abs=1e-12)
+    assert "exact" in str(likelihood)
+
+
+def test_the_generator_and_the_training_mode_come_back(story, x):
+    story.train()
+    before = torch.random.get_rng_state()
+    first = log_likelihood(story, x, samples=10, seed=5)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert story.training
+    assert log_likelihood(story, x, samples=10, seed=5) == first
+
+
+def test_other_things_are_refused_with_advice():
+    with pytest.raises(TypeError, match="log_weights"):
+        log_likelihood(object(), torch.zeros(2, 3))
+
+
+def test_no_examples_are_refused():
+    with pytest.raises(ValueError, match=r"\(N, D\) with N >= 1"):
+        log_likelihood(LinearGaussian(), torch.zeros(0, 6))
+
+
+def test_missing_values_name_the_row(story, x):
+    class Sum:
+        def log_prob(self, x):
+            return x.sum(-1)
+
+    x[7, 0] = float("nan")
+    with pytest.raises(ValueError, match="row 7 is nan"):
+        log_likelihood(Sum(), x)
+
+
+def test_log_weights_of_a_wrong_shape_are_refused(story, x):
+    class Wrong(LinearGaussian):
+        def log_weights(self, x, samples):
+            return torch.zeros(len(x), samples)
+
+    with pytest.raises(ValueError, match="must return"):
+        log_likelihood(Wrong(), x, samples=3)

@@ -1,0 +1,222 @@
+"""Laws of the bijections, at the start and at perturbed parameters."""
+
+import math
+
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.distributions.transforms import AffineTransform
+from torch.distributions import constraints
+
+from ppgen.transforms.autoregressive import Autoregressive
+from ppgen.transforms.coupling import Coupling
+from ppgen.transforms.pushforward import Pushforward
+from ppgen.transforms.rational_quadratic import RationalQuadratic
+from ppgen.transforms.scalar import Affine, Chain, LinearSpline
+
+MAPS = {
+    "affine": Affine,
+    "spline": lambda: RationalQuadratic(5, 2.0),
+    "spline and affine": lambda: Chain([RationalQuadratic(5, 2.0), Affine()]),
+    "cube spline": lambda: RationalQuadratic(5, None),
+    "linear spline": lambda: LinearSpline(4),
+}
+LAYERS = {
+    "autoregressive": lambda dim, f: Autoregressive(dim, f, (16,)),
+    "reversed": lambda dim, f: Autoregressive(dim, f, (16,), order=range(dim - 1, -1, -1)),
+    "coupling": lambda dim, f: Coupling(dim, f, (16,)),
+}
+CASES = [
+    pytest.param(layer, f, dim, spread, id=f"{layer}, {f}, dim {dim}, spread {spread}")
+    for layer in LAYERS
+    for f in MAPS
+    for dim in (1, 2, 5)
+    for spread in (0.0, 0.3, 1.0)
+    if not (layer == "coupling" and dim == 1)
+]
+
+
+def build(layer, f, dim, spread):
+    transform = LAYERS[layer](dim, MAPS[f]())
+    with torch.no_grad():
+        for parameter in transform.parameters():
+            parameter.add_(spread * torch.randn_like(parameter))
+    return transform
+
+
+def in_cube(transform):
+    return transform.domain.base_constraint is constraints.unit_interval
+
+
+def points(transform, dim, count=20):
+    """Fresh points, in the tails and near the splines' ends too."""
+    if in_cube(transform):
+        return torch.rand(count, dim).clamp(1e-3, 1 - 1e-3)
+    near_ends = torch.tensor([2.0, -2.0]) + torch.tensor([1e-3, -1e-3])
+    return torch.cat([2 * torch.randn(count, dim), near_ends[:, None].expand(2, dim)])
+
+
+@pytest.mark.parametrize(("layer", "f", "dim", "spread"), CASES)
+def test_log_determinant_is_that_of_autograd_and_the_round_trip_closes(layer, f, dim, spread):
+    transform = build(layer, f, dim, spread)
+    y = points(transform, dim)
+    x, log_det = transform.inverse_with_log_det(y)
+    back = transform(x)
+    # examples do not mix, so that the sum over them has the Jacobian of each
+    summed = torch.autograd.functional.jacobian(lambda y: transform.inv(y).sum(0), y)
+    jacobian = summed.transpose(0, 1)
+    expected = torch.linalg.slogdet(jacobian).logabsdet
+    # 1e-9: the target; slogdet itself is off by about dim * 1e-16 * the condition number
+    allowed = 1e-9 + 1e-15 * torch.linalg.cond(jacobian)
+    assert ((log_det - expected).abs() <= allowed).all()
+    # where y depends on a coupling's x, the rounding of x counts, magnified by the slopes
+    again = transform.log_abs_det_jacobian(x, y)
+    assert torch.allclose(again, -log_det, atol=1e-7, rtol=0)
+    # the error of y is that of x, 1e-11 at worst (measured), times the steepness of the inverse,
+    # which random networks make as large as 1e15 in five dimensions
+    steepness = torch.linalg.inv(jacobian).abs().amax((1, 2))
+    assert ((back - y).abs().amax(1) <= 1e-10 * (1 + steepness)).all()
+    assert torch.allclose(transform.inverse_with_log_det(back)[0], x, atol=1e-8, rtol=1e-8)
+
+
+@pytest.mark.parametrize("f", MAPS)
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_shapes_dtypes_and_empty_batches(layer, f, dtype):
+    transform = build(layer, f, 3, 0.3).to(dtype)
+    for shape in [(3,), (0, 3), (4, 3), (2, 4, 3)]:
+        y = torch.rand(shape, dtype=dtype)
+        x, log_det = transform.inverse_with_log_det(y)
+        assert x.shape == y.shape
+        assert x.dtype == log_det.dtype == dtype
+        assert log_det.shape == shape[:-1]
+        assert transform(x).shape == y.shape
+        assert transform(x).dtype == dtype
+
+
+def normal(dim):
+    return dist.Normal(torch.zeros(dim), 1.0).to_event(1)
+
+
+def cube(dim):
+    return dist.Uniform(torch.zeros(dim), torch.ones(dim)).to_event(1)
+
+
+@pytest.mark.parametrize("f", MAPS)
+@pytest.mark.parametrize("dim", [1, 2])
+def test_density_integrates_to_one(f, dim):
+    layers = ["autoregressive", "reversed"]
+    transforms = [build(layer, f, dim, 0.2) for layer in layers]
+    unit = in_cube(transforms[0])
+    flow = Pushforward(cube(dim) if unit else normal(dim), transforms)
+    # midpoint rule: the error is that of the jumps (kinks, for smooth splines) times the cell
+    per_side = 20000 if dim == 1 else 400
+    low, high = (0.0, 1.0) if unit else (-6.0, 6.0)
+    t = low + (high - low) * (torch.arange(per_side) + 0.5) / per_side
+    # the real line by y = sinh(t): out to +-200, and fine where the density is
+    side, stretch = (t, torch.ones_like(t)) if unit else (t.sinh(), t.cosh())
+    grid = torch.cartesian_prod(*[side] * dim).reshape(-1, dim)
+    volume = torch.cartesian_prod(*[stretch] * dim).reshape(-1, dim).prod(-1)
+    with torch.no_grad():
+        mass = (flow.log_prob(grid).exp() * volume).sum() * ((high - low) / per_side) ** dim
+    assert abs(mass.item() - 1) < 1e-3
+
+
+def test_pushforward_scores_like_pyro_and_samples_what_it_scores():
+    transforms = [build("autoregressive", "spline and affine", 2, 0.3), AffineTransform(1.0, 2.0)]
+    ours = Pushforward(normal(2), transforms)
+    pyros = dist.TransformedDistribution(normal(2), transforms)
+    y = ours.sample(torch.Size([7]))
+    assert torch.allclose(ours.log_prob(y), pyros.log_prob(y), atol=1e-12)
+    assert ours.expand([4]).log_prob(y[:4]).shape == (4,)
+
+
+def test_samples_follow_the_density():
+    flow = Pushforward(cube(1), [build("autoregressive", "linear spline", 1, 1.0)])
+    counts = torch.histc(flow.sample(torch.Size([4000])), bins=4, min=0, max=1)
+    middles = (torch.arange(4)[:, None] + 0.5) / 4
+    expected = 1000 * flow.log_prob(middles).exp().detach()
+    # chi square with 3 degrees of freedom exceeds 24.6 with probability 2e-5
+    assert ((counts - expected) ** 2 / expected).sum() < 24.6
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_parameter_update_is_never_missed(layer):
+    transform = build(layer, "spline and affine", 3, 0.3)
+    flow, y = Pushforward(normal(3), [transform]), torch.randn(5, 3)
+    before = flow.log_prob(y)
+    with torch.no_grad():
+        for parameter in transform.parameters():
+            parameter.add_(0.1)
+    assert not torch.allclose(flow.log_prob(y), before)
+
+
+@pytest.mark.parametrize("f", MAPS)
+def test_gradients_are_finite_far_away_and_reach_every_parameter(f):
+    transform = build("autoregressive", f, 3, 0.3)
+    y = torch.tensor([[1e4, -1e4, 0.0], [2.0, -2.0, 2.0], [0.1, 0.2, 0.3], [0.9, 0.4, 0.6]])
+    x, log_det = transform.inverse_with_log_det(y)
+    (x.sum() + log_det.sum()).backward()
+    for name, parameter in transform.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.any(), name
+
+
+@pytest.mark.parametrize("f", ["spline", "spline and affine"])
+@pytest.mark.parametrize("way", ["to_base", "to_data"])
+def test_gradients_are_finite_in_the_tails_both_ways(f, way):
+    scalar_map = MAPS[f]()
+    value = torch.tensor([-1e4, -2.0, -1.9, 0.0, 1.9, 2.0, 3.0, 1e4], requires_grad=True)
+    raw = torch.randn(200, 1, scalar_map.parameters, requires_grad=True)
+    out, slope = getattr(scalar_map, way)(value.expand(200, -1), raw.expand(-1, 8, -1))
+    (out.sum() + slope.sum()).backward()
+    assert value.grad.isfinite().all()
+    assert raw.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("f", MAPS)
+def test_extreme_parameters_stay_finite_and_invertible_in_float32(f):
+    scalar_map = MAPS[f]()
+    raw = 100 * torch.randn(200, scalar_map.parameters, dtype=torch.float32)
+    y = torch.rand(200, dtype=torch.float32)
+    x, down = scalar_map.to_base(y, raw)
+    back, up = scalar_map.to_data(x, raw)
+    for tensor in (x, down, back, up):
+        assert tensor.isfinite().all()
+
+
+@pytest.mark.parametrize("f", MAPS)
+def test_zeros_are_the_identity(f):
+    scalar_map = MAPS[f]()
+    y = torch.rand(50)
+    x, slope = scalar_map.to_base(y, torch.zeros(50, scalar_map.parameters))
+    assert torch.allclose(x, y, atol=1e-14)
+    assert torch.allclose(slope, torch.zeros(50), atol=1e-12)
+
+
+def test_spline_slopes_join_at_the_tails():
+    scalar_map = RationalQuadratic(6, 2.0)
+    raw = torch.randn(scalar_map.parameters)
+    for end in (-2.0, 2.0):
+        inside = torch.tensor([end * (1 - 1e-9)])
+        assert abs(scalar_map.to_base(inside, raw)[1].item()) < 1e-6  # slope one: log 1 = 0
+
+
+@pytest.mark.parametrize("bins", [0, 1000])
+def test_spline_refuses_bins_that_do_not_fit(bins):
+    with pytest.raises(ValueError, match="1 to 999 bins"):
+        RationalQuadratic(bins)
+
+
+def test_coupling_refuses_to_move_nothing():
+    with pytest.raises(ValueError, match="some that move"):
+        Coupling(2, Affine(), fixed=[0, 1])
+
+
+def test_linear_spline_gives_each_level_its_probability():
+    scalar_map = LinearSpline(2)
+    raw = torch.tensor([math.log(0.2), math.log(0.8)])
+    log_density = scalar_map.to_base(torch.tensor([0.25, 0.75]), raw)[1]
+    # the floor moves the shares by 1e-6
+    assert torch.allclose(log_density.exp(), torch.tensor([0.4, 1.6]), atol=1e-5)
