@@ -1,0 +1,146 @@
+r"""Hamiltonian Monte Carlo on many chains at once.
+
+The state of all chains is one tensor ``(C, D)``; one call gives every chain's log density and
+gradient. The kinetic energy is :math:`\tfrac12 p^T M^{-1} p` with :math:`M^{-1} = L L^T`; momenta
+are kept whitened, :math:`r = L^T p \sim N(0, I)`, so that a diagonal and a dense metric run
+through the same few lines:
+
+.. math:: r \leftarrow r + \tfrac{\epsilon}{2} L^T \nabla \log p(z), \quad
+          z \leftarrow z + \epsilon L r, \quad
+          r \leftarrow r + \tfrac{\epsilon}{2} L^T \nabla \log p(z)
+
+References:
+    | MCMC using Hamiltonian dynamics (Neal, 2011) | https://arxiv.org/abs/1206.1901
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+ValueAndGrad = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""``z (C, D)`` -> log density ``(C,)`` in nats and its gradient ``(C, D)``."""
+
+DIVERGENCE = 1000.0  # nats of energy error beyond which a trajectory counts as divergent
+
+
+class State(NamedTuple):
+    """What the next step needs; the three belong together, so that rejection is a `where`."""
+
+    z: Tensor  # positions, (C, D)
+    log_density: Tensor  # at z, (C,), nats
+    gradient: Tensor  # of the log density at z, (C, D)
+
+
+class Info(NamedTuple):
+    """What a caller may log or adapt to."""
+
+    acceptance: Tensor  # probability min(1, exp(-energy_error)), (C,); 0 where not finite
+    accepted: Tensor  # (C,), bool
+    energy: Tensor  # of the state that the step returns, with its momentum, (C,), nats
+    energy_error: Tensor  # of the proposal, (C,), nats; infinite where not finite
+    diverging: Tensor  # (C,), bool
+    proposal: Tensor  # end of the trajectory, accepted or not, (C, D)
+    momentum: Tensor  # whitened momentum at that end, before the flip, (C, D)
+
+
+class Metric(NamedTuple):
+    """Inverse mass matrix ``L L^T``: an estimate of the target's covariance."""
+
+    factor: Tensor  # L: its diagonal, (D,), or lower triangular, (D, D)
+
+    @property
+    def dense(self) -> bool:
+        """Whether `factor` is a matrix."""
+        return self.factor.ndim == 2
+
+    def push(self, r: Tensor) -> Tensor:
+        """Whitened vectors to positions: ``L r``, ``(..., D)``."""
+        return r @ self.factor.mT if self.dense else r * self.factor
+
+    def pull(self, gradient: Tensor) -> Tensor:
+        """Gradients to whitened coordinates: ``L^T g``, ``(..., D)``."""
+        return gradient @ self.factor if self.dense else gradient * self.factor
+
+    def whiten(self, x: Tensor) -> Tensor:
+        """Positions (differences) to whitened vectors: ``L^{-1} x``, ``(N, D)``."""
+        if not self.dense:
+            return x / self.factor
+        return torch.linalg.solve_triangular(self.factor, x.mT, upper=False).mT
+
+
+def init(z: Tensor, value_and_grad: ValueAndGrad) -> State:
+    """State at the positions ``z (C, D)``."""
+    return State(z, *value_and_grad(z))
+
+
+def leapfrog(
+    state: State,
+    momentum: Tensor,
+    *,
+    value_and_grad: ValueAndGrad,
+    metric: Metric,
+    step_size: float,
+    leapfrogs: int,
+) -> tuple[State, Tensor]:
+    """Trajectory of `leapfrogs` steps; neighbouring half kicks are merged.
+
+    Returns: the state at its end and the whitened momentum there, ``(C, D)``, not flipped.
+    """
+    z, r = state.z, momentum
+    log_density, gradient = state.log_density, state.gradient
+    scaled = step_size * metric.factor
+    r = r + 0.5 * step_size * metric.pull(gradient)
+    for k in range(leapfrogs):
+        if metric.dense:
+            z = torch.addmm(z, r, scaled.mT)
+            log_density, gradient = value_and_grad(z)
+            if k < leapfrogs - 1:
+                r = torch.addmm(r, gradient, scaled)
+        else:
+            z = torch.addcmul(z, r, scaled)
+            log_density, gradient = value_and_grad(z)
+            if k < leapfrogs - 1:
+                r = torch.addcmul(r, gradient, scaled)
+    r = r + 0.5 * step_size * metric.pull(gradient)
+    return State(z, log_density, gradient), r
+
+
+def step(
+    state: State,
+    *,
+    value_and_grad: ValueAndGrad,
+    metric: Metric,
+    step_size: float,
+    leapfrogs: int,
+) -> tuple[State, Info]:
+    """One transition of every chain: fresh momentum, a trajectory, accept or reject.
+
+    A proposal whose energy or gradient is not finite is rejected and counts as divergent.
+    """
+    start = torch.randn_like(state.z)
+    proposal, end = leapfrog(
+        state,
+        start,
+        value_and_grad=value_and_grad,
+        metric=metric,
+        step_size=step_size,
+        leapfrogs=leapfrogs,
+    )
+    before = 0.5 * start.square().sum(-1) - state.log_density
+    after = 0.5 * end.square().sum(-1) - proposal.log_density
+    # The last half kick puts a gradient that is not finite into the kinetic energy.
+    error = torch.where(torch.isfinite(after), after - before, torch.inf)
+    acceptance = torch.exp(-error).clamp(max=1.0)
+    accepted = torch.rand_like(acceptance) < acceptance
+    moved = accepted.unsqueeze(-1)
+    new = State(
+        torch.where(moved, proposal.z, state.z),
+        torch.where(accepted, proposal.log_density, state.log_density),
+        torch.where(moved, proposal.gradient, state.gradient),
+    )
+    energy = torch.where(accepted, after, before)
+    return new, Info(acceptance, accepted, energy, error, error > DIVERGENCE, proposal.z, end)

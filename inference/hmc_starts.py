@@ -1,0 +1,201 @@
+r"""Where many chains begin: near the mode that each start leads to, and dispersed around it.
+
+Each chain climbs from its own start by L-BFGS, which is blind to the scale of the coordinates;
+the curvature at the median chain gives the first metric, and noise of that shape, wider than
+the posterior, disperses the chains again, so that R-hat keeps something to see.
+
+References:
+    | Pathfinder (Zhang, Carpenter, Gelman & Vehtari, 2022) | https://arxiv.org/abs/2108.03782
+    | Numerical Optimization (Nocedal & Wright, 2006), section 7.2
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ppgen.inference.hmc import Metric, State, ValueAndGrad, init
+
+_SUFFICIENT = 1e-4  # Armijo's constant
+_TOO_STEEP = 0.9  # a slope that fell by less asks for a longer step (Wolfe)
+_NEGLIGIBLE = 30.0  # nats below the best mode: a share of exp(-30)
+_WIDER = 1.5  # standard deviations of the dispersion
+
+
+def climb(
+    value_and_grad: ValueAndGrad, z: Tensor, *, iterations: int = 200, memory: int = 10
+) -> State:
+    """L-BFGS ascent of every chain from its own start ``(C, D)``, in lock-step.
+
+    Each iteration is one call of `value_and_grad`: a chain whose trial point does not rise
+    enough keeps its place and tries a shorter step next time. A chain rests when the gradient in
+    the norm of the inverse curvature, ``g' H g``, falls to D, what it is on average over a
+    Gaussian posterior: it has reached the posterior's bulk. To go on to the top would be wrong:
+    the density of a hierarchy is unbounded where its scale vanishes, and has no mass there. A
+    chain that never comes to rest goes back to where its climb was the least steep.
+    """
+    state = rest = init(z, value_and_grad)
+    moves = z.new_zeros(memory, *z.shape)  # differences of positions, oldest first
+    turns = torch.zeros_like(moves)  # differences of descent gradients
+    direction = _unit(state.gradient)
+    length = torch.ones_like(state.log_density)
+    calm = torch.zeros_like(length)  # successive iterations in the bulk
+    flattest = torch.full_like(length, torch.inf)
+    noise = torch.finfo(z.dtype).eps ** 0.5
+    dim = z.shape[-1]
+    for _ in range(iterations):
+        slope = (state.gradient * direction).sum(-1)
+        flatter = (slope < flattest) & (turns[-1] != 0).any(-1)
+        flattest = torch.where(flatter, slope, flattest)
+        rest = _choose(flatter, state, rest)
+
+        trial = init(state.z + length.unsqueeze(-1) * direction, value_and_grad)
+        gain = trial.log_density - state.log_density
+        sound = torch.isfinite(gain) & torch.isfinite(trial.gradient).all(-1)
+        rises = sound & (gain >= _SUFFICIENT * length * slope) & (calm < 2)
+        little = (slope < dim) & ~(gain >= dim)  # rounding may forbid any rise
+        calm = torch.where(little | (calm >= 2), calm + 1, 0.0)
+
+        move, turn = trial.z - state.z, state.gradient - trial.gradient
+        # A smaller change of the slope is rounding, and no curvature to learn from.
+        curved = rises & ((move * turn).sum(-1) > noise * length * slope)
+        moves, turns = _append(moves, move, curved), _append(turns, turn, curved)
+        steep = (trial.gradient * direction).sum(-1) > _TOO_STEEP * slope
+
+        state = _choose(rises, trial, state)
+        hopeless = ~rises & (length < 1e-12)  # the model of the curvature is wrong: forget it
+        moves = torch.where(hopeless.unsqueeze(-1), 0.0, moves)
+        turns = torch.where(hopeless.unsqueeze(-1), 0.0, turns)
+        length = torch.where(rises, torch.where(steep, 2.0 * length, 1.0), 0.25 * length)
+        length = torch.where(hopeless, 1.0, length)
+        direction = torch.where(
+            (rises | hopeless).unsqueeze(-1), _newton(state.gradient, moves, turns), direction
+        )
+        if bool((calm >= 2).all()):
+            break
+    return _choose(calm >= 2, state, rest)
+
+
+def curvature(value_and_grad: ValueAndGrad, at: Tensor, chains: int) -> Tensor:
+    """Minus the Hessian at ``(D,)`` by central differences, ``(D, D)``.
+
+    `chains` points go into each call, so that the shape is the one already recorded.
+    """
+    dim = len(at)
+    reach = torch.finfo(at.dtype).eps ** (1 / 3) * (1.0 + at.abs())
+    rows = []
+    for start in range(0, dim, chains):
+        which = torch.arange(start, start + chains, device=at.device).clamp(max=dim - 1)
+        shift = torch.zeros(chains, dim, dtype=at.dtype, device=at.device)
+        shift[torch.arange(chains), which] = reach[which]
+        difference = value_and_grad(at - shift)[1] - value_and_grad(at + shift)[1]
+        rows.append((difference / (2 * reach[which]).unsqueeze(-1))[: dim - start])
+    hessian = torch.cat(rows)
+    return 0.5 * (hessian + hessian.mT)
+
+
+def laplace(hessian: Tensor) -> Tensor:
+    """Positive definite covariance from minus a Hessian ``(D, D)`` that may have any sign."""
+    if not bool(torch.isfinite(hessian).all()):
+        return torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device)
+    scale = hessian.diagonal().abs()
+    scale = scale.clamp(min=float(scale.max()) * 1e-16 + 1e-12).sqrt()
+    values, vectors = torch.linalg.eigh(hessian / scale / scale.unsqueeze(-1))
+    # Directions of negative curvature count by their size (saddle-free Newton).
+    roots = vectors / values.abs().clamp(min=1e-9).sqrt() / scale.unsqueeze(-1)
+    return roots @ roots.mT
+
+
+def relocate(value_and_grad: ValueAndGrad, state: State) -> tuple[State, int]:
+    """Move chains out of local modes without mass to where other chains have climbed.
+
+    The mass of a mode is that of its Laplace approximation. A mode with less than ``exp(-30)``
+    of the mass around the median chain would hold its chain, and the step size of all chains,
+    for ever. The median, not the highest: that may be a peak without mass.
+
+    Returns: the state, and how many chains were moved.
+    """
+    height = state.log_density
+    reference = median(state)
+    far = _NEGLIGIBLE + height.new_tensor(state.z.shape[-1])  # the bulk is D / 2 below the top
+    suspects = (height < height[reference] - far).nonzero().flatten().tolist()
+    if not suspects:
+        return state, 0
+    least = _log_mass(value_and_grad, state, reference) - _NEGLIGIBLE
+    lost = [row for row in suspects if _log_mass(value_and_grad, state, row) < least]
+    if not lost:
+        return state, 0
+    kept = torch.tensor([row for row in range(len(height)) if row not in lost])
+    source = torch.arange(len(height))
+    source[lost] = kept[torch.randint(len(kept), (len(lost),))]
+    return State(*(part[source.to(part.device)] for part in state)), len(lost)
+
+
+def median(state: State) -> int:
+    """The chain of median log density."""
+    return int(state.log_density.median(0).indices)
+
+
+def _log_mass(value_and_grad: ValueAndGrad, state: State, row: int) -> Tensor:
+    """Integral of the Gaussian that agrees with value, slope and curvature at the chain's place."""
+    covariance = laplace(curvature(value_and_grad, state.z[row], len(state.z)))
+    slope = state.gradient[row]
+    gain = 0.5 * slope @ covariance @ slope
+    return state.log_density[row] + gain + 0.5 * torch.linalg.slogdet(covariance).logabsdet
+
+
+def disperse(value_and_grad: ValueAndGrad, state: State, metric: Metric) -> State:
+    """Move every chain by noise of the metric's shape, less where the density would collapse."""
+    dim = state.z.shape[-1]
+    lowest = state.log_density - (4.0 * dim + 10.0)
+    noise = metric.push(torch.randn_like(state.z))
+    width, done = _WIDER, torch.zeros_like(state.log_density, dtype=torch.bool)
+    result = state
+    for _ in range(8):
+        trial = init(state.z + width * noise, value_and_grad)
+        good = (trial.log_density >= lowest) & torch.isfinite(trial.gradient).all(-1) & ~done
+        result = _choose(good, trial, result)
+        done = done | good
+        if bool(done.all()):
+            break
+        width *= 0.5
+    return result
+
+
+def _newton(gradient: Tensor, moves: Tensor, turns: Tensor) -> Tensor:
+    """Two-loop recursion; pairs of zeros are skipped. ``(C, D)``, ``(m, C, D)`` -> ``(C, D)``."""
+    products = (moves * turns).sum(-1)
+    inverse = torch.where(products > 0, 1.0 / products.clamp(min=1e-300), 0.0)
+    q, steps = gradient, []
+    for k in reversed(range(len(moves))):
+        step = inverse[k] * (moves[k] * q).sum(-1)
+        q = q - step.unsqueeze(-1) * turns[k]
+        steps.append(step)
+    known = products[-1] > 0
+    size = products[-1] / turns[-1].square().sum(-1).clamp(min=1e-300)
+    q = torch.where(known.unsqueeze(-1), size.unsqueeze(-1) * q, _unit(q))
+    for k, step in zip(range(len(moves)), reversed(steps), strict=True):
+        back = inverse[k] * (turns[k] * q).sum(-1)
+        q = q + (step - back).unsqueeze(-1) * moves[k]
+    # Rounding can spoil the direction; steepest ascent never is.
+    ascends = torch.isfinite(q).all(-1) & ((q * gradient).sum(-1) > 0)
+    return torch.where(ascends.unsqueeze(-1), q, _unit(gradient))
+
+
+def _choose(where: Tensor, yes: State, no: State) -> State:
+    row = where.unsqueeze(-1)
+    return State(
+        torch.where(row, yes.z, no.z),
+        torch.where(where, yes.log_density, no.log_density),
+        torch.where(row, yes.gradient, no.gradient),
+    )
+
+
+def _unit(gradient: Tensor) -> Tensor:
+    norm = gradient.norm(dim=-1, keepdim=True)
+    return gradient / norm.clamp(min=1.0)
+
+
+def _append(history: Tensor, entry: Tensor, where: Tensor) -> Tensor:
+    shifted = torch.cat([history[1:], entry.unsqueeze(0)])
+    return torch.where(where.unsqueeze(-1), shifted, history)

@@ -1,0 +1,210 @@
+"""Warm-up of many-chain HMC: starts, metric in stages, step size and trajectory throughout.
+
+The metric is estimated from all chains together. Each estimate is shrunk towards the metric in
+force, in the coordinates that this metric whitens: so neither units nor correlations matter.
+Nothing is adapted once `warm_up` has returned.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ppgen.inference import chees, hmc_starts
+from ppgen.inference.hmc import Info, Metric, State, ValueAndGrad, init, step
+
+JITTER = 0.5  # share of the trajectory that varies; see `chees.jittered`
+MetricName = Literal["auto", "diag", "dense"]
+
+_STAGES = (0.08, 0.2, 0.35, 0.55, 0.8)  # shares of the warm-up after which the metric is renewed
+_FIRST_LEAPFROGS = 8  # steps while chains still fall into the typical set
+_CORRELATED = 20.0  # condition number of the correlations from which a dense metric pays
+_DENSE_LIMIT = 200  # dimensions; beyond it "auto" stays diagonal
+_HESSIAN_LIMIT = 500  # dimensions; beyond it no first metric is taken from the curvature
+_PRIOR_DRAWS = 10.0  # weight of the metric in force when it is renewed, in draws
+
+
+class Tuned(NamedTuple):
+    """What sampling needs, frozen."""
+
+    state: State
+    metric: Metric
+    step_size: float
+    trajectory: float  # tau, whitened time units
+    moved: int  # starts that led into modes without mass, and were moved
+
+
+def warm_up(
+    z: Tensor,
+    value_and_grad: ValueAndGrad,
+    *,
+    iterations: int,
+    target_accept: float,
+    max_leapfrog: int,
+    metric: MetricName,
+    jitter: float = JITTER,
+    advance: Callable[[float, Info], bool] = lambda step_size, info: True,
+) -> Tuned:
+    """From dispersed starts ``(C, D)`` to tuned chains.
+
+    Args:
+        z: starting points with finite log density.
+        value_and_grad: of the target.
+        iterations: of HMC; the optimisation before them costs up to some 250 gradients more.
+        target_accept: for the harmonic mean acceptance over chains.
+        max_leapfrog: longest trajectory, in steps.
+        metric: `auto` is dense where the parameters are strongly correlated.
+        jitter: share of the trajectory that varies between iterations, in [0, 1].
+        advance: told the step size and info of each iteration; False ends the warm-up early.
+    """
+    state, current, moved = starts(z, value_and_grad, metric)
+    steps = chees.start_step_size(reasonable_step_size(state, value_and_grad, current))
+    shortest = quarter_period(1.0, jitter)
+    path = chees.start_trajectory(shortest)
+    renewals = {math.ceil(share * iterations) for share in _STAGES}
+    falling = math.ceil(_STAGES[0] * iterations)
+    window: list[Tensor] = []
+    for t in range(iterations):
+        epsilon, before = math.exp(steps.log), state.z
+        wanted = chees.leapfrogs(t, math.exp(path.log), epsilon, jitter=jitter)
+        state, info = step(
+            state,
+            value_and_grad=value_and_grad,
+            metric=current,
+            step_size=epsilon,
+            leapfrogs=min(wanted, _FIRST_LEAPFROGS if t < falling else max_leapfrog),
+        )
+        steps = chees.update_step_size(steps, chees.harmonic_acceptance(info), target_accept)
+        window.append(state.z)
+        if t >= falling:
+            gradient = chees.criterion_gradient(before, info, current, chees.jittered(t, jitter))
+            longest = max(shortest, 1000.0 * epsilon)
+            path = chees.update_trajectory(path, gradient, shortest=shortest, longest=longest)
+        if t + 1 in renewals:
+            current, spread = renew(current, torch.stack(window), metric)
+            steps = chees.start_step_size(math.exp(steps.log_average))
+            shortest = quarter_period(spread, jitter)
+            path = chees.start_trajectory(shortest)
+            window = []
+        if not advance(epsilon, info):
+            break
+    return Tuned(state, current, math.exp(steps.log_average), math.exp(path.log_average), moved)
+
+
+def quarter_period(spread: float, jitter: float) -> float:
+    """Trajectory whose mean length decorrelates a Gaussian of standard deviation `spread`."""
+    return 0.5 * math.pi * spread / (1.0 - 0.5 * jitter)
+
+
+def starts(
+    z: Tensor, value_and_grad: ValueAndGrad, metric: MetricName
+) -> tuple[State, Metric, int]:
+    """Climb from ``z (C, D)``, take the curvature at the median chain as metric, disperse.
+
+    The climb runs twice, the second time in coordinates whitened by the first: only there is
+    its own measure of how far it still has to go to be trusted.
+
+    Returns: the state, the metric, and how many chains left a mode without mass.
+    """
+    chains, dim = z.shape
+    state, current, moved = hmc_starts.climb(value_and_grad, z), Metric(torch.ones_like(z[0])), 0
+    if dim <= _HESSIAN_LIMIT:
+        for _ in range(2):
+            at = state.z[hmc_starts.median(state)]
+            curvature = hmc_starts.curvature(value_and_grad, at, chains)
+            current = from_covariance(hmc_starts.laplace(curvature), metric)
+            state = climb_whitened(value_and_grad, state, current)
+        state, moved = hmc_starts.relocate(value_and_grad, state)
+    return hmc_starts.disperse(value_and_grad, state, current), current, moved
+
+
+def climb_whitened(value_and_grad: ValueAndGrad, state: State, metric: Metric) -> State:
+    """`hmc_starts.climb` in the coordinates ``L^{-1} z`` of a metric."""
+
+    def whitened(w: Tensor) -> tuple[Tensor, Tensor]:
+        value, gradient = value_and_grad(metric.push(w))
+        return value, metric.pull(gradient)
+
+    w = hmc_starts.climb(whitened, metric.whiten(state.z)).z
+    return init(metric.push(w), value_and_grad)
+
+
+def noise(dim: int, draws: int) -> float:
+    """Relative width of the spectrum that sampling alone gives to a white covariance.
+
+    Marchenko and Pastur: its eigenvalues fill ``(1 - noise)^2`` to ``(1 + noise)^2``. Successive
+    draws of a tuned chain count as half a draw each.
+    """
+    return min(math.sqrt(2.0 * dim / draws), 0.9)
+
+
+def from_covariance(covariance: Tensor, metric: MetricName, draws: int | None = None) -> Metric:
+    """Metric of the chosen kind for a covariance ``(D, D)``, estimated from that many `draws`."""
+    scale = covariance.diagonal().sqrt()
+    if metric == "diag" or (metric == "auto" and len(scale) > _DENSE_LIMIT):
+        return Metric(scale)
+    correlation = covariance / scale / scale.unsqueeze(-1)
+    if metric == "auto":
+        values = torch.linalg.eigvalsh(correlation)
+        width = 0.0 if draws is None else noise(len(scale), draws)
+        limit = _CORRELATED * ((1.0 + width) / (1.0 - width)) ** 2
+        if float(values[-1]) < limit * float(values[0]):
+            return Metric(scale)
+    factor, failed = torch.linalg.cholesky_ex(correlation)
+    if int(failed):
+        return Metric(scale)  # singular to rounding
+    return Metric(scale.unsqueeze(-1) * factor)
+
+
+def renew(current: Metric, draws: Tensor, metric: MetricName) -> tuple[Metric, float]:
+    """Metric from the last stage's draws ``(N, C, D)`` of all chains together.
+
+    Returns: the metric, and the largest standard deviation (noise apart, at least 1) left in any
+    direction once the draws are whitened by it.
+    """
+    x = draws.flatten(0, 1)
+    x = x - x.mean(0)
+    count, dim = x.shape
+    white = current.whiten(x)
+    if metric == "diag" or (metric == "auto" and dim > _DENSE_LIMIT):
+        variance = (white.square().sum(0) + _PRIOR_DRAWS) / (count + _PRIOR_DRAWS)
+        scale = variance.sqrt()
+        renewed = Metric(current.push(scale)) if not current.dense else Metric(x.std(0))
+    else:
+        prior = _PRIOR_DRAWS * torch.eye(dim, dtype=x.dtype, device=x.device)
+        inner = (white.mT @ white + prior) / (count + _PRIOR_DRAWS)
+        renewed = from_covariance(current.push(current.push(inner).mT), metric, count)
+    return renewed, max(1.0, largest_spread(renewed.whiten(x)) / (1.0 + noise(dim, count)))
+
+
+def largest_spread(white: Tensor, iterations: int = 20) -> float:
+    """Root of the largest eigenvalue of the covariance of ``(N, D)``, by power iteration."""
+    direction = white.square().mean(0).sqrt()
+    spread = 1.0
+    for _ in range(iterations):
+        direction = direction / direction.norm()
+        along = white @ direction
+        spread = math.sqrt(float(along.square().mean()))
+        direction = along @ white
+    return spread
+
+
+def reasonable_step_size(
+    state: State, value_and_grad: ValueAndGrad, metric: Metric, guess: float = 1.0
+) -> float:
+    """Largest power of two times `guess` at which one leapfrog step is accepted with .8."""
+    epsilon, direction = guess, 0
+    for _ in range(60):
+        _, info = step(
+            state, value_and_grad=value_and_grad, metric=metric, step_size=epsilon, leapfrogs=1
+        )
+        wanted = 1 if chees.harmonic_acceptance(info) > 0.8 else -1
+        if direction == -wanted:
+            return epsilon if wanted > 0 else 0.5 * epsilon
+        direction = wanted
+        epsilon *= 2.0**direction
+    return epsilon

@@ -1,0 +1,54 @@
+"""The target of a sampler: a program's log density and gradient, counted and guarded."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ppgen.program import Program
+
+_LinAlgError = torch.linalg.LinAlgError  # pyright: ignore[reportPrivateImportUsage]
+
+
+class Target:
+    """Log density and gradient of a program, counted; no row can make the others fail.
+
+    A factorisation that fails in one chain (``torch.linalg.cholesky`` of a matrix that is not
+    positive definite) raises for the whole batch: the rows at fault get log density -infinity.
+    """
+
+    def __init__(self, program: Program, *, compile: bool = False) -> None:
+        self.program, self.compile = program, compile
+        self.gradients = 0
+        self._safe: Tensor | None = None  # a point where everything works, (D,)
+
+    def __call__(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """``(C, D)`` -> ``(C,)`` nats, ``(C, D)``."""
+        self.gradients += len(z)
+        try:
+            result = self.program.value_and_grad(z, compile=self.compile)
+        except _LinAlgError:
+            if self._safe is None:
+                raise
+            return self._one_by_one(z, self._safe)
+        if self._safe is None:
+            self._safe = z[0].clone()
+        return result
+
+    def _one_by_one(self, z: Tensor, safe: Tensor) -> tuple[Tensor, Tensor]:
+        """Halve the batch until the failing rows stand alone; shapes stay as recorded."""
+        value = z.new_full(z.shape[:1], -torch.inf)
+        gradient = torch.zeros_like(z)
+        pieces = [slice(0, len(z))]
+        while pieces:
+            piece = pieces.pop()
+            trial = safe.repeat(len(z), 1)
+            trial[piece] = z[piece]
+            try:
+                values, gradients = self.program.value_and_grad(trial, compile=self.compile)
+                value[piece], gradient[piece] = values[piece], gradients[piece]
+            except _LinAlgError:
+                middle = (piece.start + piece.stop) // 2
+                if middle > piece.start:
+                    pieces += [slice(piece.start, middle), slice(middle, piece.stop)]
+        return value, gradient

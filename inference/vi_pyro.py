@@ -1,0 +1,297 @@
+"""Any Pyro guide: autoguides and hand-written ones.
+
+Where every site of the guide is reparameterised, many draws of the guide (under vmap) meet the
+recorded story in one call; otherwise Pyro's own ELBO does it, draw by draw.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO, config_enumerate
+from pyro.infer.autoguide import AutoGuide
+from pyro.poutine.subsample_messenger import _Subsample as Subsample
+from torch import Tensor
+from torch.distributions import biject_to
+from torch.func import vmap
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
+
+from ppgen.inference.mode import Batched
+from ppgen.inference.point import as_program
+from ppgen.inference.stochastic_ascent import Ascent, Schedule, Step, ascend
+from ppgen.inference.vi_guides import Guide, GuideFactory
+from ppgen.inference.vi_sites import (
+    common_sites,
+    fresh_parameters,
+    is_point,
+    subsampled_plates,
+    traced,
+)
+from ppgen.posterior import Cost, Posterior
+from ppgen.program import Program
+from ppgen.progress import Progress, interruptible
+from ppgen.story import sandbox
+from ppgen.types import Story
+
+_CHECKED = 100  # evaluations of Pyro's ELBO that compare two states of the guide
+_CHUNK = 1000  # draws of a guide at once
+Sites = dict[str, Tensor]
+
+
+def fit_pyro_guide(
+    model: Story,
+    guide: GuideFactory | Guide,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    draws: int,
+    particles: int | None,
+    schedule: Schedule,
+    options: dict[str, Any],
+) -> Posterior:
+    """Train `guide` for `model` and draw from it.
+
+    Parameters of modules are trained in place; ``pyro.param`` values live in a scope of their
+    own and start from their initial values. A subsampled plate leaves no density to evaluate:
+    the posterior then holds draws of the sites outside it, and k-hat is unknown.
+
+    Raises:
+        ValueError: where the sites of the guide are not the latent sites of the story, naming
+            them, or where the guide has no parameters.
+    """
+    program = None
+    if isinstance(model, Program) or not _subsampled(model, args, kwargs):
+        program = as_program(model, args, kwargs)
+        model, args, kwargs = program.model, program._args, program._kwargs
+    recorded = program.seconds_recording if program else 0.0
+    dtype = _dtype(guide, program)
+    args, kwargs = tree_map(lambda v: _cast(v, dtype), (args, kwargs))
+    begin = time.perf_counter()
+    with sandbox(dtype):
+        chosen: Guide = guide.build(model) if isinstance(guide, GuideFactory) else guide
+        fit = _Fit(model, chosen, args, kwargs, program, particles)
+        with interruptible() as interrupt, Progress("VI (Pyro guide)") as progress:
+            ascent = ascend(fit.step, fit.evaluate, fit.parameters, schedule, interrupt, progress)
+        between = time.perf_counter()
+        values, log_q = fit.sample(draws)
+        unknown = fit.unknown_density()
+    fields = _fields(ascent, unknown, options)
+    if program is None:
+        cost = Cost(
+            adapting=between - begin,
+            sampling=time.perf_counter() - between,
+            gradients=fit.gradients,
+        )
+        return Posterior(draws={n: v[None] for n, v in values.items()}, cost=cost, **fields)
+    recording = program.seconds_recording - recorded
+    z, log_jacobian = fit.flatten(values)
+    if not unknown:
+        fields["log_guide"] = (log_q + log_jacobian).to(program.dtype)[None]
+    z = z.to(program.dtype)
+    log_density, _ = fit.function(z) if fit.function else (program.log_density(z), None)
+    cost = Cost(
+        recording=recording,
+        adapting=between - begin - recording,
+        sampling=time.perf_counter() - between,
+        gradients=fit.gradients,
+    )
+    return Posterior.from_program(
+        program, z[None], log_density=log_density[None], cost=cost, **fields
+    )
+
+
+class _Fit:
+    """A guide and a story with its data."""
+
+    def __init__(
+        self,
+        model: Story,
+        guide: Guide,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        program: Program | None,
+        particles: int | None,
+    ) -> None:
+        self.guide, self.args, self.kwargs, self.program = guide, args, kwargs, program
+        self.parameters, self.first = fresh_parameters(guide, args, kwargs)
+        with torch.random.fork_rng(devices=[]):
+            self.story = traced(model, args, kwargs)
+        self.sites = common_sites(self.first, self.story)
+        self.batched = self._can_batch()
+        self.function: Batched | None = None
+        self._gradients = 0
+        if program is not None and self.batched and self._reparameterised():
+            self.function = Batched(program, particles or 64)
+            return
+        self.particles = particles or 8
+        if program is not None and program.anatomy.of_kind("enumerated"):
+            model = config_enumerate(model)
+            nesting = program.anatomy.plate_nesting
+            self.elbo: Any = TraceEnum_ELBO(num_particles=self.particles, max_plate_nesting=nesting)
+        else:
+            self.elbo = Trace_ELBO(num_particles=self.particles)
+        self.model = model
+
+    @property
+    def gradients(self) -> int:
+        return self.function.gradients if self.function else self._gradients
+
+    def step(self) -> Step:
+        """A stochastic gradient of the ELBO."""
+        if self.function is None:
+            self._gradients += self.particles
+            loss = self.elbo.differentiable_loss(self.model, self.guide, *self.args, **self.kwargs)
+            return Step(-loss, -float(loss.detach()))
+        count = self.function.rows
+        z, log_q = self._flat_draws(count)
+        value, slope = self.function(z.detach())
+        elbo = float((value - log_q.detach()).mean())
+        return Step(((slope * z).sum() - log_q.sum()) / count, elbo)
+
+    def evaluate(self) -> Tensor:
+        """Independent estimates of the ELBO, ``(S,)``, nats."""
+        if self.function is None:
+            data = (self.args, self.kwargs)
+            losses = [
+                self.elbo.loss(self.model, self.guide, *data[0], **data[1]) for _ in range(_CHECKED)
+            ]
+            return -torch.tensor(losses, dtype=torch.float64)
+        with torch.no_grad():
+            z, log_q = self._flat_draws(_CHUNK)
+            return self.function(z)[0] - log_q
+
+    @torch.no_grad()
+    def sample(self, draws: int) -> tuple[Sites, Tensor]:
+        """Draws of the sites ``(draws, *shape)`` and their joint log densities ``(draws,)``."""
+        if self.batched:
+            sizes = [min(_CHUNK, draws - i) for i in range(0, draws, _CHUNK)]
+            runs = [self._draws(size) for size in sizes]
+            values = {n: torch.cat([run[0][n] for run in runs]) for n in self.sites}
+            return values, torch.cat([run[1] for run in runs])
+        singles = [self._draw() for _ in range(draws)]
+        values = {n: torch.stack([run[0][n] for run in singles]) for n in self.sites}
+        return values, torch.stack([run[1] for run in singles])
+
+    def flatten(self, values: Sites) -> tuple[Tensor, Tensor]:
+        """Draws as flat vectors z ``(S, D)``, and ``log |d values / dz|``, ``(S,)``."""
+        assert self.program is not None
+        parts, log_jacobian = [], torch.zeros(())
+        for name in self.program.sites:
+            transform = biject_to(self.story.nodes[name]["fn"].support)
+            value = values[name]
+            point = transform.inv(value)
+            more = transform.log_abs_det_jacobian(point, value)
+            log_jacobian = log_jacobian + more.reshape(len(value), -1).sum(-1)
+            parts.append(point.reshape(len(value), -1))
+        return torch.cat(parts, -1), log_jacobian
+
+    def unknown_density(self) -> str:
+        """Why the guide's density at a draw is not known; empty if it is."""
+        if self.program is None:
+            return "a plate is subsampled, so log densities and k-hat are unknown"
+        extra = [n for n in self.sites if n not in self.program.sites]
+        if extra:
+            return f"the guide draws the discrete {', '.join(extra)}, so k-hat is unknown"
+        points = [n for n in self.sites if is_point(self.first.nodes[n]["fn"])]
+        if points and not isinstance(self.guide, AutoGuide):
+            return f"the guide puts all mass of {', '.join(points)} on points: k-hat is unknown"
+        return ""
+
+    def _draw(self, _: Any = None) -> tuple[Sites, Tensor]:
+        trace = traced(self.guide, self.args, self.kwargs)
+        log_q = torch.as_tensor(trace.log_prob_sum())
+        return {name: trace.nodes[name]["value"] for name in self.sites}, log_q
+
+    def _draws(self, count: int) -> tuple[Sites, Tensor]:
+        with _OutOfPlace():
+            return vmap(self._draw, randomness="different")(torch.zeros(count))
+
+    def _flat_draws(self, count: int) -> tuple[Tensor, Tensor]:
+        values, log_q = self._draws(count)
+        z, log_jacobian = self.flatten(values)
+        return z, log_q + log_jacobian
+
+    def _can_batch(self) -> bool:
+        """Whether vmap runs the guide, and flat vectors lead back to the same values."""
+        try:
+            with torch.random.fork_rng(devices=[]), torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                values, _ = self._draws(3)
+                if self.program is None:
+                    return True
+                z, _ = self.flatten(values)
+                back = self.program.constrain(z.to(self.program.dtype))
+        except (RuntimeError, ValueError, NotImplementedError, TypeError):
+            return False
+        near = 1e-4 if z.dtype == torch.float32 else 1e-8
+        return all(
+            torch.allclose(back[n], values[n].to(back[n]), near, near) for n in self.program.sites
+        )
+
+    def _reparameterised(self) -> bool:
+        assert self.program is not None
+        every = all(
+            node["fn"].has_rsample
+            for node in self.first.nodes.values()
+            if node["type"] == "sample"
+            and not node["is_observed"]
+            and not isinstance(node["fn"], Subsample)
+        )
+        return every and set(self.sites) == set(self.program.sites)
+
+
+class _OutOfPlace(TorchFunctionMode):
+    """Random numbers out of place: vmap cannot fill a tensor that all rows share.
+
+    torch's distributions write ``torch.empty(shape).normal_()`` and use what it returns.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        given = kwargs or {}
+        if func in (torch.Tensor.normal_, torch.Tensor.uniform_) and not given.get("generator"):
+            first, second = (*args[1:], *given.values(), *(0.0, 1.0)[len(args) - 1 + len(given) :])
+            if func is torch.Tensor.normal_:
+                return first + second * torch.randn_like(args[0])
+            return first + (second - first) * torch.rand_like(args[0])
+        if func is torch.Tensor.exponential_ and len(args) == 1 and not given:
+            return -torch.log1p(-torch.rand_like(args[0]))
+        return func(*args, **given)
+
+
+def _fields(ascent: Ascent, unknown: str, options: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "engine": "VI",
+        "kind": "independent",
+        "converged": ascent.settled,
+        "messages": tuple(m for m in (ascent.message, unknown) if m),
+        "options": options,
+        "history": {"elbo": torch.tensor(ascent.history, dtype=torch.float64)},
+    }
+
+
+def _subsampled(model: Story, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    scope = pyro.get_param_store().scope()
+    with scope, pyro.validation_enabled(False), torch.random.fork_rng(devices=[]):
+        return bool(subsampled_plates(traced(model, args, kwargs)))
+
+
+def _dtype(guide: Guide | GuideFactory, program: Program | None) -> torch.dtype:
+    owner = getattr(guide, "__self__", guide)
+    if isinstance(owner, torch.nn.Module):
+        for parameter in owner.parameters():
+            if parameter.is_floating_point():
+                return parameter.dtype
+    return torch.get_default_dtype() if program is None else program.dtype
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value.to(dtype)
+    return value

@@ -1,0 +1,104 @@
+r"""Where variational inference begins: the best of many local normals.
+
+Every start climbs by L-BFGS; on the way, at several stages, the curvature gives a normal, and
+the one of the largest ELBO is kept. So a density that rises without limit in a corner of small
+mass (a funnel) does not lead astray, as its mode would.
+
+References:
+    | Pathfinder (Zhang, Carpenter, Gelman & Vehtari, 2022) | https://arxiv.org/abs/2108.03782
+    | Advances in Black-Box VI (Agrawal, Sheldon & Domke, 2020) | https://arxiv.org/abs/2006.10343
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ppgen.inference.guides import standard_normal
+from ppgen.inference.hmc import State, ValueAndGrad, init
+from ppgen.inference.hmc_starts import climb
+from ppgen.inference.mode import hessian, spectrum
+
+_STAGES = (10, 30, 100)  # L-BFGS iterations of each stage
+_DENSE = 500  # dimensions up to which the curvature is measured
+_DRAWS = 64
+
+
+class Frame(NamedTuple):
+    """An affine map from the scale of the guide to that of the story, ``z = centre + F u``."""
+
+    centre: Tensor  # (D,)
+    factor: Tensor  # F: its diagonal, (D,), or a lower triangle, (D, D)
+
+    def push(self, u: Tensor) -> Tensor:
+        """Draws of the guide to the story's flat vectors, ``(K, D)``."""
+        moved = u @ self.factor.mT if self.factor.ndim == 2 else u * self.factor
+        return self.centre + moved
+
+    def pull(self, gradient: Tensor) -> Tensor:
+        """Gradients with respect to z to those with respect to u, ``(K, D)``."""
+        return gradient @ self.factor if self.factor.ndim == 2 else gradient * self.factor
+
+    @property
+    def log_det(self) -> Tensor:
+        """Log |det F|, nats."""
+        diagonal = self.factor.diagonal() if self.factor.ndim == 2 else self.factor
+        return diagonal.log().sum()
+
+
+def find_frame(value_and_grad: ValueAndGrad, starts: Tensor, *, dense: bool) -> Frame:
+    """The frame in which a standard normal has the largest ELBO.
+
+    Args:
+        value_and_grad: batched values and gradients.
+        starts: dispersed starting points, ``(C, D)``.
+        dense: whether the factor may be a full triangle.
+    """
+    dim = starts.shape[-1]
+    state = init(starts, value_and_grad)
+    noise = torch.randn(_DRAWS // 2, dim, dtype=starts.dtype, device=starts.device)
+    noise = torch.cat([noise, -noise])
+    frames: list[Frame] = []
+    for iterations in (0, *_STAGES):
+        if iterations:
+            state = climb(value_and_grad, state.z, iterations=iterations)
+        for row in _spread_rows(state):
+            frames += _frames(value_and_grad, state.z[row], dense)
+    elbos = torch.stack([_elbo(value_and_grad, frame, noise) for frame in frames])
+    return frames[int(elbos.argmax())]
+
+
+def _spread_rows(state: State) -> list[int]:
+    """The highest, the middling and the lowest of the finite chains."""
+    order = state.log_density.nan_to_num(nan=-torch.inf).argsort(descending=True)
+    finite = int(torch.isfinite(state.log_density).sum())
+    return [int(order[i]) for i in sorted({0, finite // 2, max(finite - 1, 0)})]
+
+
+def _frames(value_and_grad: ValueAndGrad, z: Tensor, dense: bool) -> list[Frame]:
+    if len(z) > _DENSE:
+        return [Frame(z, torch.full_like(z, size)) for size in (1.0, 0.1, 0.01)]
+    precision = hessian(value_and_grad, z).neg()
+    if not bool(torch.isfinite(precision).all()):
+        return [Frame(z, torch.full_like(z, 0.1))]
+    curvature = precision.diagonal()
+    # a coordinate curved upwards has no scale of its own; curved little, it is kept in bounds
+    width = curvature.abs().clamp(min=1e-6).rsqrt()
+    frames = [Frame(z, torch.where(curvature > 0, width, width.clamp(max=1.0)))]
+    found = spectrum(precision)
+    if dense:
+        roots = found.vectors / found.values.abs().clamp(min=1e-9).sqrt() * found.unit[:, None]
+        covariance = roots @ roots.mT
+        unit = covariance.diagonal().sqrt()
+        factor, failed = torch.linalg.cholesky_ex(covariance / unit / unit[:, None])
+        if not bool(failed):
+            frames.append(Frame(z, unit[:, None] * factor))
+    return frames
+
+
+def _elbo(value_and_grad: ValueAndGrad, frame: Frame, noise: Tensor) -> Tensor:
+    values, _ = value_and_grad(frame.push(noise))
+    elbo = (values - standard_normal(noise)).mean() + frame.log_det
+    return elbo.nan_to_num(nan=-torch.inf, posinf=-torch.inf)

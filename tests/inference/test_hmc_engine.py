@@ -1,0 +1,261 @@
+"""The engine: stories in, posteriors out, and what happens when something goes wrong."""
+
+import math
+import os
+import signal
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from ppgen import diagnostics
+from ppgen.inference.hmc_engine import HMC
+from ppgen.inference.target import Target
+from ppgen.program import Program
+
+STATISTICS = {
+    "lp",
+    "acceptance_rate",
+    "step_size",
+    "n_steps",
+    "diverging",
+    "energy",
+    "energy_error",
+    "int_time",
+}
+
+
+def conjugate(y):
+    """Normal mean with known variance: posterior N(sum y / (n + 1 / 4), 1 / (n + 1 / 4))."""
+    mu = pyro.sample("mu", dist.Normal(0.0, 2.0))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+
+def regression(x, y):
+    b = pyro.sample("b", dist.Normal(torch.zeros(2), 100.0).to_event(1))
+    a = pyro.sample("a", dist.Normal(0.0, 1000.0))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(a + x @ b, 2.0), obs=y)
+
+
+def eight_schools(y, sigma):
+    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+    tau = pyro.sample("tau", dist.HalfCauchy(5.0))
+    with pyro.plate("schools", len(y)):
+        eta = pyro.sample("eta", dist.Normal(0.0, 1.0))
+        theta = pyro.deterministic("theta", mu + tau * eta)
+        pyro.sample("y", dist.Normal(theta, sigma), obs=y)
+
+
+SCHOOLS = (
+    torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0]),
+    torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0]),
+)
+
+
+def fit(story, *data, **options):
+    options = {"chains": 16, "draws": 50, "warmup": 100} | options
+    return HMC(**options).run(story, *data)
+
+
+def test_a_conjugate_posterior_is_found():
+    y = torch.tensor([1.0, 2.0, 4.0])
+    posterior = fit(conjugate, y, chains=64, draws=100)
+    assert posterior.converged, posterior.messages
+    assert posterior["mu"].shape == (64, 100)
+    white = (posterior["mu"] - 7 / 3.25) * math.sqrt(3.25)
+    # 4.3 standard errors: p = 2e-5, two-sided
+    assert abs(white.mean()) < 4.3 * diagnostics.mcse_mean(white)
+    squares = white.square()
+    assert abs(squares.mean() - 1) < 4.3 * diagnostics.mcse_mean(squares)
+
+
+def test_raw_predictors_of_very_different_scale_are_no_obstacle():
+    """Linear-Gaussian: the exact posterior is known, its correlations are above .99."""
+    x = torch.stack([1000 + 5 * torch.randn(60), torch.rand(60)], 1)
+    y = 3 + x @ torch.tensor([0.5, -4.0]) + 2 * torch.randn(60)
+    posterior = fit(regression, x, y, chains=64, draws=100, warmup=200)
+    assert posterior.converged, posterior.messages
+    design = torch.cat([x, torch.ones(60, 1)], 1)
+    precision = design.mT @ design / 4 + torch.tensor([1e-4, 1e-4, 1e-6]).diag()
+    mean = torch.linalg.solve(precision, design.mT @ y / 4)
+    draws = torch.cat([posterior["b"], posterior["a"].unsqueeze(-1)], -1)
+    factor = torch.linalg.cholesky(precision)
+    white = (draws - mean) @ factor
+    # 6 comparisons at 4.7 standard errors: p = 2e-5 together
+    for values, truth in ((white, 0.0), (white.square(), 1.0)):
+        error = diagnostics.mcse_mean(values)
+        assert (abs(values.mean((0, 1)).numpy() - truth) < 4.7 * error).all()
+
+
+@pytest.mark.slow
+def test_eight_schools_with_default_options():
+    """Reference moments: 10,000 published draws of a long run of another sampler."""
+    posterior = HMC().run(eight_schools, *SCHOOLS)
+    assert posterior.converged, posterior.messages
+    rows = posterior.summary()
+    for name, mean, sd in (("mu", 4.411, 3.309), ("tau", 3.602, 3.198)):
+        assert rows[name].rhat <= 1.01
+        assert rows[name].mcse <= 0.02 * sd
+        assert abs(rows[name].mean - mean) < 0.05 * sd
+        # tau has a heavy tail: its sd is known to 2 % at best
+        assert 0.95 < rows[name].sd / sd < 1.05
+
+
+def test_statistics_bear_arviz_names_and_agree_with_the_program():
+    posterior = fit(eight_schools, *SCHOOLS)
+    assert set(posterior.stats) == STATISTICS
+    assert {tuple(x.shape) for x in posterior.stats.values()} == {(16, 50)}
+    program = Program(eight_schools, *SCHOOLS)
+    torch.testing.assert_close(posterior.stats["lp"], program.log_density(posterior.unconstrained))
+    assert posterior["theta"].shape == (16, 50, 8)
+    stats = posterior.stats
+    torch.testing.assert_close(stats["int_time"], stats["n_steps"] * stats["step_size"])
+    assert (stats["energy"] > -stats["lp"]).all()
+    assert posterior.cost.gradients % 16 == 0
+    assert posterior.cost.gradients > 16 * int(stats["n_steps"][0].sum())
+    assert min(posterior.cost.adapting, posterior.cost.sampling, posterior.cost.recording) > 0
+
+
+def test_the_same_seed_gives_the_same_draws():
+    results = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        results.append(fit(conjugate, torch.tensor([1.0]))["mu"])
+    assert torch.equal(results[0], results[1])
+    assert not torch.equal(results[0], results[2])
+
+
+def test_a_ready_program_is_taken():
+    program = Program(conjugate, torch.tensor([1.0]))
+    assert fit(program)["mu"].shape == (16, 50)
+
+
+def test_constrained_supports():
+    def story():
+        p = pyro.sample("p", dist.Dirichlet(torch.tensor([2.0, 3.0, 5.0])))
+        pyro.sample(
+            "counts", dist.Categorical(p).expand([4]).to_event(1), obs=torch.tensor([0] * 4)
+        )
+
+    posterior = fit(story, chains=64, draws=100)
+    truth = torch.tensor([6.0, 3.0, 5.0]) / 14
+    error = torch.as_tensor(diagnostics.mcse_mean(posterior["p"]))
+    # three comparisons at 4.6 standard errors: p = 1.3e-5 together
+    assert (abs(posterior["p"].mean((0, 1)) - truth) < 4.6 * error).all()
+
+
+@pytest.mark.filterwarnings("ignore:.*point by point")
+def test_a_factorisation_that_fails_costs_one_proposal_not_the_run():
+    """A correlation of 1/2 or -1 and beyond makes the matrix below indefinite: hard walls."""
+
+    def story():
+        r = pyro.sample("r", dist.Normal(0.0, 3.0))
+        matrix = torch.eye(3) - 0.2 * r * (1 - torch.eye(3))
+        pyro.factor("wall", 0.0 * torch.linalg.cholesky(matrix).sum())
+
+    program = Program(story)
+    target = Target(program)
+    target(torch.zeros(4, 1))
+    value, gradient = target(torch.tensor([[0.9], [2.6], [2.4], [9.0]]))
+    assert torch.isfinite(value).tolist() == [True, False, True, False]
+    torch.testing.assert_close(gradient[0], torch.tensor([-0.1]))
+    assert target.gradients == 8
+    posterior = fit(program, chains=8, draws=100, warmup=20)
+    assert 2.0 < posterior["r"].max() < 2.5
+    assert -5.0 < posterior["r"].min() < -4.0
+
+
+def test_modes_far_apart_are_not_called_converged():
+    def story():
+        x = pyro.sample("x", dist.Normal(0.0, 100.0))
+        pyro.factor("modes", torch.logaddexp(-50 * (x - 1.9) ** 2, -50 * (x + 1.9) ** 2))
+
+    posterior = fit(story, draws=20)
+    assert not posterior.converged
+    assert "R-hat" in posterior.headline()
+
+
+def test_starts_in_a_mode_without_mass_are_reported():
+    def story():
+        x = pyro.sample("x", dist.Normal(0.0, 100.0))
+        pyro.factor("modes", torch.logaddexp(-50 * (x - 1.5) ** 2, -80 - 50 * (x + 1.5) ** 2))
+
+    posterior = fit(story, draws=100)
+    assert posterior.converged, posterior.messages
+    assert "negligible mass" in posterior.messages[0]
+    assert (posterior["x"] > 0).all()
+
+
+@pytest.mark.parametrize("after", [70, 130])
+def test_an_interrupt_keeps_the_draws_that_there_are(after):
+    """The first Ctrl-C ends the run: with draws if there are any, else as KeyboardInterrupt."""
+    calls = [0]
+
+    class Interrupting(Program):
+        def value_and_grad(self, z, **options):
+            calls[0] += 1
+            if calls[0] == after * 20:
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().value_and_grad(z, **options)
+
+    program = Interrupting(conjugate, torch.tensor([1.0]))
+    if after == 70:
+        with pytest.raises(KeyboardInterrupt, match="before its first draw"):
+            fit(program, warmup=2000)
+    else:
+        posterior = fit(program, draws=5000)
+        kept = posterior["mu"].shape[1]
+        assert 0 < kept < 5000
+        assert f"stopped after {kept} of 5000 draws" in posterior.messages
+        assert torch.isfinite(posterior["mu"]).all()
+
+
+def test_draws_that_do_not_fit_into_memory_are_refused_before_the_run():
+    def story():
+        x = pyro.sample("x", dist.Normal(torch.zeros(1000), 1.0).to_event(1))
+        pyro.deterministic("big", x.unsqueeze(-1).expand(1000, 1000))
+
+    with pytest.raises(ValueError, match=r"64 chains x 200 draws .* GB"):
+        HMC().run(story)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"chains": 0}, r"chains=.*at least 1, got 0"),
+        ({"draws": 2.5}, r"draws=.*whole number.*2\.5"),
+        ({"warmup": 5}, r"warmup=.*at least 20"),
+        ({"target_accept": 1.0}, r"between 0 and 1"),
+        ({"metric": "full"}, r"'auto', 'diag' or 'dense', got 'full'"),
+    ],
+)
+def test_options_out_of_range_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        HMC(**options)
+
+
+def test_a_story_without_latent_sites_is_refused():
+    def story():
+        pyro.sample("y", dist.Normal(0.0, 1.0), obs=torch.tensor(1.0))
+
+    with pytest.raises(ValueError, match="no latent site"):
+        fit(story)
+
+
+def test_one_chain():
+    posterior = fit(conjugate, torch.tensor([1.0]), chains=1, draws=200)
+    assert posterior["mu"].shape == (1, 200)
+    assert 0.3 < posterior["mu"].std() < 2
+
+
+@pytest.mark.slow
+def test_compiled_and_plain_gradients_sample_the_same_posterior():
+    torch.manual_seed(0)
+    plain = fit(conjugate, torch.tensor([1.0]), draws=20)
+    torch.manual_seed(0)
+    compiled = fit(conjugate, torch.tensor([1.0]), draws=20, compile=True)
+    assert compiled.cost.compiling > 0
+    torch.testing.assert_close(compiled["mu"].std(), plain["mu"].std(), rtol=0.2, atol=0)
