@@ -1,0 +1,66 @@
+# `make help` lists the targets. The first one that needs it creates the environment in .venv;
+# it is made anew when pyproject.toml or constraints.txt changes, or by `make setup`.
+VENV ?= .venv
+PYTHON ?=
+TORCH ?=
+PIP_ARGS ?=
+ARGS ?=
+export VENV PYTHON TORCH PIP_ARGS
+
+BIN := $(VENV)/bin
+READY := $(VENV)/.ppgen-ready
+# One thread for each of the two workers: with more, they fight over the cores.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test full lint types layers tutorials wheel constraints setup clean distclean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' Makefile
+	@echo
+	@echo "Options: PYTHON=python3.12   TORCH='torch==2.13.0'   PIP_ARGS='--index-url ...'"
+	@echo "         VENV=.venv   ARGS='passed on to pytest or to the demo'"
+
+demo: $(READY)  ## set up if needed, then fit a small story in several ways
+	$(BIN)/ppgen demo $(ARGS)
+
+test: $(READY)  ## set up if needed, then every test and doctest that is not slow (3 min)
+	$(PYTEST) $(ARGS)
+
+full: $(READY)  ## everything: slow statistics and whole tutorials too (90 min)
+	$(PYTEST) -m "not gpu" --timeout 1800 $(ARGS)
+	$(BIN)/python tutorials/run.py --full
+
+lint: $(READY)  ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)  ## pyright (its first run fetches a node package)
+	@$(BIN)/pyright --version > /dev/null || { echo "types: pyright could not fetch its" \
+	  "node package from the npm registry. Connect once: it is kept in ~/.cache." >&2; exit 1; }
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+layers: $(READY)  ## import-linter: cli -> models | inference -> the rest
+	$(BIN)/lint-imports
+
+tutorials: $(READY)  ## run every tutorial in fast mode
+	$(BIN)/python tutorials/run.py --fast
+
+wheel: $(READY)  ## build wheel and sdist into dist/, install the wheel elsewhere and try it
+	$(BIN)/python scripts/check_wheel.py --out dist --install
+
+constraints:  ## choose anew the versions in constraints.txt (all but torch's)
+	sh scripts/constraints.sh
+
+setup:  ## install again, with other options perhaps: make setup TORCH='torch==2.12.0'
+	sh scripts/setup.sh
+
+clean:  ## remove what builds and checks leave behind
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+distclean: clean  ## the environment too
+	rm -rf $(VENV)
+
+$(READY): pyproject.toml constraints.txt ppgen/_version.py
+	@sh scripts/setup.sh
