@@ -83,7 +83,7 @@ class ELBO(Trace_ELBO):
     def _particle(
         self, model: Callable, guide: Callable, args: tuple, kwargs: dict[str, Any]
     ) -> Tensor:
-        lean_guide, lean_model = _lean(guide), _lean(model)
+        lean_guide, lean_model = _lean(guide, model)
         drawn = _Record()
         with pyro.validation_enabled(False):
             with drawn:
@@ -150,20 +150,24 @@ class _Record(Messenger):
         )
 
 
-def _lean(story: Callable) -> Callable:
-    """The same program without the registration of plain parameters in Pyro's store.
+def _lean(*stories: Callable) -> list[Callable]:
+    """The same programs without the registration of plain parameters in Pyro's store.
 
     Where nobody listens for parameters (a torch optimizer holds them), the statements that
     `pyro_method` makes of them change no value and take a twentieth of a small VAE's step.
     Constrained parameters and random modules do depend on them: those keep them.
     """
-    owner, plain = getattr(story, "__self__", None), getattr(story, "__wrapped__", None)
-    if plain is None or not isinstance(owner, PyroModule) or am_i_wrapped():
-        return story
-    for part in owner.modules():
-        if isinstance(part, PyroModule) and (part._pyro_params or part._pyro_samples):
-            return story
-    return partial(plain, owner)
+    if am_i_wrapped():
+        return list(stories)
+    plain: dict[int, bool] = {}  # of each module that owns a story
+    lean = []
+    for story in stories:
+        owner, method = getattr(story, "__self__", None), getattr(story, "__wrapped__", None)
+        if isinstance(owner, PyroModule) and id(owner) not in plain:
+            parts = [part for part in owner.modules() if isinstance(part, PyroModule)]
+            plain[id(owner)] = not any(p._pyro_params or p._pyro_samples for p in parts)
+        lean.append(partial(method, owner) if method and plain.get(id(owner)) else story)
+    return lean
 
 
 def _fallback(guide: Sites, model: Sites) -> type[Trace_ELBO | TraceEnum_ELBO] | None:

@@ -53,14 +53,14 @@ def climb(
         gain = trial.log_density - state.log_density
         sound = torch.isfinite(gain) & torch.isfinite(trial.gradient).all(-1)
         rises = sound & (gain >= _SUFFICIENT * length * slope) & (calm < 2)
-        little = (slope < dim) & ~(gain >= dim)  # rounding may forbid any rise
+        steep = (trial.gradient * direction).sum(-1) > _TOO_STEEP * slope
+        little = (slope < dim) & ~(gain >= dim) & ~(rises & steep)  # rounding may forbid a rise
         calm = torch.where(little | (calm >= 2), calm + 1, 0.0)
 
         move, turn = trial.z - state.z, state.gradient - trial.gradient
         # A smaller change of the slope is rounding, and no curvature to learn from.
         curved = rises & ((move * turn).sum(-1) > noise * length * slope)
         moves, turns = _append(moves, move, curved), _append(turns, turn, curved)
-        steep = (trial.gradient * direction).sum(-1) > _TOO_STEEP * slope
 
         state = _choose(rises, trial, state)
         hopeless = ~rises & (length < 1e-12)  # the model of the curvature is wrong: forget it

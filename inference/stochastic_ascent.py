@@ -79,79 +79,117 @@ def ascend(
         interrupt: stops the ascent.
         progress: is advanced by each window.
     """
-    optimizer = torch.optim.Adam(parameters, lr=schedule.rate, betas=(0.9, 0.99))
-    history: list[float] = []
-    before, gain = _copy(parameters), 0.0
-    for level in range(_LEVELS):
-        for group in optimizer.param_groups:
-            group["lr"] = schedule.rate * _FACTOR**level
-        message = _settle(objective, parameters, optimizer, schedule, history, interrupt, progress)
-        if message:
-            return Ascent(history, False, message)
-        gain = _gain(evaluate, parameters, before)
-        if level > 0 and gain < schedule.tolerance:
-            if gain < 0:  # the last level was noise
-                _assign(parameters, before)
-            return Ascent(history, True, "")
-        before = _copy(parameters)
-    return Ascent(
-        history, False, f"the last drop of the learning rate still gained {gain:.2g} nats"
-    )
+    run = _Run(objective, evaluate, parameters, schedule, interrupt, progress)
+    try:
+        run.levels()
+    except _Unsettled as reason:
+        return Ascent(run.history, False, str(reason))
+    return Ascent(run.history, True, "")
 
 
-def _settle(
-    objective: Callable[[], Step],
-    parameters: Sequence[Tensor],
-    optimizer: torch.optim.Optimizer,
-    schedule: Schedule,
-    history: list[float],
-    interrupt: Interrupt,
-    progress: Progress,
-) -> str:
-    """Run one level and leave the average of its last half; why it stopped, if unsettled."""
-    windows: list[list[float]] = []
-    averages: list[list[Tensor]] = []
-    while True:
-        sums = [torch.zeros_like(p) for p in parameters]
-        values: list[float] = []
-        failures = 0
-        while len(values) < _WINDOW:
-            if interrupt:
-                return f"stopped by Ctrl-C after {len(history)} steps"
-            if len(history) >= schedule.max_steps:
-                return (
-                    f"the ELBO was still rising, or too noisy to tell, after {len(history)} steps "
-                    "(max_steps)"
-                )
-            step = objective()
-            gradients = torch.autograd.grad(-step.surrogate, parameters, allow_unused=True)
-            if not (math.isfinite(step.value) and _finite(gradients)):
-                failures += 1
-                if failures > _PATIENCE:
-                    return (
-                        f"the ELBO or its gradient was not finite {failures} times in a row at "
-                        f"step {len(history)}: a smaller learning_rate may help"
-                    )
-                for group in optimizer.param_groups:
-                    group["lr"] *= 0.8
+class _Unsettled(Exception):
+    """The ascent has to end before it settled; the message says why."""
+
+
+class _Run:
+    def __init__(
+        self,
+        objective: Callable[[], Step],
+        evaluate: Callable[[], Tensor],
+        parameters: Sequence[Tensor],
+        schedule: Schedule,
+        interrupt: Interrupt,
+        progress: Progress,
+    ) -> None:
+        self.objective, self.evaluate, self.parameters = objective, evaluate, parameters
+        self.schedule, self.interrupt, self.progress = schedule, interrupt, progress
+        self.optimizer = torch.optim.Adam(parameters, lr=schedule.rate, betas=(0.9, 0.99))
+        self.history: list[float] = []
+        self.steps = 0
+
+    def levels(self) -> None:
+        """Lower the learning rate until that gains less than the tolerance."""
+        gain, before = 0.0, _copy(self.parameters)
+        for level in range(_LEVELS):
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.schedule.rate * _FACTOR**level
+            self.settle()
+            gain = self.difference(_copy(self.parameters), before)
+            if level > 0 and gain < self.schedule.tolerance:
+                if gain < 0:  # the last level was noise
+                    _assign(self.parameters, before)
+                return
+            before = _copy(self.parameters)
+        raise _Unsettled(f"the last drop of the learning rate still gained {gain:.2g} nats")
+
+    def settle(self) -> None:
+        """Step at one learning rate until nothing rises; leave the average of the last steps."""
+        windows: list[list[float]] = []
+        averages: list[list[Tensor]] = []
+        while True:
+            values, average = self.window()
+            windows.append(values)
+            averages.append(average)
+            if len(windows) < 2 or _rising(windows, self.schedule.tolerance):
                 continue
-            failures = 0
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter.grad = gradient
-            optimizer.step()
-            optimizer.zero_grad()
-            history.append(step.value)
-            values.append(step.value)
+            # common random numbers see what the noise of the steps hides
+            if self.difference(averages[-1], averages[-2]) < self.schedule.tolerance:
+                pairs = zip(averages[-1], averages[-2], strict=True)
+                _assign(self.parameters, [(a + b) / 2 for a, b in pairs])
+                return
+
+    def window(self) -> tuple[list[float], list[Tensor]]:
+        """Some steps: the objective at each, and the average of the parameters."""
+        totals = [torch.zeros_like(p) for p in self.parameters]
+        values = []
+        for _ in range(_WINDOW):
+            values.append(self.step())
+            self.history.append(values[-1])
             with torch.no_grad():
-                for total, parameter in zip(sums, parameters, strict=True):
+                for total, parameter in zip(totals, self.parameters, strict=True):
                     total += parameter
-        progress.advance(_WINDOW, elbo=sum(values) / _WINDOW)
-        windows.append(values)
-        averages.append([total / _WINDOW for total in sums])
-        if len(windows) >= 2 and not _rising(windows, schedule.tolerance):
-            kept = averages[len(averages) // 2 :]
-            _assign(parameters, [torch.stack(ts).mean(0) for ts in zip(*kept, strict=True)])
-            return ""
+        self.progress.advance(_WINDOW, elbo=sum(values) / _WINDOW)
+        return values, [total / _WINDOW for total in totals]
+
+    def step(self) -> float:
+        """One step of Adam; noise that is not finite is drawn again, at a lower rate."""
+        taken = self.steps
+        if self.interrupt:
+            raise _Unsettled(f"stopped by Ctrl-C after {taken} steps")
+        if taken >= self.schedule.max_steps:
+            raise _Unsettled(
+                f"the ELBO was still rising, or too noisy to tell, after {taken} steps (max_steps)"
+            )
+        for _ in range(_PATIENCE):
+            surrogate, value = self.objective()
+            gradients = torch.autograd.grad(-surrogate, self.parameters, allow_unused=True)
+            if math.isfinite(value) and _finite(gradients):
+                for parameter, gradient in zip(self.parameters, gradients, strict=True):
+                    parameter.grad = gradient
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+                self.steps += 1
+                return value
+            for group in self.optimizer.param_groups:
+                group["lr"] *= 0.8
+        raise _Unsettled(
+            f"the ELBO or its gradient was not finite {_PATIENCE} times in a row at step "
+            f"{taken}: a smaller learning_rate may help"
+        )
+
+    def difference(self, here: Sequence[Tensor], there: Sequence[Tensor]) -> float:
+        """Objective at `here` less that at `there`, under common random numbers, nats."""
+        now = _copy(self.parameters)
+        with torch.no_grad():
+            _assign(self.parameters, here)
+            with torch.random.fork_rng(devices=[]):
+                new = self.evaluate()
+            _assign(self.parameters, there)
+            old = self.evaluate()
+        _assign(self.parameters, now)
+        change = new - old
+        change = change[torch.isfinite(change)]
+        return float(change.mean()) if len(change) else -math.inf
 
 
 def _rising(windows: list[list[float]], tolerance: float) -> bool:
@@ -169,22 +207,6 @@ def _rising(windows: list[list[float]], tolerance: float) -> bool:
     slope = float((x * heights).sum() / x.square().sum())
     slope_error = float((x.square() * error.square()).sum().sqrt() / x.square().sum())
     return slope > max(slope_error, 0.1 * tolerance)
-
-
-def _gain(
-    evaluate: Callable[[], Tensor], parameters: Sequence[Tensor], before: Sequence[Tensor]
-) -> float:
-    """Rise of the objective since `before`, under common random numbers, nats."""
-    with torch.no_grad():
-        with torch.random.fork_rng(devices=[]):
-            new = evaluate()
-        now = _copy(parameters)
-        _assign(parameters, before)
-        old = evaluate()
-        _assign(parameters, now)
-    difference = new - old
-    difference = difference[torch.isfinite(difference)]
-    return float(difference.mean()) if len(difference) else -math.inf
 
 
 def _finite(gradients: Sequence[Tensor | None]) -> bool:

@@ -30,7 +30,7 @@ from ppgen.program import Program
 from ppgen.progress import Interrupt, Progress, interruptible
 from ppgen.types import Story
 
-_CHECKED = 2000  # draws that compare two states of the guide
+_CHECKED = 1024  # draws that compare two states of the guide
 _AGREE = 0.1  # nats of the ELBO by which restarts may differ
 
 

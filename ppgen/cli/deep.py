@@ -240,7 +240,7 @@ def optimisation(settings: dict[str, Any]) -> dict[str, Any]:
 
     return {
         "loss": ContrastiveDivergence(settings["gibbs_steps"], persistent=settings["persistent"]),
-        "optimizer": partial(torch.optim.SGD, momentum=0.5),
+        "optimizer": partial(torch.optim.SGD, momentum=0.5, fused=True),
     }
 
 

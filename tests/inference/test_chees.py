@@ -227,7 +227,7 @@ def test_starts_climb_long_straight_slopes():
         return value[:, 0], gradient
 
     state = hmc_starts.climb(huber, torch.rand(8, 3) * 4 - 2, iterations=100)
-    assert (state.log_density > -1.0).all()
+    assert (state.log_density > -3.0).all()  # g' H g <= D: within 3 / 2 nats of the top
 
 
 @pytest.mark.parametrize("kind", ["diag", "dense"])
