@@ -35,9 +35,9 @@ lint: $(READY)  ## ruff: rules and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(READY)  ## pyright (its first run fetches a node package)
-	@$(BIN)/pyright --version > /dev/null || { echo "types: pyright could not fetch its" \
-	  "node package from the npm registry. Connect once: it is kept in ~/.cache." >&2; exit 1; }
+types: $(READY)  ## pyright
+	@$(BIN)/pyright --version > /dev/null 2>&1 || { echo "types: pyright needs node; install it, or" \
+	  "take it from the package index: $(BIN)/pip install 'pyright[nodejs]'" >&2; exit 1; }
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 layers: $(READY)  ## import-linter: cli -> models | inference -> the rest

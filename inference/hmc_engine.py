@@ -32,7 +32,7 @@ class HMC:
 
     Args:
         chains: run in one batch; 64 cost little more than one.
-        draws: kept of each chain.
+        draws: kept of each chain. Where chains mix slowly, several transitions make one draw.
         warmup: iterations of adaptation, discarded.
         target_accept: for the harmonic mean of the acceptance over chains; raise it towards 1
             against divergences.
@@ -138,28 +138,33 @@ class HMC:
         state, epsilon = tuned.state, tuned.step_size
         record = _Record.allocate(self.draws, state)
         for t in range(self.draws):
-            wanted = chees.leapfrogs(t, tuned.trajectory, epsilon, jitter=JITTER)
-            leapfrogs = min(wanted, self.max_leapfrog)
-            state, info = step(
-                state,
-                value_and_grad=target,
-                metric=tuned.metric,
-                step_size=epsilon,
-                leapfrogs=leapfrogs,
-            )
-            record.put(t, state, info, leapfrogs)
-            _show(progress, t, epsilon, info)
+            for k in range(t * tuned.thin, (t + 1) * tuned.thin):
+                wanted = chees.leapfrogs(k, tuned.trajectory, epsilon, jitter=JITTER)
+                leapfrogs = min(wanted, self.max_leapfrog)
+                state, info = step(
+                    state,
+                    value_and_grad=target,
+                    metric=tuned.metric,
+                    step_size=epsilon,
+                    leapfrogs=leapfrogs,
+                )
+                record.put(t, info, leapfrogs)
+                if k % tuned.thin == 0:
+                    _show(progress, t, epsilon, info)
+            record.z[t], record.numbers["lp"][t] = state.z, state.log_density
             if interrupt:
-                return record.read(t + 1, epsilon)
-        return record.read(self.draws, epsilon)
+                return record.read(t + 1, tuned)
+        return record.read(self.draws, tuned)
 
     def _messages(self, tuned: Tuned, kept: int) -> tuple[str, ...]:
         said = []
         if tuned.moved:
             said.append(
-                f"{tuned.moved} of {self.chains} starts led into local modes of negligible mass "
-                "and were moved"
+                f"{tuned.moved} of {self.chains} starts led to places of negligible mass and were "
+                "moved"
             )
+        if tuned.thin > 1:
+            said.append(f"{tuned.thin} transitions to a draw")
         if kept < self.draws:
             said.append(f"stopped after {kept} of {self.draws} draws")
         if round(0.75 * tuned.trajectory / tuned.step_size) > self.max_leapfrog:
@@ -188,32 +193,32 @@ class _Record(NamedTuple):
 
     z: Tensor  # (draws, chains, D)
     numbers: dict[str, Tensor]  # (draws, chains) each
-    leapfrogs: list[int]
+    leapfrogs: list[int]  # of each draw, all its transitions together
 
     @classmethod
     def allocate(cls, draws: int, state: State) -> _Record:
         chains = len(state.z)
         names = ("lp", "acceptance_rate", "energy", "energy_error")
-        numbers = {name: state.z.new_empty(draws, chains) for name in names}
-        numbers["diverging"] = torch.empty(draws, chains, dtype=torch.bool, device=state.z.device)
-        return cls(state.z.new_empty(draws, *state.z.shape), numbers, [])
+        numbers = {name: state.z.new_zeros(draws, chains) for name in names}
+        numbers["diverging"] = torch.zeros(draws, chains, dtype=torch.bool, device=state.z.device)
+        return cls(state.z.new_empty(draws, *state.z.shape), numbers, [0] * draws)
 
-    def put(self, t: int, state: State, info: Info, leapfrogs: int) -> None:
-        self.z[t] = state.z
-        self.numbers["lp"][t] = state.log_density
-        self.numbers["acceptance_rate"][t] = info.acceptance
+    def put(self, t: int, info: Info, leapfrogs: int) -> None:
+        """Note a transition on the way to draw `t`."""
+        self.numbers["acceptance_rate"][t] += info.acceptance
         self.numbers["energy"][t] = info.energy
         self.numbers["energy_error"][t] = info.energy_error
-        self.numbers["diverging"][t] = info.diverging
-        self.leapfrogs.append(leapfrogs)
+        self.numbers["diverging"][t] |= info.diverging
+        self.leapfrogs[t] += leapfrogs
 
-    def read(self, kept: int, step_size: float) -> tuple[Tensor, dict[str, Tensor]]:
+    def read(self, kept: int, tuned: Tuned) -> tuple[Tensor, dict[str, Tensor]]:
         stats = {name: x[:kept].mT.contiguous() for name, x in self.numbers.items()}
+        stats["acceptance_rate"] /= tuned.thin
         lp = stats["lp"]
-        steps = torch.tensor(self.leapfrogs, device=lp.device).expand(lp.shape).contiguous()
-        stats["n_steps"] = steps
-        stats["step_size"] = torch.full_like(lp, step_size)
-        stats["int_time"] = step_size * steps.to(lp.dtype)
+        steps = torch.tensor(self.leapfrogs[:kept], device=lp.device)
+        stats["n_steps"] = steps.expand(lp.shape).contiguous()
+        stats["step_size"] = torch.full_like(lp, tuned.step_size)
+        stats["int_time"] = tuned.step_size * stats["n_steps"].to(lp.dtype)
         return self.z[:kept].transpose(0, 1).contiguous(), stats
 
 

@@ -18,12 +18,18 @@ from ppgen.inference.hmc import Metric, State, ValueAndGrad, init
 
 _SUFFICIENT = 1e-4  # Armijo's constant
 _TOO_STEEP = 0.9  # a slope that fell by less asks for a longer step (Wolfe)
+_NOTHING = 0.1  # nats that matter to no posterior
 _NEGLIGIBLE = 30.0  # nats below the best mode: a share of exp(-30)
 _WIDER = 1.5  # standard deviations of the dispersion
 
 
 def climb(
-    value_and_grad: ValueAndGrad, z: Tensor, *, iterations: int = 200, memory: int = 10
+    value_and_grad: ValueAndGrad,
+    z: Tensor,
+    *,
+    iterations: int = 200,
+    memory: int = 10,
+    enough: float | None = None,
 ) -> State:
     """L-BFGS ascent of every chain from its own start ``(C, D)``, in lock-step.
 
@@ -33,6 +39,13 @@ def climb(
     Gaussian posterior: it has reached the posterior's bulk. To go on to the top would be wrong:
     the density of a hierarchy is unbounded where its scale vanishes, and has no mass there. A
     chain that never comes to rest goes back to where its climb was the least steep.
+
+    Args:
+        value_and_grad: of the target.
+        z: starts of finite log density.
+        iterations: at most, one call each.
+        memory: pairs of differences that the model of the curvature is made of.
+        enough: ``g' H g`` at which a chain rests, nats; D unless given.
     """
     state = rest = init(z, value_and_grad)
     moves = z.new_zeros(memory, *z.shape)  # differences of positions, oldest first
@@ -42,19 +55,23 @@ def climb(
     calm = torch.zeros_like(length)  # successive iterations in the bulk
     flattest = torch.full_like(length, torch.inf)
     noise = torch.finfo(z.dtype).eps ** 0.5
-    dim = z.shape[-1]
+    enough = float(z.shape[-1]) if enough is None else enough
     for _ in range(iterations):
         slope = (state.gradient * direction).sum(-1)
         flatter = (slope < flattest) & (turns[-1] != 0).any(-1)
         flattest = torch.where(flatter, slope, flattest)
-        rest = _choose(flatter, state, rest)
+        rest = choose(flatter, state, rest)
 
         trial = init(state.z + length.unsqueeze(-1) * direction, value_and_grad)
         gain = trial.log_density - state.log_density
         sound = torch.isfinite(gain) & torch.isfinite(trial.gradient).all(-1)
         rises = sound & (gain >= _SUFFICIENT * length * slope) & (calm < 2)
         steep = (trial.gradient * direction).sum(-1) > _TOO_STEEP * slope
-        little = (slope < dim) & ~(gain >= dim) & ~(rises & steep)  # rounding may forbid a rise
+        # In the bulk: a Newton step would gain little, and does lessen the slope (on a straight
+        # ramp it would not), or has come down to rounding.
+        known = (turns[-1] != 0).any(-1) | (slope == 0)
+        little = known & (slope < enough) & ~(gain >= enough)
+        little = little & ((rises & ~steep) | (slope < _NOTHING))
         calm = torch.where(little | (calm >= 2), calm + 1, 0.0)
 
         move, turn = trial.z - state.z, state.gradient - trial.gradient
@@ -62,7 +79,7 @@ def climb(
         curved = rises & ((move * turn).sum(-1) > noise * length * slope)
         moves, turns = _append(moves, move, curved), _append(turns, turn, curved)
 
-        state = _choose(rises, trial, state)
+        state = choose(rises, trial, state)
         hopeless = ~rises & (length < 1e-12)  # the model of the curvature is wrong: forget it
         moves = torch.where(hopeless.unsqueeze(-1), 0.0, moves)
         turns = torch.where(hopeless.unsqueeze(-1), 0.0, turns)
@@ -73,7 +90,7 @@ def climb(
         )
         if bool((calm >= 2).all()):
             break
-    return _choose(calm >= 2, state, rest)
+    return choose(calm >= 2, state, rest)
 
 
 def curvature(value_and_grad: ValueAndGrad, at: Tensor, chains: int) -> Tensor:
@@ -115,20 +132,33 @@ def relocate(value_and_grad: ValueAndGrad, state: State) -> tuple[State, int]:
 
     Returns: the state, and how many chains were moved.
     """
-    height = state.log_density
-    reference = median(state)
-    far = _NEGLIGIBLE + height.new_tensor(state.z.shape[-1])  # the bulk is D / 2 below the top
-    suspects = (height < height[reference] - far).nonzero().flatten().tolist()
+    suspects, reference = far_below(state).nonzero().flatten().tolist(), median(state)
     if not suspects:
         return state, 0
     least = _log_mass(value_and_grad, state, reference) - _NEGLIGIBLE
     lost = [row for row in suspects if _log_mass(value_and_grad, state, row) < least]
     if not lost:
         return state, 0
-    kept = torch.tensor([row for row in range(len(height)) if row not in lost])
-    source = torch.arange(len(height))
+    kept = torch.tensor([row for row in range(len(state.z)) if row not in lost])
+    source = torch.arange(len(state.z))
     source[lost] = kept[torch.randint(len(kept), (len(lost),))]
     return State(*(part[source.to(part.device)] for part in state)), len(lost)
+
+
+def far_below(state: State) -> Tensor:
+    """Chains so low that they may have no mass, ``(C,)``; the bulk is D / 2 below the top."""
+    height, margin = state.log_density, _NEGLIGIBLE + state.z.shape[-1]
+    return height < height[median(state)] - margin
+
+
+def choose(where: Tensor, yes: State, no: State) -> State:
+    """Chain by chain, `yes` where ``where (C,)``, else `no`."""
+    row = where.unsqueeze(-1)
+    return State(
+        torch.where(row, yes.z, no.z),
+        torch.where(where, yes.log_density, no.log_density),
+        torch.where(row, yes.gradient, no.gradient),
+    )
 
 
 def median(state: State) -> int:
@@ -154,7 +184,7 @@ def disperse(value_and_grad: ValueAndGrad, state: State, metric: Metric) -> Stat
     for _ in range(8):
         trial = init(state.z + width * noise, value_and_grad)
         good = (trial.log_density >= lowest) & torch.isfinite(trial.gradient).all(-1) & ~done
-        result = _choose(good, trial, result)
+        result = choose(good, trial, result)
         done = done | good
         if bool(done.all()):
             break
@@ -180,15 +210,6 @@ def _newton(gradient: Tensor, moves: Tensor, turns: Tensor) -> Tensor:
     # Rounding can spoil the direction; steepest ascent never is.
     ascends = torch.isfinite(q).all(-1) & ((q * gradient).sum(-1) > 0)
     return torch.where(ascends.unsqueeze(-1), q, _unit(gradient))
-
-
-def _choose(where: Tensor, yes: State, no: State) -> State:
-    row = where.unsqueeze(-1)
-    return State(
-        torch.where(row, yes.z, no.z),
-        torch.where(where, yes.log_density, no.log_density),
-        torch.where(row, yes.gradient, no.gradient),
-    )
 
 
 def _unit(gradient: Tensor) -> Tensor:

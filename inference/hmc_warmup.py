@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from ppgen import diagnostics
 from ppgen.inference import chees, hmc_starts
 from ppgen.inference.hmc import Info, Metric, State, ValueAndGrad, init, step
 
@@ -25,6 +26,8 @@ _FIRST_LEAPFROGS = 8  # steps while chains still fall into the typical set
 _CORRELATED = 20.0  # condition number of the correlations from which a dense metric pays
 _DENSE_LIMIT = 200  # dimensions; beyond it "auto" stays diagonal
 _HESSIAN_LIMIT = 500  # dimensions; beyond it no first metric is taken from the curvature
+_WORTH = 0.4  # independent draws that a kept draw should be worth
+_THINNED_LEAPFROGS = 100.0  # gradients that a kept draw may cost on account of thinning
 _PRIOR_DRAWS = 10.0  # weight of the metric in force when it is renewed, in draws
 
 
@@ -36,6 +39,7 @@ class Tuned(NamedTuple):
     step_size: float
     trajectory: float  # tau, whitened time units
     moved: int  # starts that led into modes without mass, and were moved
+    thin: int  # transitions to a draw
 
 
 def warm_up(
@@ -92,7 +96,26 @@ def warm_up(
             window = []
         if not advance(epsilon, info):
             break
-    return Tuned(state, current, math.exp(steps.log_average), math.exp(path.log_average), moved)
+    epsilon, trajectory = math.exp(steps.log_average), math.exp(path.log_average)
+    thin = thinning(torch.stack(window, 1), trajectory / epsilon) if window else 1
+    return Tuned(state, current, epsilon, trajectory, moved, thin)
+
+
+def thinning(draws: Tensor, leapfrogs: float) -> int:
+    """Transitions to a draw, from the last stage's ``(C, N, D)`` and the steps of a trajectory.
+
+    R-hat of many short chains is about ``1 + (1 / e - 1) / N`` where every half chain holds N
+    draws worth e independent ones: at 100 draws it passes 1.01 only if e exceeds a third. So
+    where location or spread of any parameter mixes slower, several transitions make one draw;
+    not where that would cost hundreds of gradients.
+    """
+    if draws.shape[1] < 10:
+        return 1
+    spread = (draws - draws.flatten(0, 1).median(0).values).abs()
+    ess = min(diagnostics.ess_bulk(x).min() for x in (draws, spread))
+    share = max(float(ess) / draws[..., 0].numel(), 1e-3)  # NaN where a chain never moved
+    affordable = max(1.0, _THINNED_LEAPFROGS / max(1.0, leapfrogs))
+    return math.ceil(min(_WORTH / share, affordable)) if share < _WORTH else 1
 
 
 def quarter_period(spread: float, jitter: float) -> float:
@@ -118,18 +141,25 @@ def starts(
             curvature = hmc_starts.curvature(value_and_grad, at, chains)
             current = from_covariance(hmc_starts.laplace(curvature), metric)
             state = climb_whitened(value_and_grad, state, current)
+        low = hmc_starts.far_below(state)
+        if bool(low.any()):  # they may rest on a saddle: to the top with them, but no pole
+            further = climb_whitened(value_and_grad, state, current, enough=0.1)
+            low = low & (further.log_density <= state.log_density.max())
+            state = hmc_starts.choose(low, further, state)
         state, moved = hmc_starts.relocate(value_and_grad, state)
     return hmc_starts.disperse(value_and_grad, state, current), current, moved
 
 
-def climb_whitened(value_and_grad: ValueAndGrad, state: State, metric: Metric) -> State:
+def climb_whitened(
+    value_and_grad: ValueAndGrad, state: State, metric: Metric, enough: float | None = None
+) -> State:
     """`hmc_starts.climb` in the coordinates ``L^{-1} z`` of a metric."""
 
     def whitened(w: Tensor) -> tuple[Tensor, Tensor]:
         value, gradient = value_and_grad(metric.push(w))
         return value, metric.pull(gradient)
 
-    w = hmc_starts.climb(whitened, metric.whiten(state.z)).z
+    w = hmc_starts.climb(whitened, metric.whiten(state.z), enough=enough).z
     return init(metric.push(w), value_and_grad)
 
 

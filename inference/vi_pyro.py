@@ -262,6 +262,8 @@ class _OutOfPlace(TorchFunctionMode):
             return first + (second - first) * torch.rand_like(args[0])
         if func is torch.Tensor.exponential_ and len(args) == 1 and not given:
             return -torch.log1p(-torch.rand_like(args[0]))
+        if func is torch.Tensor.clamp_:  # without a rule of its own it would run row by row
+            return args[0].copy_(torch.clamp(*args, **given))
         return func(*args, **given)
 
 

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ppgen.anatomy import Anatomy, dissect
 from ppgen.recording import Recording, Unrecordable, externals, record, slots
-from ppgen.story import Evaluation, evaluate, sandbox, simulate
+from ppgen.story import Evaluation, default_dtype, evaluate, sandbox, simulate
 from ppgen.types import Story
 
 _CHECKED_ROWS = 2  # rows of the first batch whose recorded value is compared with Pyro's own
@@ -284,7 +284,7 @@ class Program:
             if recording is None or not recording.fits():
                 recording = self._record(key, single, rows)
             if recording is not None:
-                with torch.no_grad():
+                with default_dtype(self.dtype), torch.no_grad():
                     return recording(rows)
         return self._direct(single, rows)
 
@@ -332,7 +332,7 @@ class Program:
 
     def _check(self, recording: Recording, single: Callable[[Tensor], Any], rows: Tensor) -> None:
         """Compare the recording with direct runs of the story at a few of the points."""
-        with torch.no_grad():
+        with default_dtype(self.dtype), torch.no_grad():
             recorded = recording(rows)
         some = rows[:_CHECKED_ROWS]
         direct = self._direct(single, some)

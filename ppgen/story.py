@@ -61,19 +61,30 @@ def sandbox(dtype: torch.dtype) -> Iterator[None]:
     ``pyro.param`` values are the store's.
     """
     store = pyro.get_param_store()
-    default = torch.get_default_dtype()
     # block: handlers of the caller's must not see the sites of a story that runs in here
     with (
         pyro.validation_enabled(False),
         store.scope(store.get_state()),
         pyro.poutine.block(),
         _OwnParameters(),
+        default_dtype(dtype),
     ):
-        torch.set_default_dtype(dtype)
-        try:
-            yield
-        finally:
-            torch.set_default_dtype(default)
+        yield
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """New tensors, and what becomes of integers under log or division, are of `dtype` in here.
+
+    A recording needs it too: the type of ``torch.linspace(0, 1, 5)`` or of the logarithm of a
+    count is decided when it is replayed.
+    """
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(default)
 
 
 class _OwnParameters(Messenger):

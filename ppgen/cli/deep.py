@@ -40,6 +40,7 @@ def train(
     latent: int = 20,
     gibbs_steps: int = 1,
     persistent: Annotated[bool, Parameter(negative="")] = False,
+    decay: Annotated[bool, Parameter(negative="")] = False,
     averaging: float = 0.0,
     patience: int | None = None,
     out: Path | None = None,
@@ -60,11 +61,12 @@ def train(
         binarisation: of grey images; static for the named data sets.
         epochs: passes over the training data.
         batch_size: examples of one step.
-        learning_rate: 0.05 for an RBM, 0.001 else.
+        learning_rate: 0.05 for an RBM, 0.003 for a flow, 0.001 for a VAE.
         hidden: hidden units; 200 for an RBM, 400 for a VAE, 512 for a flow.
         latent: dimensions of a VAE's code.
         gibbs_steps: of contrastive divergence.
         persistent: chains go on from step to step.
+        decay: the learning rate falls linearly, to nothing after the last epoch.
         averaging: decay of an exponential average of the parameters; 0 for none.
         patience: stop after so many epochs without a better validation.
         out: the run folder; runs/MODEL-DATA when not given.
@@ -86,11 +88,12 @@ def train(
         "seed": common.seed,
         "epochs": epochs,
         "batch_size": batch_size,
-        "learning_rate": learning_rate or (0.05 if model == "rbm" else 1e-3),
+        "learning_rate": learning_rate or {"rbm": 0.05, "vae": 1e-3, "flow": 3e-3}[model],
         "hidden": hidden or {"rbm": 200, "vae": 400, "flow": 512}[model],
         "latent": latent,
         "gibbs_steps": gibbs_steps,
         "persistent": persistent,
+        "decay": decay,
         "averaging": averaging,
         "patience": patience,
         "checkpoint_every": checkpoint_every,
@@ -231,17 +234,27 @@ def build(settings: dict[str, Any], examples: Dataset) -> nn.Module:
 
 
 def optimisation(settings: dict[str, Any]) -> dict[str, Any]:
-    """The loss and the optimizer that suit the model, for ``ppgen.train``."""
+    """The loss, the optimizer and the schedule that suit the model, for ``ppgen.train``."""
     import torch
 
-    if settings["model"] != "rbm":
-        return {}
-    from ppgen.inference import ContrastiveDivergence
+    options: dict[str, Any] = {}
+    if settings["model"] == "rbm":
+        from ppgen.inference import ContrastiveDivergence
 
-    return {
-        "loss": ContrastiveDivergence(settings["gibbs_steps"], persistent=settings["persistent"]),
-        "optimizer": partial(torch.optim.SGD, momentum=0.5, fused=True),
-    }
+        options["loss"] = ContrastiveDivergence(
+            settings["gibbs_steps"], persistent=settings["persistent"]
+        )
+        options["optimizer"] = partial(torch.optim.SGD, momentum=0.5, fused=True)
+    elif settings["model"] == "flow":
+        options["optimizer"] = partial(torch.optim.AdamW, weight_decay=1e-2, fused=True)
+    if settings["decay"]:
+        options["schedule"] = partial(_falling, settings["epochs"])
+    return options
+
+
+def _falling(epochs: int, epoch: int) -> float:
+    """A learning rate that falls linearly, to nothing after the last epoch."""
+    return 1.0 - epoch / epochs
 
 
 def _train(

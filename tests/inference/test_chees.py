@@ -311,6 +311,45 @@ def test_laplace_is_positive_definite_whatever_the_curvature():
         assert torch.linalg.eigvalsh(hmc_starts.laplace(hessian)).min() > 0
 
 
+def test_slowly_mixing_chains_are_thinned_in_proportion():
+    """Autoregressive chains of coefficient r are worth (1 - r) / (1 + r) draws each."""
+
+    def chains(r, dim=3):
+        x = [torch.randn(64, dim)]
+        for _ in range(199):
+            x.append(r * x[-1] + math.sqrt(1 - r**2) * torch.randn(64, dim))
+        return torch.stack(x, 1)
+
+    assert hmc_warmup.thinning(chains(0.0), 3.0) == 1
+    # (1 - .6) / (1 + .6) = .25: two make .4
+    assert hmc_warmup.thinning(chains(0.6), 3.0) == 2
+    # .053 asks for 8, the worst of three dimensions for more; 20 steps a transition allow 5
+    assert 7 <= hmc_warmup.thinning(chains(0.9), 3.0) <= 14
+    assert hmc_warmup.thinning(chains(0.9), 20.0) == 5
+    assert hmc_warmup.thinning(chains(0.9), 300.0) == 1
+    stuck = torch.zeros(64, 50, 2)
+    assert hmc_warmup.thinning(stuck, 3.0) >= 1
+
+
+def test_a_centred_hierarchy_starts_in_its_bulk_not_at_its_pole():
+    """20 means known to .3 around scale 3: the density is unbounded at scale 0, without mass."""
+    truth = 3 * torch.randn(20)
+
+    def hierarchy(z):
+        with torch.enable_grad():
+            z = z.detach().requires_grad_(True)
+            centre, log_scale, means = z[:, :1], z[:, 1:2], z[:, 2:]
+            prior = -0.5 * ((means - centre) / log_scale.exp()) ** 2 - log_scale
+            data = -0.5 * ((means - truth) / 0.3) ** 2
+            value = (prior + data).sum(-1) + log_scale[:, 0] - 0.5 * (centre[:, 0] / 10) ** 2
+            (gradient,) = torch.autograd.grad(value.sum(), z)
+        return value.detach(), gradient
+
+    state, _, _ = hmc_warmup.starts(torch.rand(64, 22) * 4 - 2, hierarchy, "auto")
+    # posterior of log_scale: about log 3 with sd .16; the noise of the starts has 1.5 times that
+    assert ((state.z[:, 1] - math.log(3)).abs() < 1.5).double().mean() > 0.9
+
+
 def test_the_warm_up_can_be_stopped():
     seen = []
 

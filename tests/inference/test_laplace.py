@@ -1,0 +1,122 @@
+"""Laplace: exact where the posterior is normal, and an error where there is no mode."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from ppgen.inference.laplace import Laplace
+from ppgen.inference.mode import Batched, hessian
+from ppgen.program import Program
+from ppgen.progress import quiet
+
+FAILURE_RATE = 2e-5  # as in tests/conftest.py
+Z = 4.3  # two-sided normal quantile of FAILURE_RATE: 4.26
+
+
+@pytest.fixture(autouse=True)
+def _silent():
+    with quiet():
+        yield
+
+
+def regression(x, y):
+    beta = pyro.sample("beta", dist.Normal(torch.zeros(3), 10.0).to_event(1))
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(x @ beta, 0.5), obs=y)
+
+
+def regression_data():
+    x = torch.randn(30, 3) * torch.tensor([1.0, 0.01, 50.0])  # badly scaled on purpose
+    x[:, 1] += 0.02 * x[:, 0]
+    return x, x @ torch.tensor([1.0, -20.0, 0.03]) + 0.5 * torch.randn(30)
+
+
+def evidence(x, y):
+    covariance = 100.0 * x @ x.T + 0.25 * torch.eye(len(x))
+    return dist.MultivariateNormal(torch.zeros(len(x)), covariance).log_prob(y)
+
+
+def test_is_exact_on_a_conjugate_regression():
+    x, y = regression_data()
+    posterior = Laplace(draws=500).run(regression, x, y)
+    # q = p: every importance weight is the evidence
+    weights = posterior.log_density - posterior.log_guide
+    assert torch.allclose(weights, evidence(x, y).expand_as(weights), rtol=0, atol=1e-6)
+    assert posterior.converged
+    assert posterior.kind == "independent"
+
+
+def test_draws_have_the_moments_of_the_conjugate_posterior():
+    x, y = regression_data()
+    beta = Laplace(draws=4000).run(regression, x, y)["beta"][0]
+    covariance = torch.linalg.inv(x.T @ x / 0.25 + torch.eye(3) / 100)
+    mean = covariance @ x.T @ y / 0.25
+    white = torch.linalg.solve_triangular(
+        torch.linalg.cholesky(covariance), (beta - mean).T, upper=False
+    )
+    # means of 4000 standard normals, and their second moments (variance 2, off-diagonal 1)
+    assert white.mean(1).abs().max() < Z / math.sqrt(4000)
+    moments = white @ white.T / 4000 - torch.eye(3)
+    assert moments.abs().max() < Z * math.sqrt(2 / 4000)
+
+
+def test_a_log_normal_site_is_normal_on_its_log_scale():
+    def story():
+        pyro.sample("x", dist.LogNormal(1.0, 0.3))
+
+    posterior = Laplace(draws=100).run(story)
+    weights = posterior.log_density - posterior.log_guide
+    assert torch.allclose(weights, torch.zeros_like(weights), atol=1e-6)  # a prior: log Z = 0
+
+
+def test_hessian_agrees_with_autograd():
+    def story(k):
+        a = pyro.sample("a", dist.Gamma(2.0, 3.0))
+        b = pyro.sample("b", dist.Normal(0.0, a))
+        pyro.sample("k", dist.Poisson(torch.exp(b)), obs=k)
+
+    program = Program(story, torch.tensor(3.0))
+    z = torch.tensor([0.3, -0.7])
+
+    def density(point):
+        u, b = point  # the same by hand, up to constants; a = exp(u) with its Jacobian
+        prior = 2 * u - 3 * u.exp() - u - 0.5 * (b / u.exp()) ** 2
+        return prior + 3 * b - b.exp()
+
+    exact = torch.func.hessian(density)(z)
+    # fourth-order differences: truncation (eps^0.2)^4 and rounding eps^0.8 are about 3e-13
+    assert torch.allclose(hessian(Batched(program, 8), z), exact, atol=1e-9)
+
+
+def test_names_the_sites_along_a_ridge():
+    def story(y):
+        a = pyro.sample("a", dist.Normal(0.0, 1.0).mask(False))
+        b = pyro.sample("b", dist.Normal(0.0, 1.0).mask(False))
+        pyro.sample("c", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(a + b, 1.0), obs=y)
+
+    with pytest.raises(ValueError, match="direction of a and b") as error:
+        Laplace().run(story, torch.tensor(1.0))
+    assert " c " not in str(error.value)
+
+
+def test_refuses_a_funnel_whose_density_has_no_mode():
+    def story():
+        tau = pyro.sample("tau", dist.HalfCauchy(5.0))
+        with pyro.plate("schools", 8):
+            pyro.sample("theta", dist.Normal(0.0, tau))
+
+    with pytest.raises(ValueError, match=r"tau.*no mode"):
+        Laplace().run(story)
+
+
+def test_options_are_checked():
+    with pytest.raises(ValueError, match="draws"):
+        Laplace(draws=0)
+    with pytest.raises(ValueError, match="starts"):
+        Laplace(starts=1000)
+    with pytest.raises(ValueError, match="no continuous latent site"):
+        Laplace().run(lambda: pyro.sample("k", dist.Bernoulli(0.5), obs=torch.tensor(1.0)))

@@ -1,0 +1,408 @@
+"""Variational inference against known optima."""
+
+import math
+import signal
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import autoguide
+from pyro.nn import PyroModule, PyroParam, pyro_method
+from torch.distributions import constraints
+from torch.distributions.transforms import SigmoidTransform
+
+from ppgen.inference.flow_guides import flow_guide
+from ppgen.inference.guides import full_rank_guide, low_rank_guide, mean_field_guide
+from ppgen.inference.mode import Batched
+from ppgen.inference.stochastic_ascent import Schedule, Step, ascend
+from ppgen.inference.vi import VI, _disagreement, _Fit
+from ppgen.inference.vi_start import Frame
+from ppgen.program import Program
+from ppgen.progress import Interrupt, Progress, quiet
+
+FAILURE_RATE = 2e-5  # as in tests/conftest.py
+Z = 4.3  # its two-sided normal quantile: 4.26
+# A fit that stops within the tolerance of 1e-3 nats of the optimum has a mean within
+# sqrt(2 * 1e-3) = .045 sd and a log sd within sqrt(1e-3) = .032; the draws add Z / sqrt(4000).
+SHIFT = 0.045 + Z / math.sqrt(4000)
+STRETCH = 0.032 + Z / math.sqrt(2 * 4000)
+
+
+@pytest.fixture(autouse=True)
+def _silent():
+    with quiet():
+        yield
+
+
+def regression(x, y):
+    beta = pyro.sample("beta", dist.Normal(torch.zeros(3), 10.0).to_event(1))
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(x @ beta, 0.5), obs=y)
+
+
+class Conjugate:
+    """A regression whose posterior is normal, badly scaled and correlated."""
+
+    def __init__(self):
+        self.x = torch.randn(30, 3) * torch.tensor([1.0, 0.01, 50.0])
+        self.x[:, 1] += 0.02 * self.x[:, 0]  # correlation about .9
+        self.y = self.x @ torch.tensor([1.0, -20.0, 0.03]) + 0.5 * torch.randn(30)
+        self.precision = self.x.T @ self.x / 0.25 + torch.eye(3) / 100
+        self.mean = torch.linalg.solve(self.precision, self.x.T @ self.y / 0.25)
+        marginal = 100.0 * self.x @ self.x.T + 0.25 * torch.eye(30)
+        self.evidence = dist.MultivariateNormal(torch.zeros(30), marginal).log_prob(self.y)
+
+    def fit(self, **options):
+        return VI(**options).run(regression, self.x, self.y)
+
+
+def test_mean_field_finds_the_known_optimum():
+    case = Conjugate()
+    posterior = case.fit()
+    beta = posterior["beta"][0]
+    sd = case.precision.diagonal().rsqrt()
+    assert ((beta.mean(0) - case.mean) / sd).abs().max() < SHIFT
+    assert (beta.std(0) / sd).log().abs().max() < STRETCH
+    # KL(q || p) of the optimum: (sum log P_ii - log |P|) / 2
+    gap = 0.5 * (case.precision.diagonal().log().sum() - torch.logdet(case.precision))
+    weights = (posterior.log_density - posterior.log_guide).flatten()
+    error = Z * weights.std() / math.sqrt(4000) + 2e-3
+    assert (weights.mean() - (case.evidence - gap)).abs() < error
+    assert posterior.converged
+
+
+@pytest.mark.parametrize("guide", [full_rank_guide(), autoguide.AutoMultivariateNormal])
+def test_full_rank_is_exact_on_a_normal_posterior(guide):
+    case = Conjugate()
+    posterior = case.fit(guide=guide)
+    weights = posterior.log_density - posterior.log_guide
+    assert (weights.mean() - case.evidence).abs() < 0.01
+    assert weights.std() < 0.01
+    beta = posterior["beta"][0]
+    white = torch.linalg.cholesky(case.precision).T @ (beta - case.mean).T
+    assert white.mean(1).abs().max() < SHIFT
+    assert (white @ white.T / 4000 - torch.eye(3)).abs().max() < 0.1 + Z * math.sqrt(2 / 4000)
+    assert posterior.diagnosis()["relative_is_ess"] > 0.99
+
+
+def test_low_rank_with_enough_columns_is_exact():
+    case = Conjugate()
+    posterior = case.fit(guide=low_rank_guide(3))
+    assert abs(posterior.diagnosis()["elbo"] - float(case.evidence)) < 0.02
+    assert posterior.converged
+
+
+@pytest.mark.parametrize("guide", [mean_field_guide(), full_rank_guide(), low_rank_guide(2)])
+def test_the_path_derivative_is_an_unbiased_gradient(guide):
+    case = Conjugate()
+    program = Program(regression, case.x, case.y)
+    flat = guide.build(3).double()
+    with torch.no_grad():
+        for parameter in flat.parameters():
+            parameter += 0.2 * torch.randn_like(parameter)
+    frame = Frame(case.mean, case.precision.diagonal().rsqrt())
+    function = Batched(program, 16)
+
+    def gradients(path):
+        fit = _Fit(flat, frame, function, path)
+        rows = [
+            torch.cat(
+                [
+                    g.flatten()
+                    for g in torch.autograd.grad(
+                        fit.step(16).surrogate,
+                        list(flat.parameters()),
+                        allow_unused=True,
+                        materialize_grads=True,
+                    )
+                ]
+            )
+            for _ in range(300)
+        ]
+        return torch.stack(rows)
+
+    path, total = gradients(True), gradients(False)
+    error = (path.var(0) / 300 + total.var(0) / 300).sqrt()
+    # up to 15 components
+    limit = float(torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor(1 - FAILURE_RATE / 30)))
+    assert ((path.mean(0) - total.mean(0)).abs() <= limit * error + 1e-9).all()
+
+
+def banana():
+    x = pyro.sample("x", dist.Normal(0.0, 2.0))
+    pyro.sample("y", dist.Normal(0.5 * x * x, 0.5))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("transform", ["affine", "spline"])
+def test_a_flow_bends_where_a_normal_cannot(transform):
+    normal = VI(guide=full_rank_guide()).run(banana).diagnosis()
+    flow = VI(guide=flow_guide(transform, layers=4)).run(banana).diagnosis()
+    # log Z = 0: the ELBO is minus the KL divergence
+    assert normal["elbo"] < -0.5
+    assert -0.1 < flow["elbo"] < 0.02
+    assert flow["relative_is_ess"] > 0.7
+
+
+@pytest.mark.slow
+def test_a_flow_widens_the_scale_of_a_centred_hierarchy():
+    y = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
+    sigma = torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
+
+    def schools():
+        mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+        tau = pyro.sample("tau", dist.HalfCauchy(5.0))
+        with pyro.plate("schools", 8):
+            theta = pyro.sample("theta", dist.Normal(mu, tau))
+            pyro.sample("y", dist.Normal(theta, sigma), obs=y)
+
+    normal, flow = VI().run(schools), VI(guide=flow_guide()).run(schools)
+    # the reference's sd of log tau is about 1.14; mean-field reaches about .21 of it
+    assert normal["tau"].log().std() < 0.35
+    assert flow["tau"].log().std() > 0.6
+    assert flow.diagnosis()["elbo"] > normal.diagnosis()["elbo"] + 1
+
+
+# -- Pyro guides -------------------------------------------------------------------------------
+
+
+def waiting(k):
+    rate = pyro.sample("rate", dist.Gamma(2.0, 3.0))
+    with pyro.plate("data", len(k)):
+        pyro.sample("k", dist.Exponential(rate), obs=k)
+
+
+WAITS = torch.tensor([0.5, 1.5, 0.2])
+# posterior Gamma(2 + 3, 3 + 2.2); evidence of the conjugate pair
+WAITS_EVIDENCE = 2 * math.log(3) - math.lgamma(2) + math.lgamma(5) - 5 * math.log(5.2)
+
+
+def gamma_guide(k):
+    a = pyro.param("a", torch.tensor(2.0), constraint=constraints.positive)
+    b = pyro.param("b", torch.tensor(2.0), constraint=constraints.positive)
+    pyro.sample("rate", dist.Gamma(a, b))
+
+
+def test_a_hand_written_guide_finds_the_conjugate_posterior():
+    store = pyro.get_param_store()
+    posterior = VI(guide=gamma_guide).run(waiting, WAITS)
+    weights = posterior.log_density - posterior.log_guide
+    # with q = p each weight is the evidence, if the Jacobian is in both
+    assert (weights.mean() - WAITS_EVIDENCE).abs() < 0.01
+    assert weights.std() < 0.1
+    assert posterior["rate"].mean() == pytest.approx(5 / 5.2, rel=0.05)
+    assert posterior.converged
+    assert not list(store.keys())  # the fit leaves nothing behind
+
+
+def exact_guide(k):
+    shift = pyro.param("shift", torch.tensor(0.0))  # no effect: the guide is exact already
+    pyro.sample("rate", dist.Gamma(5.0, 5.2 + 0 * shift))
+
+
+def test_the_log_density_of_a_guide_is_on_the_unconstrained_scale():
+    posterior = VI(guide=exact_guide, draws=50, max_steps=1).run(waiting, WAITS)
+    weights = posterior.log_density - posterior.log_guide
+    assert torch.allclose(weights, torch.full_like(weights, WAITS_EVIDENCE), atol=1e-9)
+
+
+class ModuleGuide(PyroModule):
+    def __init__(self):
+        super().__init__()
+        self.loc = PyroParam(torch.tensor(0.0))
+        self.scale = PyroParam(torch.tensor(1.0), constraint=constraints.positive)
+
+    @pyro_method
+    def guide(self, k):
+        pyro.sample("rate", dist.LogNormal(self.loc, self.scale))
+
+
+def test_two_guides_of_one_class_both_train():
+    # the optimum is the normal on the log scale of KL-best moments, near log(5 / 5.2)
+    for _ in range(2):
+        owner = ModuleGuide()
+        VI(guide=owner.guide, draws=10, max_steps=300).run(waiting, WAITS)
+        assert abs(float(owner.loc.detach()) + 0.14) < 0.1
+        assert 0.3 < float(owner.scale.detach()) < 0.6
+
+
+def test_the_parameters_of_the_story_are_not_trained():
+    layer = torch.nn.Linear(1, 1).double()
+    before = layer.weight.detach().clone()
+
+    def story(y):
+        pyro.module("layer", layer)
+        z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(layer(z), 1.0).to_event(1), obs=y)
+
+    def guide(y):
+        loc = pyro.param("loc", torch.zeros(1))
+        pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
+
+    VI(guide=guide, draws=10, max_steps=50).run(story, torch.ones(1))
+    assert torch.equal(layer.weight, before)
+    assert layer.weight.grad is None
+
+
+def test_other_autoguides_are_fitted_too():
+    case = Conjugate()
+    posterior = case.fit(guide=autoguide.AutoGaussian, max_steps=1, draws=200)
+    weights = posterior.log_density - posterior.log_guide
+    assert torch.isfinite(weights).all()
+    assert posterior["beta"].shape == (1, 200, 3)
+    assert posterior.options["guide"] == "AutoGaussian"
+
+
+def test_sites_that_do_not_match_are_named():
+    def guide(k):
+        loc = pyro.param("loc", torch.tensor(0.0))
+        pyro.sample("speed", dist.Normal(loc, 1.0))
+
+    with pytest.raises(ValueError, match=r"lacks \['rate'\].*no \['speed'\]"):
+        VI(guide=guide).run(waiting, WAITS)
+
+
+def test_a_guide_without_parameters_is_refused():
+    def guide(k):
+        pyro.sample("rate", dist.Gamma(5.0, 5.2))
+
+    with pytest.raises(ValueError, match="no parameters"):
+        VI(guide=guide).run(waiting, WAITS)
+
+
+def test_a_subsampled_plate_works_with_a_hand_written_guide_only():
+    y = 3 + torch.randn(50)
+
+    def story(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
+        with pyro.plate("data", len(y), subsample_size=10) as rows:
+            pyro.sample("y", dist.Normal(mu, 1.0), obs=y[rows])
+
+    def guide(y):
+        loc = pyro.param("loc", torch.tensor(3.0))
+        pyro.sample("mu", dist.Normal(loc, 0.1))
+
+    posterior = VI(guide=guide, max_steps=20, particles=1, draws=20).run(story, y)
+    assert "k-hat" in posterior.headline()
+    assert posterior.log_guide is None
+    assert posterior["mu"].shape == (1, 20)
+    with pytest.raises(ValueError, match="plate 'data' is subsampled"):
+        VI().run(story, y)
+
+
+def test_discrete_sites_are_summed_out_under_a_hand_written_guide():
+    def story(x):
+        weight = pyro.sample("weight", dist.Beta(1.0, 1.0))
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Bernoulli(weight), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Normal(4 * k, 0.1), obs=x)
+
+    def guide(x):
+        loc = pyro.param("loc", torch.tensor(0.0))
+        scale = pyro.param("scale", torch.tensor(1.0), constraint=constraints.positive)
+        base = dist.Normal(loc, scale)
+        pyro.sample("weight", dist.TransformedDistribution(base, SigmoidTransform()))
+
+    x = torch.tensor([4.0, 4.0, 4.0, 0.0])  # three ones, one zero: Beta(4, 2)
+    posterior = VI(guide=guide).run(story, x)
+    assert posterior["weight"].mean() == pytest.approx(4 / 6, abs=0.05)
+    # the integral of w^3 (1 - w) is 1 / 20; a logit-normal comes within .05 nats of Beta(4, 2)
+    evidence = -math.log(20) + float(dist.Normal(0.0, 0.1).log_prob(torch.zeros(4)).sum())
+    assert evidence - 0.05 < posterior.diagnosis()["elbo"] < evidence + 0.02
+
+
+def beta_guide(heads):
+    a = pyro.param("a", torch.tensor(4.0), constraint=constraints.positive)
+    pyro.sample("weight", dist.Beta(a, 2.0))
+
+
+def test_what_vmap_cannot_draw_goes_through_pyros_own_elbo():
+    def story(heads):
+        weight = pyro.sample("weight", dist.Beta(1.0, 1.0))
+        pyro.sample("heads", dist.Binomial(4, weight), obs=heads)
+
+    guide = VI(guide=beta_guide, max_steps=2, draws=20, learning_rate=1e-9)
+    posterior = guide.run(story, torch.tensor(3.0))
+    # the guide starts at the posterior, Beta(4, 2); the evidence of each count is 1 / 5
+    weights = posterior.log_density - posterior.log_guide
+    assert torch.allclose(weights, torch.full_like(weights, -math.log(5)), atol=1e-6)
+
+
+# -- stopping ----------------------------------------------------------------------------------
+
+
+def test_too_few_steps_are_not_convergence():
+    posterior = Conjugate().fit(max_steps=20)
+    assert not posterior.converged
+    assert "max_steps" in posterior.headline()
+    assert len(posterior.history["elbo"]) == 20
+
+
+def test_ctrl_c_keeps_what_there_is(monkeypatch):
+    monkeypatch.setattr(Progress, "advance", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+    posterior = Conjugate().fit()
+    assert not posterior.converged
+    assert "Ctrl-C after 100 steps" in posterior.headline()
+    assert posterior.count == 4000
+
+
+def test_restarts_that_disagree_are_not_convergence():
+    class Fake:
+        def __init__(self, elbo):
+            self.elbo = elbo
+
+    assert "do not agree: ELBOs -1.00, -3.00" in _disagreement([Fake(-3.0), Fake(-1.0)])
+    assert not _disagreement([Fake(-1.0), Fake(-1.05)])
+
+
+def run_ascent(objective, evaluate, parameter, max_steps=5000):
+    schedule = Schedule(0.05, max_steps, 1e-3)
+    return ascend(
+        objective, evaluate, [parameter], schedule, Interrupt(), Progress("test", max_steps)
+    )
+
+
+def test_the_ascent_settles_through_noise_that_hides_the_slope():
+    x = torch.tensor(3.0, requires_grad=True)
+
+    def value():
+        return -0.5 * x.square() + 30 * torch.randn(())  # noise in the value, not the gradient
+
+    ascent = run_ascent(
+        lambda: Step(v := value(), float(v.detach())), lambda: torch.stack([value()] * 2), x
+    )
+    assert ascent.settled
+    # within the tolerance of the optimum: x^2 / 2 < 1e-3, and as much again for the last level
+    assert abs(float(x.detach())) < math.sqrt(4e-3)
+
+
+def test_an_objective_that_is_not_finite_is_reported():
+    x = torch.tensor(1.0, requires_grad=True)
+    ascent = run_ascent(lambda: Step(x * torch.nan, math.nan), lambda: torch.zeros(1), x)
+    assert not ascent.settled
+    assert "not finite" in ascent.message
+
+
+def test_an_objective_without_maximum_does_not_settle():
+    x = torch.tensor(0.0, requires_grad=True)
+    ascent = run_ascent(lambda: Step(1 * x, float(x.detach())), lambda: x.reshape(1), x, 1000)
+    assert not ascent.settled
+
+
+def test_the_same_seed_gives_the_same_draws():
+    case = Conjugate()
+    runs = []
+    for _ in range(2):
+        torch.manual_seed(7)
+        runs.append(case.fit(max_steps=150, draws=50)["beta"])
+    assert torch.equal(*runs)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"draws": 0}, {"particles": 0}, {"learning_rate": -1.0}, {"tolerance": 0.0}, {"restarts": 0}],
+)
+def test_options_are_checked(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        VI(**options)
