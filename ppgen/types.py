@@ -60,9 +60,10 @@ class BoltzmannMachine(Protocol):
     layer above), its *hidden side* the odd ones; each is independent given the other.
     """
 
-    weight: Tensor  # W between the sides, (D, H)
-    visible_bias: Tensor  # a, (D,)
-    hidden_bias: Tensor  # b, (H,)
+    if TYPE_CHECKING:  # from Python 3.12 on, isinstance does not see the parameters of a module
+        weight: Tensor  # W between the sides, (D, H)
+        visible_bias: Tensor  # a, (D,)
+        hidden_bias: Tensor  # b, (H,)
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]: ...
 

@@ -324,6 +324,8 @@ def _first_rank() -> bool:
 def _settings(run: Path) -> dict[str, Any]:
     from ppgen.run_folder import read_config
 
+    if not run.is_dir():
+        raise FileNotFoundError(f"there is no run folder {run}; `ppgen train` makes one")
     config = read_config(run)
     settings = config.get("command") or config.get("config", {}).get("command")
     if not isinstance(settings, dict) or settings.get("model") not in BUNDLED:

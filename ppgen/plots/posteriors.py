@@ -76,7 +76,7 @@ def marginals(
         ax.spines["left"].set_visible(False)
         ax.grid(False)
         far = "" if badness is None else f"   {badness[j]:.2f} sd"
-        label(ax, title=shorten(names[j], 24 if columns == 3 else 40) + far)
+        label(ax, title=shorten(names[j], 19 if columns == 3 else 40) + far)
     for ax in axes[len(shown) :]:
         ax.set_visible(False)
     if len(flat) > 1:

@@ -24,7 +24,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 LINES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)), (0, (8, 3)), "-")
 INK, MUTED, FAINT = "#1b1f24", "#5b6570", "#d8dde3"
 
-WIDTH = 7.4  # inches; 814 pixels at 110 dots per inch
+WIDTH = 7.4  # inches; 814 pixels
+DPI = 110  # of all pictures: text is measured at the size at which it is drawn
 _SIZE = 9.0  # points
 
 
@@ -33,7 +34,7 @@ class _Figure(Figure):
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
-        self.savefig(buffer, format="png", dpi=110)
+        self.savefig(buffer, format="png", dpi=DPI)
         return buffer.getvalue()
 
 
@@ -57,7 +58,9 @@ def canvas(
         width: of the figure, inches.
         options: to matplotlib's `subplots`.
     """
-    figure = _Figure(figsize=(width, height), facecolor="white", layout="constrained")
+    figure = _Figure(
+        figsize=(width, height), dpi=DPI, facecolor="white", layout="constrained"
+    )
     FigureCanvasAgg(figure)
     strip = _heading(figure, title, subtitle)
     engine: Any = figure.get_layout_engine()
