@@ -16,6 +16,7 @@ from ppgen.inference.fit import fit
 from ppgen.inference.verdict import THRESHOLDS, Marginal, Verdict, marginals, verdict
 from ppgen.posterior import Posterior
 from ppgen.program import Program
+from ppgen.progress import interruptible
 from ppgen.recording import slots
 from ppgen.summary import columns
 from ppgen.types import Engine, Story
@@ -146,6 +147,8 @@ def compare(
         seed: of each run.
         kwargs: the story's keyword arguments.
 
+    After Ctrl-C those methods are compared that have been fitted, if the reference is among them.
+
     Raises:
         ValueError: where the story has parameters that an engine would train, so that the
             methods would not approximate the same posterior; or `reference` is not in `using`.
@@ -153,10 +156,14 @@ def compare(
     if reference not in using:
         raise ValueError(f"reference={reference!r} is not among the methods {list(using)}")
     _refuse_trainable(model, args, kwargs)
-    posteriors = {
-        label: fit(model, *args, using=engine, seed=seed, **kwargs)
-        for label, engine in using.items()
-    }
+    posteriors = {}
+    with interruptible() as interrupt:
+        for label, engine in using.items():
+            posteriors[label] = fit(model, *args, using=engine, seed=seed, **kwargs)
+            if interrupt:
+                break
+    if reference not in posteriors:
+        raise KeyboardInterrupt("the comparison was stopped before its reference was fitted")
     return comparison(posteriors, reference, _name(model))
 
 

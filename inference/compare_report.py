@@ -49,7 +49,8 @@ def sections(found: Comparison) -> list[Section]:
 
 
 def _overall(found: Comparison) -> Verdict:
-    level = max((v.level for v in found.verdicts.values()), key=_ORDER.index)
+    levels: list[Level] = [v.level for v in found.verdicts.values()]
+    level = max(levels, key=_ORDER.index)
     text = " ".join(
         f"{label}: {v.sentence}." for label, v in found.verdicts.items() if label != found.reference
     )

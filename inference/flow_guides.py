@@ -77,18 +77,37 @@ class _Autoregressive(nn.Module):
         return y, log_slope.sum(-1)
 
 
-class CouplingFlow(FlatGuide):
-    """Coupling layers on a full-rank normal.
+class _Flow(FlatGuide):
+    """Noise through layers, then through an affine map of full rank.
+
+    The affine map comes last, so that the layers, and the bounds of splines, always see
+    standard deviations of about 1.
+    """
+
+    rate = 0.005
+    layers: nn.ModuleList
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        self.outer = FullRank(dim)
+
+    def forward(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        log_q = standard_normal(noise) - self.outer.log_diagonal.sum()
+        for layer in self.layers:
+            noise, log_det = layer(noise)
+            log_q = log_q - log_det
+        return self.outer.loc + noise @ self.outer.factor().mT, log_q
+
+
+class CouplingFlow(_Flow):
+    """Coupling layers under a full-rank affine map.
 
     Layers come in pairs that swap the halves; pair p parts the coordinates by bit p of their
     index, so that log2(D) pairs part any two of them.
     """
 
-    rate = 0.005
-
     def __init__(self, dim: int, layers: int, hidden: Sequence[int], kind: Transform) -> None:
         super().__init__(dim)
-        self.base = FullRank(dim)
         bits = max(1, (dim - 1).bit_length())
         index = torch.arange(dim)
         spline = kind == "spline"
@@ -98,22 +117,15 @@ class CouplingFlow(FlatGuide):
             for i in range(layers)
         )
 
-    def forward(self, noise: Tensor) -> tuple[Tensor, Tensor]:
-        u, log_q = self.base(noise)
-        for layer in self.layers:
-            u, log_det = layer(u)
-            log_q = log_q - log_det
-        return u, log_q
-
     def log_prob(self, u: Tensor) -> Tensor:
         """Log density of any points, ``(K, D) -> (K,)``, nats."""
-        log_q = -self.base.log_diagonal.sum()
+        centred = (u - self.outer.loc).mT
+        x = torch.linalg.solve_triangular(self.outer.factor(), centred, upper=False).mT
+        log_q = -self.outer.log_diagonal.sum()
         for layer in reversed(self.layers):
-            u, log_det = layer.inverse(u)  # type: ignore[operator]
+            x, log_det = layer.inverse(x)  # type: ignore[operator]
             log_q = log_q + log_det
-        centred = (u - self.base.loc).mT
-        noise = torch.linalg.solve_triangular(self.base.factor(), centred, upper=False).mT
-        return standard_normal(noise) + log_q
+        return standard_normal(x) + log_q
 
     def score(self, u: Tensor, noise: Tensor) -> Tensor:
         with torch.enable_grad():
@@ -122,25 +134,16 @@ class CouplingFlow(FlatGuide):
         return gradient
 
 
-class AutoregressiveFlow(FlatGuide):
-    """Inverse autoregressive layers on a full-rank normal, in alternating order."""
+class AutoregressiveFlow(_Flow):
+    """Inverse autoregressive layers in alternating order, under a full-rank affine map."""
 
-    rate = 0.005
     has_score = False  # the way back takes D passes
 
     def __init__(self, dim: int, layers: int, hidden: Sequence[int]) -> None:
         super().__init__(dim)
-        self.base = FullRank(dim)
         self.layers = nn.ModuleList(
             _Autoregressive(dim, hidden, backwards=i % 2 == 1) for i in range(layers)
         )
-
-    def forward(self, noise: Tensor) -> tuple[Tensor, Tensor]:
-        u, log_q = self.base(noise)
-        for layer in self.layers:
-            u, log_det = layer(u)
-            log_q = log_q - log_det
-        return u, log_q
 
 
 def flow_guide(

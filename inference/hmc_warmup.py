@@ -144,7 +144,7 @@ def starts(
         low = hmc_starts.far_below(state)
         if bool(low.any()):  # they may rest on a saddle: to the top with them, but no pole
             further = climb_whitened(value_and_grad, state, current, enough=0.1)
-            low = low & (further.log_density <= state.log_density.max())
+            low = low & (further.log_density <= state.log_density.max() + dim)
             state = hmc_starts.choose(low, further, state)
         state, moved = hmc_starts.relocate(value_and_grad, state)
     return hmc_starts.disperse(value_and_grad, state, current), current, moved

@@ -77,10 +77,10 @@ def find_mode(value_and_grad: ValueAndGrad, starts: Tensor) -> Mode:
     best = int(values.argmax())
     if not bool(torch.isfinite(values[best])):
         raise ValueError("the log density is not finite at any of the points that were tried")
-    return _polish(value_and_grad, ends.z[best], values)
+    return polish(value_and_grad, ends.z[best], values)
 
 
-def _polish(value_and_grad: ValueAndGrad, z: Tensor, values: Tensor) -> Mode:
+def polish(value_and_grad: ValueAndGrad, z: Tensor, values: Tensor) -> Mode:
     """Newton's method with a line search; directions of negative curvature are turned round."""
     eps = torch.finfo(z.dtype).eps
     value, gradient = (t[0] for t in value_and_grad(z[None]))

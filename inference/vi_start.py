@@ -19,7 +19,7 @@ from torch import Tensor
 from ppgen.inference.guides import standard_normal
 from ppgen.inference.hmc import State, ValueAndGrad, init
 from ppgen.inference.hmc_starts import climb
-from ppgen.inference.mode import hessian, spectrum
+from ppgen.inference.mode import hessian, polish, spectrum
 
 _STAGES = (10, 30, 100)  # L-BFGS iterations of each stage
 _DENSE = 500  # dimensions up to which the curvature is measured
@@ -66,6 +66,10 @@ def find_frame(value_and_grad: ValueAndGrad, starts: Tensor, *, dense: bool) -> 
             state = climb(value_and_grad, state.z, iterations=iterations)
         for row in _spread_rows(state):
             frames += _frames(value_and_grad, state.z[row], dense)
+    if dim <= _DENSE:  # Newton's method crosses the narrow valleys where L-BFGS gives up
+        best = int(state.log_density.nan_to_num(nan=-torch.inf).argmax())
+        mode = polish(value_and_grad, state.z[best], state.log_density)
+        frames += _frames(value_and_grad, mode.z, dense)
     elbos = torch.stack([_elbo(value_and_grad, frame, noise) for frame in frames])
     return frames[int(elbos.argmax())]
 

@@ -103,12 +103,15 @@ class Interrupt:
         return self.requested
 
 
+_active: list[Interrupt] = []  # the blocks that are open, outermost first
+
+
 @contextmanager
 def interruptible() -> Iterator[Interrupt]:
     """The first SIGINT or SIGTERM asks the loop to finish its step; the second stops at once.
 
-    Outside the main thread signals cannot be caught: the flag is then never set. Blocks may be
-    nested; the innermost one takes the signal.
+    Blocks may be nested: the signal reaches all of them, so that what runs several loops stops
+    too. Outside the main thread signals cannot be caught: the flag is then never set.
     """
     interrupt = Interrupt()
     if threading.current_thread() is not threading.main_thread():
@@ -122,11 +125,14 @@ def interruptible() -> Iterator[Interrupt]:
         if interrupt.requested and time.monotonic() - first > _SAME_WISH:
             raise KeyboardInterrupt
         first = first or time.monotonic()
-        interrupt.requested = True
+        for one in _active:
+            one.requested = True
 
+    _active.append(interrupt)
     previous = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield interrupt
     finally:
+        _active.remove(interrupt)
         for number, handler in previous.items():
             signal.signal(number, handler)

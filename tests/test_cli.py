@@ -105,7 +105,7 @@ def test_a_run_is_trained_evaluated_sampled_resumed_and_reported(files, capsys):
     assert {p.name for p in (files / "run").iterdir()} >= {
         "config.json", "metrics.jsonl", "metrics.csv", "ckpt", "samples.png", "report.html"
     }  # fmt: skip
-    assert run(train) == exits.USAGE
+    assert run(train) == exits.CANNOT_WRITE
     assert "run" in capsys.readouterr().err
     assert run(["resume", "run", "--epochs", "3", "--quiet"]) == exits.DONE
     assert len((files / "run" / "metrics.jsonl").read_text().splitlines()) == 3

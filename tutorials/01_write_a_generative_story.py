@@ -134,8 +134,8 @@ plots.pair(samples, ["a", "b"], reference="HMC")
 
 # %% [markdown]
 # *What to see: the posterior is a thin ridge. Where the intercept is larger the slope must be
-# smaller, since both are about 0 °F, far from any flight. A product $q(a)\,q(b)$ has no ridge, so it
-# shrinks until it fits inside: its intervals are several times too narrow.*
+# smaller, since both are about 0 °F, far from any flight. A product $q(a)\,q(b)$ has no ridge, so
+# it shrinks until it fits inside: its intervals are several times too narrow.*
 #
 # ## Repair
 #

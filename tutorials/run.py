@@ -105,6 +105,8 @@ def build(script: Path) -> str | None:
         "name": "python3",
     }
     notebook.metadata.pop("jupytext", None)
+    # for want of a widget library; the warning would put a path of this machine on the page
+    os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"
     try:
         NotebookClient(
             notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": HERE}}

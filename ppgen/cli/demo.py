@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ppgen.cli.options import Common
+from ppgen.progress import Interrupt, interruptible
 
 if TYPE_CHECKING:
     from torch import nn
@@ -55,12 +56,12 @@ def demo(*, out: Path = Path("runs/demo"), common: Common | None = None) -> int:
     common = common or Common()
     start = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
-    with common.active():
+    with common.active(), interruptible() as interrupt:
         _say(common, "1/3  Eight schools, by three methods")
-        found = compare_schools(common.seed)
+        found = compare_schools(common.seed, interrupt)
         found.save(out / "eight_schools")
         _say(common, "2/3  An RBM, a VAE and a flow on 8x8 digits")
-        entries = train_digits(common.seed)
+        entries = train_digits(common.seed, interrupt)
         _say(common, "3/3  Samples, reconstructions, the page")
         page = _page(found, entries, out, common.seed)
     seconds = time.perf_counter() - start
@@ -73,7 +74,7 @@ def demo(*, out: Path = Path("runs/demo"), common: Common | None = None) -> int:
     return common.code(tau.level == "fail")
 
 
-def compare_schools(seed: int) -> Comparison:
+def compare_schools(seed: int, interrupt: Interrupt) -> Comparison:
     """Centred eight schools by mean-field VI, a flow and HMC; the non-centred form as reference.
 
     Both forms are the same posterior over mu, tau and theta; only the non-centred one can be
@@ -94,10 +95,11 @@ def compare_schools(seed: int) -> Comparison:
         "HMC, centred": HMC(),
     }.items():
         posteriors[label] = ppgen.fit(eight_schools_centred, **schools, using=engine, seed=seed)
+        _go_on(interrupt)
     return comparison(posteriors, "HMC, non-centred", "eight schools")
 
 
-def train_digits(seed: int) -> list[Entry]:
+def train_digits(seed: int, interrupt: Interrupt) -> list[Entry]:
     """Three deep stories and the base-rate model, each with its held-out likelihood."""
     import ppgen
     from ppgen.cli.deep import build, optimisation
@@ -120,6 +122,7 @@ def train_digits(seed: int) -> list[Entry]:
             seed=seed,
             **optimisation(settings),
         )
+        _go_on(interrupt)
         seconds = time.perf_counter() - start
         story = result.story.eval()
         options = {} if name == "rbm" else {"samples": 1000}
@@ -217,6 +220,11 @@ def _digits(entries: list[Entry], seed: int) -> Section:
     weights = stories["rbm"].weight.detach().T[:64]
     pictures.append(Picture(plots.filters(weights, shape), "What 64 of the RBM's units look for."))
     return Section("Digits: samples and reconstructions", pictures=pictures)
+
+
+def _go_on(interrupt: Interrupt) -> None:
+    if interrupt:
+        raise KeyboardInterrupt
 
 
 def _say(common: Common, text: str) -> None:

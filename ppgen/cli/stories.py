@@ -99,7 +99,8 @@ def bayes_story(name: str, data: str | None) -> tuple[Callable[..., Any], dict[s
 def _own_data(model: Callable[..., Any]) -> dict[str, Tensor]:
     """What the function ``data`` beside the story in its file returns, if there is one."""
     provide: Any = getattr(sys.modules.get(model.__module__), "data", None)
-    return provide() if callable(provide) else {}
+    found: Any = provide() if callable(provide) else {}
+    return found
 
 
 def _from_file(place: str) -> Callable[..., Any]:
