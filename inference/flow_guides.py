@@ -152,9 +152,9 @@ def flow_guide(
     """A normalizing flow over the whole flat vector, for ``VI(guide=flow_guide())``.
 
     Args:
-        transform: ``"affine"`` coupling (real NVP), ``"spline"`` coupling (rational-quadratic),
-            or ``"autoregressive"`` (IAF; its gradients are noisier, since the path derivative
-            would need its slow inverse).
+        transform: ``"affine"`` coupling (real NVP); ``"spline"`` coupling (rational-quadratic),
+            whose steps cost about five times as much; or ``"autoregressive"`` (IAF), whose
+            gradients are noisier, since the path derivative would need its slow inverse.
         layers: how many.
         hidden: widths of the hidden layers of each layer's network.
     """

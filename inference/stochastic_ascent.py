@@ -155,7 +155,7 @@ class _Run:
         """One step of Adam; noise that is not finite is drawn again, at a lower rate."""
         taken = self.steps
         if self.interrupt:
-            raise _Unsettled(f"stopped by Ctrl-C after {taken} steps")
+            raise _Unsettled(f"interrupted after {taken} steps")
         if taken >= self.schedule.max_steps:
             raise _Unsettled(
                 f"the ELBO was still rising, or too noisy to tell, after {taken} steps (max_steps)"
