@@ -16,6 +16,7 @@ from pyro.poutine.subsample_messenger import _Subsample as Subsample
 from torch import Size, Tensor
 from torch.distributions import biject_to
 
+from ppgen.observations import check_observed
 from ppgen.types import Story
 
 _NO_SHAPE = Size()
@@ -125,7 +126,9 @@ class _Dissect(Messenger):
         elif msg["is_observed"]:
             kind = "factor" if isinstance(fn, dist.Unit) else "observed"
             _refuse_missing(msg)
-        elif isinstance(_innermost(fn), dist.Delta):
+            if kind == "observed":
+                check_observed(msg, _describe(fn), _support(fn))
+        elif isinstance(innermost(fn), dist.Delta):
             kind = "deterministic"
         elif _is_discrete(msg):
             kind = "enumerated"
@@ -154,14 +157,15 @@ class _Dissect(Messenger):
         )
 
 
-def _innermost(fn: Any) -> Any:
+def innermost(fn: Any) -> Any:
+    """The distribution inside ``.to_event``, ``.expand`` and ``.mask``."""
     while hasattr(fn, "base_dist") and not hasattr(fn, "transforms"):
         fn = fn.base_dist
     return fn
 
 
 def _describe(fn: Any) -> str:
-    inner = _innermost(fn)
+    inner = innermost(fn)
     name = type(inner).__name__.removeprefix("_")
     if name != "TransformedDistribution":
         return name

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Size, Tensor
+from torch.distributions.constraints import Constraint
 
 
 def check_observed(msg: Any, name: str, support: str) -> None:
@@ -28,12 +29,12 @@ def check_observed(msg: Any, name: str, support: str) -> None:
         value = torch.tensor(float(value))
     if not isinstance(value, Tensor):
         raise ValueError(
-            f"site '{site}' observes a {type(value).__module__}.{type(value).__qualname__}, where "
-            "a tensor is expected: give it torch.as_tensor(...)"
+            f"site '{site}' observes a {type(value).__name__}, where a "
+            "tensor is expected: give it torch.as_tensor(...)"
         )
     frames = {f.dim: f.size for f in msg["cond_indep_stack"] if f.vectorized}
     _check_shape(site, fn, value.shape, frames)
-    _check_support(site, fn, value, msg["mask"], f"{name}, with support {support},")
+    _check_support(site, fn, value, msg["mask"], f"{name} (support: {support})")
 
 
 def _check_shape(site: str, fn: Any, shape: Size, plates: dict[int, int]) -> None:
@@ -96,7 +97,7 @@ def _check_support(site: str, fn: Any, value: Tensor, mask: Any, what: str) -> N
     first = value.broadcast_to((*inside.shape, *value.shape[inside.dim() :]))[tuple(where)]
     raise ValueError(
         f"observed site '{site}' is {first.tolist()} at index {where} ({int((~inside).sum())} of "
-        f"{inside.numel()} values), which is impossible under {what} of this site"
+        f"{inside.numel()} values), which is impossible under its distribution {what}"
     )
 
 
@@ -111,5 +112,5 @@ def _fixed(fn: Any, support: Any) -> bool:
         part = parts.pop()
         if any(isinstance(v, Tensor) for v in vars(part).values()):
             return False
-        parts += [v for v in vars(part).values() if isinstance(v, type(part).__mro__[-2])]
+        parts += [v for v in vars(part).values() if isinstance(v, Constraint)]
     return True

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map
 
 from ppgen import diagnostics
 from ppgen.program import Program
-from ppgen.story import sandbox, simulate
+from ppgen.story import sandbox, simulate_all
 from ppgen.summary import Row, Summary
 from ppgen.types import Story
 
@@ -101,6 +101,15 @@ class Posterior:
         becomes False.
         """
         draws = program.constrain(z, deterministic=True)
+        if not program.anatomy.of_kind("observed", "factor"):
+            # as where y=None was meant for prediction and forgotten in the fit
+            said = "nothing is observed: this is the prior"
+            fields["messages"] = (said, *fields.get("messages", ()))
+        lost = [name for name in program.sites if not bool(torch.isfinite(draws[name]).all())]
+        if lost:
+            fields["converged"] = False
+            said = f"draws of {' and '.join(lost)} are not finite"
+            fields["messages"] = (*fields.get("messages", ()), said)
         posterior = cls(
             draws=draws,
             engine=engine,
@@ -241,11 +250,7 @@ class Posterior:
                 torch.manual_seed(seed)
             chosen = torch.randperm(self.count)[: min(draws, self.count)]
             flat = {name: self.draws[name].flatten(0, 1)[chosen] for name in self._latent}
-            rows = [
-                simulate(story, {n: v[i] for n, v in flat.items()}, args, kwargs)
-                for i in range(len(chosen))
-            ]
-        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+            return simulate_all(story, flat, args, kwargs)
 
     @property
     def _latent(self) -> tuple[str, ...]:
@@ -288,12 +293,10 @@ class Posterior:
         return from_dict({name: group for name, group in groups.items() if group})
 
     def _replicated(self, program: Program) -> dict[str, np.ndarray]:
-        flat = {n: self.draws[n].flatten(0, 1) for n in program.sites}
-        rows = [program.replicate({n: v[i] for n, v in flat.items()}) for i in range(self.count)]
+        found = program.replicate({n: self.draws[n].flatten(0, 1) for n in program.sites})
         shape = (self.chains, self.count // self.chains)
         return {
-            n: _numpy(torch.stack([row[n] for row in rows]).unflatten(0, shape))
-            for n in program.anatomy.of_kind("observed")
+            n: _numpy(found[n].unflatten(0, shape)) for n in program.anatomy.of_kind("observed")
         }
 
     # -- keeping -----------------------------------------------------------------------------

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, suppress
 from typing import Any, Literal
 
 import pyro
@@ -17,8 +19,17 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ppgen.anatomy import Anatomy, dissect
 from ppgen.recording import Recording, Unrecordable, externals, record, slots
-from ppgen.story import Evaluation, default_dtype, evaluate, sandbox, simulate
+from ppgen.story import (
+    Evaluation,
+    default_dtype,
+    evaluate,
+    not_finite,
+    sandbox,
+    simulate,
+    simulate_all,
+)
 from ppgen.types import Story
+from ppgen.writing import writable
 
 _CHECKED_ROWS = 2  # rows of the first batch whose recorded value is compared with Pyro's own
 
@@ -92,8 +103,20 @@ class Program:
 
     def _prepare(self) -> None:
         self._args, self._kwargs = tree_map(self._cast, self._given)
-        with sandbox(self.dtype):
+        self._untrained: dict[str, Any] = {"params": {}, "constraints": {}}
+        own = {id(t) for _, t in slots(self.model, self._args, self._kwargs)}
+        with self._sandbox():
+            before = pyro.get_param_store().get_state()
             self.anatomy: Anatomy = dissect(self.model, self._args, self._kwargs)
+            after = pyro.get_param_store().get_state()
+        # pyro.param statements that nobody has run yet hold what they start with
+        for name, tensor in after["params"].items():
+            if name not in before["params"] and id(tensor) not in own:
+                self._untrained["params"][name] = tensor
+                self._untrained["constraints"][name] = after["constraints"][name]
+
+    def _sandbox(self) -> AbstractContextManager[None]:
+        return sandbox(self.dtype, self._untrained)
 
     def _cast(self, value: Any) -> Any:
         if isinstance(value, Tensor) and value.is_floating_point():
@@ -201,7 +224,7 @@ class Program:
                     raise ValueError(f"site '{name}': {value} is outside its support {support}")
                 parts.append(biject_to(support).inv(value).flatten())
 
-        with sandbox(self.dtype), torch.random.fork_rng(devices=[]), _Each(read):
+        with self._sandbox(), torch.random.fork_rng(devices=[]), _Each(read):
             simulate(self.model, values, self._args, self._kwargs, keep_data=True)
         return torch.cat(parts)
 
@@ -210,15 +233,15 @@ class Program:
         names = self.anatomy.of_kind("observed")
         z = self.anatomy.prototype
         values = {name: value[0] for name, value in self.constrain(z[None]).items()}
-        with sandbox(self.dtype), torch.random.fork_rng(devices=[]):
+        with self._sandbox(), torch.random.fork_rng(devices=[]):
             found = simulate(self.model, values, self._args, self._kwargs, keep_data=True)
         return {name: found[name] for name in names}
 
     def replicate(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Draw the data anew, given one value of each latent site: site -> ``shape``."""
+        """Draw the data anew, given ``(N, *shape)`` of each latent site: ``(N, *shape)`` each."""
         latent = {name: self._cast(values[name]) for name in self.sites}
-        with sandbox(self.dtype):
-            return simulate(self.model, latent, self._args, self._kwargs)
+        with self._sandbox():
+            return simulate_all(self.model, latent, self._args, self._kwargs)
 
     def initial(self, chains: int) -> Tensor:
         """Dispersed starting points of finite log density and gradient, ``(chains, D)``.
@@ -240,9 +263,27 @@ class Program:
             z = torch.where(bad[:, None], torch.empty_like(z).uniform_(-2, 2) * scale, z)
         raise ValueError(
             f"no starting point with finite log density and gradient was found for "
-            f"{int(bad.sum())} of {chains} chains in 50 tries: check the data against the "
-            "supports, and the scale of the priors (`ppgen explain` lists them)"
+            f"{int(bad.sum())} of {chains} chains in 50 tries{self._culprits(z[bad][0])}: check "
+            "the data against the supports, and the scale of the priors (`ppgen explain` lists "
+            "them)"
         )
+
+    def _culprits(self, z: Tensor) -> str:
+        """What is not finite at `z`, in words."""
+        names: list[Any] = []
+        with suppress(TypeError, ValueError):  # without a signature, positions will do
+            names += list(inspect.signature(self.model).parameters)
+        names += range(len(names), len(self._args))
+        given = {**dict(zip(names, self._args, strict=False)), **self._kwargs}
+        data = [
+            f"; argument {name!r} holds values that are not finite"
+            for name, value in given.items()
+            if not all(bool(torch.isfinite(t).all()) for t in _tensors(value))
+        ]
+        with self._sandbox(), torch.random.fork_rng(devices=[]):
+            sites = not_finite(self.model, self.anatomy, z, self._args, self._kwargs)
+        named = [f"; the log density of {site} is {value} there" for site, value in sites.items()]
+        return "".join([*named, *data])
 
     def with_data(self, *args: Any, **kwargs: Any) -> Program:
         """The same story with other data; shares the recordings where the shapes agree."""
@@ -289,10 +330,10 @@ class Program:
         return self._direct(single, rows)
 
     def _direct(self, single: Callable[[Tensor], Any], rows: Tensor) -> Any:
-        with sandbox(self.dtype), torch.no_grad():
+        with self._sandbox(), torch.no_grad():
             results = [single(row) for row in rows]
         if not results:
-            with sandbox(self.dtype), torch.no_grad():
+            with self._sandbox(), torch.no_grad():
                 shape = single(self.anatomy.prototype)
             return tree_map(lambda t: t.new_zeros((0, *t.shape)), shape)
         return tree_map(lambda *leaves: torch.stack(leaves), *results)
@@ -301,18 +342,43 @@ class Program:
         start = time.perf_counter()
         recording = None
         try:
-            with sandbox(self.dtype):
+            with self._sandbox():
                 inputs = self._inputs(rows[0].clone())
-                recording = record(vmap(single), rows, inputs, compile=key[-1])
+                try:
+                    recording = record(vmap(single), rows, inputs, compile=key[-1])
+                except Unrecordable as error:
+                    if "vmap" not in str(error):
+                        raise
+                    recording = record(vmap(writable(single)), rows, inputs, compile=key[-1])
             self._check(recording, single, rows)
             self._recordings[key] = recording
         except Unrecordable as error:
             recording, self.fallback = None, str(error)
+            if key[0].startswith("gradient"):
+                self._refuse_lost_gradient(single, rows)
             warnings.warn(
                 f"{self!r} is evaluated point by point, which is slow: {error}", stacklevel=5
             )
         self.seconds_recording += time.perf_counter() - start
         return recording
+
+    def _refuse_lost_gradient(self, single: Callable[[Tensor], Any], rows: Tensor) -> None:
+        """Compare the gradient with differences of the value, along one direction."""
+        eps = torch.finfo(self.dtype).eps
+        reach = eps ** (1 / 3)
+        direction = torch.cos(torch.arange(self.dim, dtype=self.dtype, device=rows.device))
+        shift = reach * direction / direction.norm()
+        some = rows[:_CHECKED_ROWS]
+        value, slope = self._direct(single, some)
+        difference = self._direct(single, some + shift)[0] - self._direct(single, some - shift)[0]
+        error = (difference - 2 * slope @ shift).abs()
+        # a branch may jump at one point, and rounding may hide a small slope
+        if bool((error > 0.01 * difference.abs() + 100 * eps * (1 + value.abs())).all()):
+            raise ValueError(
+                "the gradient of the log density is not that of its values: the story turns what "
+                "it has drawn into plain numbers (.item(), float(), math.sqrt, numpy) or "
+                "detaches it; use torch's functions there, such as torch.sqrt"
+            )
 
     def _inputs(self, point: Tensor) -> list[tuple[Callable[[], Tensor], Tensor]]:
         """Every tensor that the story reads from outside, each with where to find it later."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,9 +20,12 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import biject_to
 
-from ppgen.anatomy import Anatomy, Subsample
+from ppgen.anatomy import Anatomy, Subsample, innermost
 from ppgen.enumeration import Factor, Term, sum_out
 from ppgen.types import Story
+from ppgen.writing import writable
+
+_CHUNK = 1000  # simulations at once
 
 
 @dataclass
@@ -53,18 +58,23 @@ def _label(names: tuple[str, ...]) -> str:
 
 
 @contextmanager
-def sandbox(dtype: torch.dtype) -> Iterator[None]:
+def sandbox(
+    dtype: torch.dtype, untrained: Mapping[str, dict[str, Any]] | None = None
+) -> Iterator[None]:
     """Run a story without leaving a trace: no validation, `dtype` for new tensors, scoped store.
 
     Parameters that belong to modules stay the modules' own (``pyro.module`` would put a copy of
     the store's in their place, and an optimizer made before would then train nothing); plain
-    ``pyro.param`` values are the store's.
+    ``pyro.param`` values are the store's, or else those of `untrained`, a state of a store.
     """
     store = pyro.get_param_store()
+    state = store.get_state()
+    for part, entries in (untrained or {}).items():
+        state[part] = {**entries, **state[part]}
     # block: handlers of the caller's must not see the sites of a story that runs in here
     with (
         pyro.validation_enabled(False),
-        store.scope(store.get_state()),
+        store.scope(state),
         pyro.poutine.block(),
         _OwnParameters(),
         default_dtype(dtype),
@@ -111,10 +121,7 @@ class _Evaluate(Messenger):
             return
         site = self.anatomy.sites.get(msg["name"])
         if site is None:
-            raise ValueError(
-                f"site '{msg['name']}' appears only on some paths through the story: which sites "
-                "there are must not depend on the values drawn"
-            )
+            raise _some_paths(msg["name"])
         msg["fn"] = _without_validation(msg["fn"])
         if site.kind == "latent":
             transform = biject_to(msg["fn"].support)
@@ -134,6 +141,20 @@ class _Evaluate(Messenger):
             self.values[site.name] = msg["value"]
         if site.kind != "deterministic":
             self.visited.append(msg)
+
+    def refuse_absent(self) -> None:
+        """A latent site that this run did not visit would be flat, and its draws nonsense."""
+        visited = {msg["name"] for msg in self.visited}
+        for name in self.anatomy.of_kind("latent", "enumerated", "observed"):
+            if name not in visited:
+                raise _some_paths(name)
+
+
+def _some_paths(name: str) -> ValueError:
+    return ValueError(
+        f"site '{name}' appears only on some paths through the story: which sites there are must "
+        "not depend on the values drawn"
+    )
 
 
 def _without_validation(fn: Any) -> Any:
@@ -177,10 +198,12 @@ def evaluate(
     if not anatomy.of_kind("enumerated"):
         with handler:
             model(*args, **kwargs)
+        handler.refuse_absent()
         terms = [_direct_term(anatomy, msg) for msg in handler.visited]
         return Evaluation(handler.values, handler.log_jacobian, terms)
     with handler, _Enumerate(first_available_dim=-1 - anatomy.plate_nesting):
         config_enumerate(model)(*args, **kwargs)
+    handler.refuse_absent()
     factors = [_factor(anatomy, msg) for msg in handler.visited]
     return Evaluation(handler.values, handler.log_jacobian, sum_out(factors))
 
@@ -189,13 +212,41 @@ def _observed(anatomy: Anatomy, msg: Any) -> tuple[str, ...]:
     return () if anatomy.sites[msg["name"]].kind in ("latent", "enumerated") else (msg["name"],)
 
 
+def _log_prob(msg: Any) -> Tensor:
+    fn, value = msg["fn"], msg["value"]
+    if not isinstance(value, Tensor):
+        value = torch.tensor(float(value))  # data given as a number
+    elif isinstance(innermost(fn), dist.Bernoulli) and not value.is_floating_point():
+        value = value.to(torch.get_default_dtype())  # torch's own wants 0.0 and 1.0
+    return fn.log_prob(value, *msg["args"], **msg["kwargs"])
+
+
+def not_finite(
+    model: Story, anatomy: Anatomy, z: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, str]:
+    """Sites whose log density is not finite at the unconstrained point `z`, with that value."""
+    handler = _Evaluate(anatomy, z)
+    with torch.no_grad(), handler:
+        model(*args, **kwargs)
+    found = {}
+    for msg in handler.visited:
+        total = float(_direct_term(anatomy, msg).log_density.sum())
+        if not math.isfinite(total):
+            found[f"'{msg['name']}' ({anatomy.sites[msg['name']].distribution})"] = str(total)
+    return found
+
+
 def _direct_term(anatomy: Anatomy, msg: Any) -> Term:
-    log_prob = msg["fn"].log_prob(msg["value"], *msg["args"], **msg["kwargs"])
-    return Term(_observed(anatomy, msg), scale_and_mask(log_prob, msg["scale"], msg["mask"]))
+    # Pyro masks where `obs_mask` has data, and a masked prior is flat. What stands there is used
+    # nowhere, so that its prior integrates to one.
+    base = msg["name"].removesuffix("_unobserved")
+    fills_in = base != msg["name"] and f"{base}_observed" in anatomy.sites
+    mask = None if fills_in else msg["mask"]
+    return Term(_observed(anatomy, msg), scale_and_mask(_log_prob(msg), msg["scale"], mask))
 
 
 def _factor(anatomy: Anatomy, msg: Any) -> Factor:
-    log_prob = msg["fn"].log_prob(msg["value"], *msg["args"], **msg["kwargs"])
+    log_prob = _log_prob(msg)
     log_prob = scale_and_mask(log_prob, 1.0, msg["mask"])
     variables = msg["infer"].get("_dim_to_id", {})
     plates = {f.dim: f for f in msg["cond_indep_stack"] if f.vectorized}
@@ -254,9 +305,31 @@ def simulate(
     with torch.no_grad():
         trace: Any = pyro.poutine.trace(story).get_trace(*args, **kwargs)
     return {
-        name: node["value"]
+        name: torch.as_tensor(node["value"])
         for name, node in trace.nodes.items()
         if node["type"] == "sample"
         and name not in values
         and not isinstance(node["fn"], (Subsample, dist.Unit))
     }
+
+
+def simulate_all(
+    model: Story,
+    values: Mapping[str, Tensor],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> dict[str, Tensor]:
+    """:func:`simulate` for many `values`, ``(N, *shape)`` each; at once where vmap can do it."""
+    count = len(next(iter(values.values())))
+
+    def one(row: dict[str, Tensor]) -> dict[str, Tensor]:
+        return simulate(model, row, args, kwargs)
+
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # of operations that vmap has to loop over
+            many = torch.func.vmap(writable(one), randomness="different", chunk_size=_CHUNK)
+            return many(dict(values))
+    except (RuntimeError, ValueError, TypeError, NotImplementedError, StopIteration):
+        rows = [one({name: v[i] for name, v in values.items()}) for i in range(count)]
+    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}

@@ -116,7 +116,10 @@ plots.posterior_predictive(damaged, replicated, name="damaged rings")
 #
 # VI replaces sampling by optimisation: it looks for the member $q$ of a family that maximises the
 # evidence lower bound, $\mathrm{ELBO} = E_q[\log p(y, a, b) - \log q(a, b)]$. The plainest family
-# is mean-field, where $q(a, b) = q(a)\,q(b)$. `compare` runs both and measures the distance.
+# is mean-field, where $q(a, b) = q(a)\,q(b)$. `compare` runs both and measures the distance. Its
+# verdict says what is off: means, in standard deviations (sd) of the reference; widths of
+# intervals; and whether draws of $q$ could be reweighted into draws from the posterior. They could
+# not where k-hat is above 0.7 and the effective share of the draws, IS-ESS/S, is near 0.
 
 # %%
 first = ppgen.compare(
@@ -130,7 +133,7 @@ samples = {
     label: torch.stack([torch.as_tensor(s[n]).flatten() for n in ("a", "b")], -1)
     for label, s in scalars.items()
 }
-plots.pair(samples, ["a", "b"], reference="HMC")
+plots.pair(samples, ["a (log-odds at 0 °F)", "b (log-odds per °F)"], reference="HMC")
 
 # %% [markdown]
 # *What to see: the posterior is a thin ridge. Where the intercept is larger the slope must be
@@ -177,6 +180,10 @@ print(f"sd ratio of the slope as written: {mean_field['b'].ratio:.2f}")
 print(f"sd ratio of the slope when centred: {centred['slope'].ratio:.2f}")
 
 # %% [markdown]
+# *What to see: `sd ratio` is the guide's standard deviation over that of HMC. That of the slope was
+# 0.1 and is now close to 1. The verdict is a warning and no longer a failure: the means are right,
+# while the intervals of $p$ at some temperatures are some 15% too wide.*
+#
 # ## The numbers of this page, checked
 
 # %%

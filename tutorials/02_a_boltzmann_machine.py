@@ -2,12 +2,12 @@
 # # A Boltzmann machine from scratch
 #
 # **Result first.** A restricted Boltzmann machine (RBM) with 100 hidden units learns the 8x8
-# handwritten digits that come with ppgen. Held-out digits are about four nats more probable under
-# it than under independent pixels. That number is not a score made up for the purpose but a
-# log-likelihood in nats, enclosed between two bounds, and this page shows where each part of it
-# comes from: the energy, the constant $Z$ that nobody can compute, the gradient that needs $Z$,
-# contrastive divergence, which does without it, and annealed importance sampling, which brings $Z$
-# back at the end.
+# handwritten digits that come with ppgen. A held-out digit gets 7 to 8 nats more log-likelihood
+# from it than from independent pixels: it is about two thousand times more probable. That is not a
+# score made up for the purpose but a log-likelihood, enclosed between two bounds, and this page
+# shows where each part of it comes from: the energy, the constant $Z$ that nobody can compute, the
+# gradient that needs $Z$, contrastive divergence, which does without it, and annealed importance
+# sampling, which brings $Z$ back at the end.
 
 # %%
 import math
@@ -23,15 +23,18 @@ from ppgen import plots
 from ppgen.data import load
 from ppgen.data.synthetic import bars_and_stripes
 from ppgen.inference import ContrastiveDivergence
+from ppgen.inference.annealed_importance_sampling import annealed_importance_sampling
 from ppgen.models import RBM, BaseRate
 from ppgen.plots.style import canvas, label, legend, styles
+from ppgen.progress import quiet
 
 FAST = os.environ.get("PPGEN_FAST") == "1"
 torch.manual_seed(0)
+torch.set_num_threads(1)  # matrices this small gain nothing from a second one
 
-digits = load("digits", binarisation="dynamic")  # grey levels drawn anew as 0 or 1 each epoch
-held_out = load("digits", "test")  # drawn once, the same for every model
-base_rates = BaseRate(digits.x)  # each pixel for itself
+digits = load("digits", binarisation="threshold")  # a pixel is 1 where it is brighter than 0.5
+held_out = load("digits", "test", binarisation="threshold")
+base_rates = BaseRate(digits.x)  # what a model must beat: each pixel for itself
 
 rbm = RBM.from_data(digits.x, hidden=100)
 result = ppgen.train(
@@ -54,16 +57,17 @@ samples = base_rates.sample(400)
 for _ in range(1000):
     samples = rbm.sweep(samples)
 plots.images(
-    torch.cat([held_out.x[:40], samples[:40]]),
+    torch.cat([held_out.x[:20], samples[:20]]),
     (8, 8),
-    columns=20,
+    columns=10,
     title="Digits and samples",
     subtitle="Rows 1 and 2: held-out digits. Rows 3 and 4: samples of the machine.",
 )
 
 # %% [markdown]
-# *What to see: the samples have strokes, and some are digits. They were drawn by 1000 Gibbs sweeps
-# that started from noise, so they show the machine and not its training data.*
+# *What to see: a pixel is on (white) or off. Most samples could be digits in a hurried hand, a few
+# could not. They were drawn by 1000 Gibbs sweeps that started from noise, so they show the machine
+# and not its training data.*
 #
 # ## Energy
 #
@@ -76,7 +80,18 @@ plots.images(
 # $$
 #
 # With three visible and two hidden units there are $2^{3+2} = 32$ states, so nothing needs to be
-# taken on trust. Here is the whole machine in plain torch. Only $Z$ makes it a distribution.
+# taken on trust.
+#
+# What makes the machine *restricted*: no tie within a side. Given $x$, the hidden units are
+# independent coins, and so are the visible units given $h$. The sum over $h$ therefore splits
+# into a product, and the **free energy**, $F(x) = -\log \sum_h e^{-E(x, h)}$, is a formula:
+#
+# $$
+# F(x) = -a^\top x - \sum_j \log\left(1 + e^{b_j + (W^\top x)_j}\right), \qquad
+# p(h_j = 1 \mid x) = \sigma\left(b_j + (W^\top x)_j\right), \qquad p(x) = e^{-F(x)} / Z .
+# $$
+#
+# Here is the whole machine in plain torch: first by summing over all states, then by the formulas.
 
 # %%
 W = torch.tensor([[2.0, -1.0], [1.5, 0.5], [-1.0, 2.0]], dtype=torch.float64)
@@ -102,21 +117,6 @@ for state, row, total in zip(X, joint, p, strict=True):
     cells = "  ".join(f"{value:.3f}" for value in row)
     print(f"x = {state.int().tolist()}   p(x, h): {cells}   p(x) = {total:.3f}")
 
-# %% [markdown]
-# ## Free energy and conditionals
-#
-# What makes the machine *restricted*: no tie within a side. Given $x$, the hidden units are
-# independent coins, and so are the visible units given $h$. The sum over $h$ therefore splits
-# into a product, and the **free energy**, $F(x) = -\log \sum_h e^{-E(x, h)}$, is a formula:
-#
-# $$
-# F(x) = -a^\top x - \sum_j \log\left(1 + e^{b_j + (W^\top x)_j}\right), \qquad
-# p(h_j = 1 \mid x) = \sigma\left(b_j + (W^\top x)_j\right), \qquad p(x) = e^{-F(x)} / Z .
-# $$
-#
-# The sums over the 32 states say the same.
-
-# %%
 F = -X @ a - torch.log1p(torch.exp(b + X @ W)).sum(1)
 hidden_given_visible = torch.sigmoid(b + X @ W)  # (8, 2)
 visible_given_hidden = torch.sigmoid(a + H @ W.T)  # (4, 3)
@@ -125,7 +125,7 @@ torch.testing.assert_close(F, -torch.exp(-E).sum(1).log())
 torch.testing.assert_close(hidden_given_visible, (joint @ H) / p[:, None])
 torch.testing.assert_close(visible_given_hidden, (joint.T @ X) / joint.sum(0)[:, None])
 torch.testing.assert_close(p, torch.exp(-F) / Z)
-print("free energy and both conditionals agree with the sums over all states")
+print("free energy and both conditionals: the formulas agree with the sums")
 
 # %% [markdown]
 # ## Why $Z$ is the trouble
@@ -167,11 +167,11 @@ seen = (X[None] == data[:, None]).all(-1).double().mean(0)  # the data as a dist
 statistics = X[:, :, None] * hidden_given_visible[:, None, :]  # x E[h | x]^T of each x: (8, 3, 2)
 
 
-def mean_under(q):
+def mean_under(q, statistics):
     return torch.einsum("s,sij->ij", q, statistics)
 
 
-gradient = mean_under(seen) - mean_under(p)
+gradient = mean_under(seen, statistics) - mean_under(p, statistics)
 
 learnable = W.clone().requires_grad_()
 log_joint = -energies(learnable, a, b)
@@ -211,22 +211,22 @@ def transition(W, a, b):
     return conditional(b + X @ W, H) @ conditional(a + H @ W.T, X)
 
 
-steps = torch.arange(0, 41)
+rounds = torch.arange(0, 41)
 bias, rate = {}, {}
 for scale in (1, 2, 3):
-    T = transition(scale * W, a, b)
-    E_scaled = energies(scale * W, a, b)
-    machine = torch.softmax(-E_scaled.flatten(), 0).view(8, 4).sum(1)
-    torch.testing.assert_close(machine @ T, machine)  # Gibbs leaves the machine invariant
-    statistics = X[:, :, None] * torch.sigmoid(b + X @ (scale * W))[:, None, :]
-    wrong = [mean_under(seen @ torch.matrix_power(T, int(k))) - mean_under(machine) for k in steps]
-    exact = mean_under(seen) - mean_under(machine)
+    V = scale * W
+    T = transition(V, a, b)
+    target = torch.softmax(-energies(V, a, b).flatten(), 0).view(8, 4).sum(1)
+    torch.testing.assert_close(target @ T, target)  # Gibbs leaves the machine as it is
+    statistics = X[:, :, None] * torch.sigmoid(b + X @ V)[:, None, :]
+    exact = mean_under(seen - target, statistics)
+    wrong = [mean_under(seen @ torch.matrix_power(T, int(k)) - target, statistics) for k in rounds]
     bias[f"weights x {scale}"] = torch.stack([w.norm() for w in wrong]) / exact.norm()
     rate[f"weights x {scale}"] = torch.linalg.eigvals(T).abs().sort().values[-2].item()
 
-figure, (ax,) = canvas(3.0, "Bias of the expected CD-k gradient", "Exact, 3 x 2 machine.")
+figure, (ax,) = canvas(3.0, "Bias of the expected CD-k gradient", "3 x 2 machine, no sampling.")
 for (name, values), style in zip(bias.items(), styles(bias), strict=True):
-    ax.semilogy(steps, values, **style, label=f"{name}: second eigenvalue {rate[name]:.2f}")
+    ax.semilogy(rounds, values, **style, label=f"{name}: second eigenvalue {rate[name]:.2f}")
 ax.set_ylim(1e-6, 3)
 label(ax, "Gibbs rounds k", "|bias| / |exact gradient|")
 legend(figure, *ax.get_legend_handles_labels())
@@ -235,9 +235,9 @@ figure
 # %% [markdown]
 # *What to see: at $k = 0$ the two phases cancel and everything is missing. From then on the bias
 # falls like $\lambda^k$, where $\lambda$ is the second largest eigenvalue of $T$. A machine with
-# small weights forgets its start in a few rounds; the same machine with its weights tripled has
-# hardly begun. Weights grow during training, so a $k$ that was enough at first is not enough
-# later.*
+# small weights forgets its start in a few rounds; the same machine with its weights tripled needs
+# about five times as many. Weights grow during training, so a $k$ that was enough at first is not
+# enough later.*
 #
 # ## Training, with the loop in sight
 #
@@ -269,7 +269,7 @@ def fit(loss):
     slower = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, total_iters=updates)
     likelihood, contrast = [], []
     for update in range(updates):
-        x = patterns.sample(100)
+        x = patterns.sample(200)
         optimizer.zero_grad()
         if loss is None:
             (-machine.marginal().log_prob(x).mean()).backward()
@@ -308,7 +308,8 @@ figure
 # %% [markdown]
 # *What to see: on the left the exact gradient, CD-25 and PCD-5 come close to the best possible.
 # CD-1 rises at first and then falls below nine fair coins, which know nothing. On the right its
-# contrast looks as quiet as the others': from it alone you would not have noticed.*
+# contrast looks as quiet as the others': from it alone you would not have noticed.* (Over five
+# seeds, CD-1 ended 3 to 18 nats below the others.)
 #
 # ## The loss of contrastive divergence is no likelihood
 #
@@ -381,19 +382,23 @@ print(f"SVI with PCD-5: {exact_log_likelihood(by_pyro):.2f} nats")
 # updates, and checkpoints when it is given `out=`. What has a hidden unit learnt?
 
 # %%
-plots.filters(rbm.weight.T[:60], (8, 8), columns=20, title="Weights of 60 hidden units")
+with torch.no_grad():
+    strongest = rbm.weight.norm(dim=0).argsort(descending=True)[:32]
+    strokes = rbm.weight[:, strongest].T
+plots.filters(strokes, (8, 8), columns=16, title="Weights of the 32 strongest hidden units")
 
 # %% [markdown]
-# *What to see: each square is a column of $W$, without a unit (log-odds of a pixel). Red pixels go
-# with the unit, blue ones against it: strokes, ends and gaps, with the opposite beside.*
+# *What to see: each square is a column of $W$: what the unit, when it is on, adds to the log-odds
+# of each pixel. Red beside blue is a piece of a stroke with its edge, at one place of the picture.
+# The outer columns are pale, since nothing happens there.*
 #
-# How long does the chain need from noise to digit? Here are eight chains.
+# How long does the chain need from noise to digit? Here are six chains.
 
 # %%
 shown = [0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024]
 with torch.random.fork_rng():
     torch.manual_seed(5)
-    x = base_rates.sample(8)
+    x = torch.bernoulli(torch.full((6, 64), 0.5))
     frames = []
     for sweep in range(shown[-1] + 1):
         if sweep in shown:
@@ -404,13 +409,13 @@ plots.images(
     (8, 8),
     columns=len(shown),
     title="Along the chain",
-    subtitle=f"A row is a chain, from base-rate noise. Columns: after {shown} sweeps.",
+    subtitle=f"A row is a chain. Columns: after {', '.join(map(str, shown))} sweeps.",
 )
 
 # %% [markdown]
-# *What to see: noise turns into strokes within ten sweeps or so; from then on a chain wanders from
+# *What to see: fair coins turn into strokes within a few sweeps; from then on a chain wanders from
 # shape to shape. A row that showed one digit for ever would be a chain that does not mix, and then
-# neither the samples nor the upper bound below could be trusted.*
+# neither the samples nor the likelihood below could be trusted.*
 #
 # ## Log-likelihood from both sides
 #
@@ -419,25 +424,40 @@ plots.images(
 # over many small steps of temperature. The estimate of $Z$ is unbiased, so the estimate of
 # $\log Z$ is too *low* on average, and the likelihood that follows from it is too *good*. Going
 # backwards, from samples of the machine to independent pixels, the error has the other sign. The
-# truth lies between them, up to their standard errors.
+# truth lies between them, up to their standard errors. First a trial on the machine of bars and
+# stripes, where $\log Z$ is known; then the digits, with more and more temperatures.
 
 # %%
-ladder = (3, 10, 30, 100, 300) if FAST else (3, 10, 30, 100, 300, 1000, 3000)
+small = fits["PCD-5"][0]
+with torch.no_grad():
+    truth = small.log_partition().item()
+trial = annealed_importance_sampling(small, seed=3)
+print(f"9 x 8, exact: log Z = {truth:.2f} nats")
+print(f"9 x 8, AIS:   {trial}")
+
+ladder = (3, 10, 30, 100) if FAST else (3, 10, 30, 100, 300, 1000)
+effort = {"chains": 200 if FAST else 1000, "burn_in": 200, "seed": 2}
 starts = {"from base rates": None, "from fair coins": torch.zeros(64)}
-brackets = {
-    name: [
-        ppgen.log_likelihood(rbm, held_out.x, temperatures=k, base=base, burn_in=200, seed=2)
-        for k in ladder
-    ]
-    for name, base in starts.items()
-}
+with quiet():
+    brackets = {
+        name: [
+            ppgen.log_likelihood(rbm, held_out.x, temperatures=k, base=base, **effort)
+            for k in ladder
+        ]
+        for name, base in starts.items()
+    }
 figure, (ax,) = canvas(
-    3.1, "Held-out log-likelihood of one machine", "Lower and upper bound; only the effort differs."
+    3.1,
+    "Held-out log-likelihood of one machine",
+    "Lower and upper bounds, two standard errors.",
 )
 for (name, row), style in zip(brackets.items(), styles(brackets), strict=True):
     low, high = [r.lower for r in row], [r.upper for r in row]
-    ax.plot(ladder, low, **style, marker="^", markersize=4)
-    ax.plot(ladder, high, **style, marker="v", markersize=4, label=name)
+    low_error, high_error = [2 * r.lower_error for r in row], [2 * r.upper_error for r in row]
+    ax.errorbar(ladder, low, low_error, **style, marker="^", markersize=4, elinewidth=0.8)
+    ax.errorbar(
+        ladder, high, high_error, **style, marker="v", markersize=4, elinewidth=0.8, label=name
+    )
     ax.fill_between(ladder, low, high, color=style["color"], alpha=0.12)
 ax.set_xscale("log")
 label(ax, "temperatures", "nats per example")
@@ -446,14 +466,34 @@ figure
 
 # %% [markdown]
 # *What to see: with few temperatures the bounds are far apart, and the upper one alone would look
-# like a fine result. With more they close, from either start; the base rates of the data are the
-# better start by far.* At the right the bounds are closer than their standard errors and may even
-# cross: what is left is noise. The pass that goes backwards begins with samples from long chains,
-# not with exact draws, and is as good as these chains; the output says `nominal`.
+# like a fine result. With more they close, from either start, and the base rates of the data are
+# the better start by far.* At the right they are closer than their standard errors and may even
+# cross: what is left is noise. The backward pass begins with samples from long chains, not with
+# exact draws, and is only as good as these chains; the output says `nominal`.
+#
+# **A check that costs nothing.** The probabilities of different pictures add up to at most one, so
+# $\log Z \ge \log \sum_x e^{-F(x)}$ over any set of different pictures, such as all digits that we
+# have. Both bounds of AIS can fail together, when no chain has ever seen a mode of the machine; but
+# a $\log Z$ below this sum is wrong for certain.
 #
 # Without any $Z$, free energies of one machine can be compared with one another.
 
 # %%
+pictures = torch.cat([digits.x, held_out.x]).unique(dim=0)
+
+
+def least_log_partition(machine):
+    """Certain lower bound of log Z, nats."""
+    with torch.no_grad():
+        return torch.logsumexp(-machine.free_energy(pictures).double(), 0).item()
+
+
+log_partition = bounds.details["log_partition"]
+share = math.exp(least_log_partition(rbm) - log_partition.lower)
+print(f"AIS: log Z = {log_partition.lower:.2f} to {log_partition.upper:.2f} nats")
+print(f"{len(pictures):,} pictures alone: at least {least_log_partition(rbm):.2f} nats")
+print(f"so the machine spends {share:.1%} of its probability on them")
+
 with torch.no_grad():
     free = {
         "training": rbm.free_energy(digits.x),
@@ -464,10 +504,10 @@ with torch.no_grad():
 plots.free_energies(free)
 
 # %% [markdown]
-# *What to see: digits of both splits and samples lie together, noise lies about ten nats higher. A
-# held-out curve that moved away from the training curve would be overfitting, and one sees it
-# without AIS. But the height of the curves says nothing: a constant added to the energy moves them
-# all and changes no probability.*
+# *What to see: noise lies far above everything else. Training digits lie a little below held-out
+# ones, which is overfitting, seen without AIS: one or two nats after 200 epochs. But the height of
+# the curves says nothing: a constant added to the energy moves them all and changes no
+# probability.*
 #
 # ## What goes wrong
 #
@@ -480,8 +520,19 @@ plots.free_energies(free)
 # | end of the chain, last $h$ | $p(h \mid x)$ | same mean, less noise |
 # | end of the chain, last $x$ | samples | means of $x$ shrink $x\,h^\top$ where likelihood counts |
 #
-# The second row is the one that is got wrong, because nothing crashes. On the 32 states: does one
-# round that passes on $p(h \mid x)$ instead of a sample leave $p$ invariant?
+# The second row is the one that is got wrong, because nothing crashes. Below, on the 32 states:
+# does a round that passes on $p(h \mid x)$ instead of a sample leave $p$ invariant?
+#
+# **Black samples.** Three causes. The data were divided by 255 twice, so that a pixel is hardly
+# ever on: look at them first (`log_likelihood` refuses what is not 0 or 1). The chain started at an
+# empty picture and has not yet left it: start from base rates or data, and look along the chain. Or
+# the learning rate is so large that every hidden unit is stuck.
+#
+# **The learning rate.** Chains must keep up with the machine that they sample. Below, with Adam at
+# a hundred times a careful rate, they do not, and nothing raises.
+#
+# **A bound read as a value.** The upper bound of a hasty AIS flatters; print both, with the number
+# of effective chains, and compare with the sum over the pictures that you have.
 
 # %%
 T = transition(W, a, b)
@@ -490,32 +541,15 @@ sound = (p @ T - p).abs().sum() / 2
 broken = (p @ means_passed_on - p).abs().sum() / 2
 print(f"total variation from p after one round: samples {sound:.1e}, probabilities {broken:.3f}")
 
-# %% [markdown]
-# **Black samples.** Three causes. The data were grey levels, which an RBM takes for coins that are
-# hardly ever on: binarise them first (`log_likelihood` refuses them). The chain started at an empty
-# picture and has not yet left the mode where most pixels are off: start from base rates or data,
-# and look along the chain. Or the learning rate is so large that every hidden unit is stuck.
-#
-# **The learning rate.** Chains must keep up with the machine that they sample. With Adam at ten
-# times the rate of a careful run and no decay, they do not.
-
-# %%
+torch.manual_seed(0)
 hasty = RBM.from_data(digits.x, hidden=100)
-ppgen.train(
-    hasty,
-    digits,
-    loss=ContrastiveDivergence(gibbs_steps=1, persistent=True),
-    learning_rate=0.05,
-    epochs=20,
-)
-verdict = ppgen.log_likelihood(hasty, held_out.x, temperatures=300, seed=1)
-chains = verdict.details["log_partition"].effective_chains
-print(f"{verdict.lower:.1f} to {verdict.upper:.1f} nats, {chains:.0f} of 100 chains effective")
+pcd = ContrastiveDivergence(persistent=True)
+ppgen.train(hasty, digits, loss=pcd, learning_rate=0.5, epochs=20)
+with torch.no_grad():
+    at_most = -float(hasty.free_energy(held_out.x).mean()) - least_log_partition(hasty)
+print(f"in haste: at most {at_most:.0f} nats per held-out digit; base rates {coins.lower:.2f} nats")
 
 # %% [markdown]
-# The machine is worse than independent pixels, and AIS says so twice: the bounds are far apart and
-# few chains carry all the weight. **A bound read as a value** would have hidden it; so print both.
-#
 # ## Exercises
 #
 # **1.** Without weights the units are independent. What is $\log Z$ then? Check your formula.
@@ -569,11 +603,11 @@ for sweep in range(200):
 right = ((lower_half > 0.5) == (held_out.x > 0.5))[:, ~known].double().mean()
 right_by_rates = ((base_rates.rates > 0.5) == (held_out.x > 0.5))[:, ~known].double().mean()
 print(f"right pixels in the lower half: RBM {right:.3f}, base rates {right_by_rates:.3f}")
-assert right > right_by_rates
+assert right > right_by_rates + 0.02
 plots.images(
-    torch.cat([held_out.x[:20], torch.where(known, held_out.x, lower_half)[:20]]),
+    torch.cat([held_out.x[:10], torch.where(known, held_out.x, lower_half)[:10]]),
     (8, 8),
-    columns=20,
+    columns=10,
     title="Completed digits",
     subtitle="Above: held-out digits. Below: upper half given, lower half the machine's mean.",
 )
@@ -587,21 +621,26 @@ plots.images(
 # %%
 assert result.stopped == "finished"
 assert bounds.kind == "bounds"
-assert bounds.lower > coins.lower + (2.0 if FAST else 4.0)
+assert bounds.lower > coins.lower + (4.0 if FAST else 7.0)
+assert bounds.upper < coins.lower + 8.0
+assert log_partition.lower > least_log_partition(rbm)
 assert abs(bounds.upper - bounds.lower) < 0.15
+assert samples.unique().tolist() == [0.0, 1.0]  # samples all along, not probabilities
 assert torch.allclose(joint.sum(), torch.ones_like(Z))
 for name, values in bias.items():  # the bias ends up falling at the rate of the second eigenvalue
     assert abs((values[12] / values[8]) ** 0.25 - rate[name]) < 0.02
 exact, cd_1, cd_25, pcd_5 = (exact_log_likelihood(machine) for machine, *_ in fits.values())
 assert min(exact, cd_25, pcd_5) > (-4.0 if FAST else -3.0)
-assert cd_1 < -9 * math.log(2)
+assert cd_1 < min(exact, cd_25, pcd_5) - 1
 assert min(fits["CD-1"][2]) < 0  # the contrast of CD may be negative
 assert "ContrastiveDivergence" in complaint
 assert math.isclose(elbo, log_p, rel_tol=1e-4)
-assert brackets["from base rates"][0].upper > bounds.upper + 0.1  # too good, at 3 temperatures
+assert abs(trial.lower - truth) < 5 * trial.lower_error
+assert abs(trial.upper - truth) < 5 * trial.upper_error
+assert brackets["from fair coins"][0].upper > bounds.upper + 1  # too good, at 3 temperatures
 assert free["base-rate noise"].mean() > free["held out"].mean() + 4
 assert sound < 1e-12 < 0.01 < broken
-assert verdict.lower < coins.lower
+assert at_most < coins.lower
 
 # %% [markdown]
 # ---

@@ -267,9 +267,11 @@ def _train(
     overwrite: bool = False,
 ) -> int:
     import ppgen
+    from ppgen.data import check_binary
 
     if examples.x.ndim != 2:
         raise ValueError(f"{examples.name}: expected one example a row, got {examples.x.shape}")
+    check_binary(examples.x, examples.name)
     kept, validation = _split(examples)
     story = build(settings, kept)
     result = ppgen.train(
@@ -419,7 +421,11 @@ def _write_page(
         examples = _data(settings, "test")
     except DataError:  # a file without a test split
         note("no test split: the likelihood is that of the training data")
-    found = _likelihood(story, examples, common)
+    found: Likelihood | None = None
+    try:
+        found = _likelihood(story, examples, common)
+    except ValueError as error:  # a machine that cannot be measured still has its curves
+        note(f"no likelihood: {error}")
     pictures = []
     if examples.image_shape:
         x = _draw(story, examples, 64, 1000, common.seed)

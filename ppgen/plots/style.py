@@ -58,9 +58,7 @@ def canvas(
         width: of the figure, inches.
         options: to matplotlib's `subplots`.
     """
-    figure = _Figure(
-        figsize=(width, height), dpi=DPI, facecolor="white", layout="constrained"
-    )
+    figure = _Figure(figsize=(width, height), dpi=DPI, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     strip = _heading(figure, title, subtitle)
     engine: Any = figure.get_layout_engine()

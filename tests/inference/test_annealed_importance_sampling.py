@@ -251,3 +251,18 @@ def test_grey_images_have_no_likelihood():
 def test_wrong_options_are_refused(options, match):
     with pytest.raises(ValueError, match=match):
         annealed_importance_sampling(machine(), **options)
+
+
+def test_an_estimate_below_the_sum_over_the_data_is_refused(monkeypatch):
+    machine = RBM(24, 24)
+    x = torch.eye(24)
+    good = ais.boltzmann_likelihood(machine, x, chains=50, temperatures=200, seed=0)
+    assert good.kind == "bounds"
+    with torch.no_grad():  # a deep mode at each row of the data, which no chain finds
+        machine.weight.copy_(40.0 * torch.eye(24))
+        machine.visible_bias.fill_(-10.0)
+        machine.hidden_bias.fill_(-30.0)
+    low = ais.LogPartition(1.0, 0.01, 1.1, 0.01, 50.0, 50, 200, "base rates of the data", False)
+    monkeypatch.setattr(ais, "_bracket", lambda *_: low)
+    with pytest.raises(ValueError, match="missed modes"):
+        ais.boltzmann_likelihood(machine, x)

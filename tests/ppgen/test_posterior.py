@@ -155,3 +155,19 @@ def test_arviz_reads_it():
     assert tree["posterior_predictive"]["y"].shape == (4, 20, 3)
     np.testing.assert_allclose(tree["observed_data"]["y"], Y)
     assert posterior.to_datatree()["sample_stats"]["lp"].shape == (4, 500)
+
+
+def test_draws_that_are_not_finite_are_never_converged():
+    program, good = of_chains()
+    z = torch.where(torch.rand_like(good.unconstrained) < 1e-2, 1e4, good.unconstrained)
+    bad = Posterior.from_program(program, z, engine="test", kind="independent")
+    assert not bad.converged
+    assert "draws of sigma are not finite" in bad.headline()
+
+
+def test_a_story_that_observes_nothing_says_that_it_is_the_prior():
+    program = Program(story)  # y was forgotten: it is a latent site now
+    z = torch.randn(4, 500, program.dim)
+    posterior = Posterior.from_program(program, z, engine="test", kind="chains")
+    assert posterior.converged
+    assert "nothing is observed: this is the prior" in posterior.headline()

@@ -18,6 +18,7 @@ Y = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0], dtype=torch.floa
 SIGMA = torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0], dtype=torch.float64)
 X = torch.linspace(-2, 2, 24, dtype=torch.float64).reshape(8, 3)
 TABLE, COUNTS = torch.ones(3, 2), torch.ones(4, 3)
+BIG = torch.tensor([3, 900_001, 7])
 GRID = torch.arange(12.0, dtype=torch.float64).reshape(3, 4)
 
 
@@ -537,6 +538,97 @@ def test_values_outside_the_support_are_named():
         )
     with pytest.raises(ValueError, match=r"missing: \['eta'\]"):
         Program(eight_schools).unconstrain({"mu": torch.zeros(1), "tau": torch.ones(1)})
+
+
+def counts_and_grids(y=BIG):
+    """Integers become floats, and grids are made, inside the story."""
+    rate = pyro.sample("rate", dist.Normal(0, 1))
+    grid = torch.linspace(0.1, 0.7, 3)
+    with pyro.plate("data", 3):
+        pyro.sample("y", dist.Poisson(torch.exp(rate * grid + torch.log(y + 1))), obs=y)
+
+
+def test_integers_and_grids_keep_double_precision_whatever_the_default():
+    y, z = BIG.clone(), torch.zeros(2, 1)
+    expected = [Program(counts_and_grids, y + k).log_density(z) for k in (0, 1)]
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)  # where users live
+    try:
+        program = Program(counts_and_grids, y)
+        value = [program.log_density(z)]
+        y += 1  # what is known of the data is computed anew
+        value.append(program.log_density(z))
+    finally:
+        torch.set_default_dtype(default)
+    assert program.fallback is None
+    # single precision would be off by 1e-2: lgamma(900,002) is 1.1e7
+    torch.testing.assert_close(value, expected, rtol=1e-12, atol=0)
+
+
+def test_a_pyro_param_that_nobody_has_trained_holds_what_it_starts_with():
+    def story():
+        loc = pyro.param("loc", lambda: torch.tensor(3.0))
+        scale = pyro.param("scale", torch.tensor(2.0), constraint=constraints.positive)
+        pyro.sample("x", dist.Normal(loc, scale))
+
+    program = Program(story)
+    value = program.log_density(torch.tensor([[3.0], [5.0]]))
+    assert program.fallback is None
+    top = -math.log(2.0 * math.sqrt(2 * math.pi))
+    torch.testing.assert_close(value, torch.tensor([top, top - 0.5]))
+    assert not list(pyro.get_param_store().keys())
+    pyro.param("loc", torch.tensor(5.0))  # trained meanwhile
+    torch.testing.assert_close(
+        program.log_density(torch.tensor([[3.0], [5.0]])), torch.tensor([top - 0.5, top])
+    )
+
+
+def test_a_site_that_a_path_leaves_out_is_refused():
+    def story():
+        x = pyro.sample("x", dist.Normal(0, 1))
+        if x > 0:
+            pyro.sample("extra", dist.Normal(0, 1))
+
+    program = Program(story)
+    with pytest.raises(ValueError, match="'extra' appears only on some paths"):
+        program.value_and_grad(torch.tensor([[-1.0, 0.0]] if program.dim == 2 else [[1.0]]))
+
+
+def test_a_gradient_lost_in_plain_numbers_is_refused():
+    def story():
+        variance = pyro.sample("variance", dist.Exponential(1.0))
+        pyro.sample("y", dist.Normal(0, math.sqrt(variance)), obs=torch.tensor(1.0))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, about float() of a tensor with a gradient
+        with pytest.raises(ValueError, match=r"plain numbers.*torch\.sqrt"):
+            Program(story).value_and_grad(torch.tensor([[-1.0], [1.0]]))
+
+
+def test_where_no_start_is_found_the_site_and_the_argument_are_named():
+    def story(x):
+        slope = pyro.sample("slope", dist.Normal(0, 1))
+        with pyro.plate("data", 2):
+            pyro.sample("y", dist.Normal(slope * x, 1), obs=torch.zeros(2))
+
+    with pytest.raises(ValueError, match=r"'y' \(Normal\) is nan there; argument 'x' holds"):
+        Program(story, torch.tensor([1.0, math.nan])).initial(4)
+
+
+def test_values_that_obs_mask_leaves_out_have_their_prior():
+    def story(y, seen):
+        mu = pyro.sample("mu", dist.Normal(0, 1))
+        with pyro.plate("data", 3):
+            pyro.sample("y", dist.Normal(mu, 1), obs=y, obs_mask=seen)
+
+    seen = torch.tensor([True, False, True])
+    program = Program(story, torch.tensor([1.0, 0.0, 3.0]), seen)
+    z = torch.tensor([[0.5, -1.0, 2.0, 0.0]])  # mu, then y_unobserved
+    expected = (
+        dist.Normal(0, 1).log_prob(torch.tensor(0.5))
+        + dist.Normal(0.5, 1).log_prob(torch.tensor([1.0, 3.0, -1.0, 2.0, 0.0])).sum()
+    )  # a flat dimension would have no normal term of its own
+    torch.testing.assert_close(program.log_density(z), expected[None])
 
 
 @pytest.mark.slow

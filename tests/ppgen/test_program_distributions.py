@@ -110,7 +110,7 @@ OBSERVED = {
 }
 
 # evaluated directly, because they look at values; the list in the docs is this one
-FALLBACK = {"Multinomial", "OrderedLogistic", "StableWithLogProb"}
+FALLBACK = {"StableWithLogProb"}
 
 # not stories' likelihoods: bases, wrappers, priors over other objects, or no log_prob
 APART = {
