@@ -104,7 +104,7 @@ class Posterior:
         if not program.anatomy.of_kind("observed", "factor"):
             # as where y=None was meant for prediction and forgotten in the fit
             said = "nothing is observed: this is the prior"
-            fields["messages"] = (said, *fields.get("messages", ()))
+            fields["messages"] = (*fields.get("messages", ()), said)
         lost = [name for name in program.sites if not bool(torch.isfinite(draws[name]).all())]
         if lost:
             fields["converged"] = False

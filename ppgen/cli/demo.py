@@ -184,7 +184,7 @@ def _leaderboard(entries: list[Entry]) -> Section:
     rows = [likelihood_row(e.name, e.likelihood, e.seconds) for e in entries]
     caption = "Held-out log-likelihood in nats per image; 360 images, static binarisation."
     picture = plots.leaderboard({e.name: e.likelihood for e in entries})
-    text = "Larger is better. A bar with an open end is a bound, not a value."
+    text = "Larger is better. An arrow is a lower bound, not a value."
     return Section(
         "Digits: the leaderboard",
         tables=[Table(heads, rows, caption)],
