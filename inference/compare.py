@@ -18,7 +18,7 @@ from ppgen.posterior import Posterior
 from ppgen.program import Program
 from ppgen.progress import interruptible
 from ppgen.recording import slots
-from ppgen.summary import columns
+from ppgen.summary import columns, json_ready
 from ppgen.types import Engine, Story
 
 _SHOWN = 6  # scalars of each engine in the printed table, worst first
@@ -102,8 +102,8 @@ class Comparison:
                     "messages": list(posterior.messages),
                     "options": posterior.options,
                     "cost": {**asdict(posterior.cost), "seconds": posterior.cost.seconds},
-                    "diagnosis": _plain(posterior.diagnosis()),
-                    "marginals": [_plain(asdict(row)) for row in self.marginals[label]],
+                    "diagnosis": json_ready(posterior.diagnosis()),
+                    "marginals": [json_ready(asdict(row)) for row in self.marginals[label]],
                 }
                 for label, posterior in self.posteriors.items()
             },
@@ -213,10 +213,3 @@ def _cell(name: str, value: float | str | None) -> str:
 
 def _figure(value: float, digits: int = 2) -> str:
     return "-" if math.isnan(value) else f"{value:,.{digits}f}"
-
-
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON knows neither NaN nor infinity."""
-    return {
-        k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()
-    }

@@ -182,10 +182,6 @@ class Program:
 
         return self._run(f"gradient of {part}", gradient, z, compile=compile)
 
-    def evaluate(self, z: Tensor) -> dict[str, Tensor]:
-        """Latent and deterministic sites at the points `z`: site -> ``(..., *shape)``."""
-        return self.constrain(z, deterministic=True)
-
     def constrain(self, z: Tensor, *, deterministic: bool = False) -> dict[str, Tensor]:
         """From the flat vector to named sites on their own scale: ``(..., *shape)`` each."""
         values = self._run("constrain", lambda p: self._single(p).values, z)

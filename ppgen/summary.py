@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -68,3 +69,10 @@ def _number(value: float, column: str) -> str:
     if column.startswith("ess"):
         return f"{value:.0f}"
     return f"{value:.3f}" if column == "rhat" else f"{value:.3g}"
+
+
+def json_ready(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with None for numbers that JSON does not know: NaN and infinity."""
+    return {
+        k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()
+    }

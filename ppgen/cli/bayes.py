@@ -10,6 +10,7 @@ from cyclopts import Parameter
 
 from ppgen.cli.options import Common, DataFile, Story, new_folder, note
 from ppgen.cli.stories import bayes_story
+from ppgen.summary import json_ready
 
 Overwrite = Annotated[bool, Parameter(negative="", help="Use --out although it is not empty.")]
 
@@ -81,7 +82,7 @@ def fit(
             "converged": posterior.converged,
             "messages": list(posterior.messages),
             "seconds": posterior.cost.seconds,
-            "scalars": [_plain(asdict(row)) for row in summary.rows],
+            "scalars": [json_ready(asdict(row)) for row in summary.rows],
         },
     )
     return common.code(posterior.converged)
@@ -138,9 +139,3 @@ def compare(
 def on_device(arguments: dict, device: str) -> dict:
     """The arguments with their tensors on `device`."""
     return {k: v.to(device) if hasattr(v, "to") else v for k, v in arguments.items()}
-
-
-def _plain(row: dict) -> dict:
-    import math
-
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}

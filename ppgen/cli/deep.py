@@ -189,7 +189,7 @@ def sample(
     with common.active():
         examples = _data(settings, "train")
         story = _restored(settings, examples, run).to(common.device)
-        x = _draw(story, examples, count, gibbs_steps, common.seed)
+        x = draw_examples(story, examples, count, gibbs_steps, common.seed)
         path = out or run / ("samples.png" if examples.image_shape else "samples.npy")
         if path.suffix == ".npy":
             np.save(path, x)
@@ -373,7 +373,8 @@ def _likelihood(
     return ppgen.log_likelihood(story, examples.x.to(common.device), seed=common.seed, **options)
 
 
-def _draw(story: Any, examples: Dataset, count: int, gibbs_steps: int, seed: int) -> Any:
+def draw_examples(story: Any, examples: Dataset, count: int, gibbs_steps: int, seed: int) -> Any:
+    """New examples, ``(count, D)``; a machine's chains start at rows of the data."""
     import torch
 
     from ppgen.types import BoltzmannMachine
@@ -428,7 +429,7 @@ def _write_page(
         note(f"no likelihood: {error}")
     pictures = []
     if examples.image_shape:
-        x = _draw(story, examples, 64, 1000, common.seed)
+        x = draw_examples(story, examples, 64, 1000, common.seed)
         figure = _picture(x, examples, settings["model"])
         figure.savefig(out / "samples.png", dpi=110)
         pictures.append(Picture(figure, "New examples drawn from the model."))

@@ -196,7 +196,7 @@ def _digits(entries: list[Entry], seed: int) -> Section:
     import torch
 
     from ppgen import plots
-    from ppgen.cli.deep import _draw
+    from ppgen.cli.deep import draw_examples
     from ppgen.data import load
     from ppgen.report import Picture, Section
 
@@ -204,7 +204,7 @@ def _digits(entries: list[Entry], seed: int) -> Section:
     shape = test.image_shape or (8, 8)
     pictures = []
     for entry in entries[1:]:
-        x = _draw(entry.story, train, 40, 1000, seed)
+        x = draw_examples(entry.story, train, 40, 1000, seed)
         figure = plots.images(x, shape, title=f"Samples of the {entry.name}")
         pictures.append(Picture(figure, f"New digits drawn from the {entry.name}."))
     stories: dict[str, Any] = {e.name: e.story for e in entries}
