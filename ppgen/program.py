@@ -24,6 +24,7 @@ from ppgen.story import (
     default_dtype,
     evaluate,
     not_finite,
+    outside_domain,
     sandbox,
     simulate,
     simulate_all,
@@ -32,7 +33,7 @@ from ppgen.types import Story
 from ppgen.writing import writable
 
 _CHECKED_ROWS = 2  # rows of the first batch whose recorded value is compared with Pyro's own
-
+_DOMAIN_ROWS = 8  # starting points at which the parameters of distributions are checked
 
 Part = Literal["density", "map", "likelihood"]
 
@@ -250,9 +251,11 @@ class Program:
         """
         z = torch.empty(chains, self.dim, dtype=self.dtype, device=self.device).uniform_(-2, 2)
         scale, bad = 1.0, torch.ones(chains, dtype=torch.bool)
-        for _ in range(50):
+        for attempt in range(50):
             value, gradient = self.value_and_grad(z)
             bad = ~(torch.isfinite(value) & torch.isfinite(gradient).all(-1))
+            if attempt == 0:
+                self._warn_of_domains(torch.cat([z[bad], z[~bad]])[:_DOMAIN_ROWS])
             if not bool(bad.any()):
                 return z
             scale *= 0.9
@@ -263,6 +266,23 @@ class Program:
             "the data against the supports, and the scale of the priors (`ppgen explain` lists "
             "them)"
         )
+
+    def _warn_of_domains(self, rows: Tensor) -> None:
+        """A prior that reaches where a distribution is not defined is cut off there: say so."""
+        found: dict[str, str] = {}
+        with self._sandbox(), torch.random.fork_rng(devices=[]):
+            for z in rows:
+                story = (self.model, self.anatomy, z, self._args, self._kwargs)
+                found = {**outside_domain(*story), **found}
+        if found:
+            sites = ", ".join(f"{parameter} at site {site}" for site, parameter in found.items())
+            warnings.warn(
+                f"a prior of the story reaches values that the distributions below it do not "
+                f"allow: {sites}. Such values count as impossible or mean nothing; give the "
+                "parameter a prior with the right support, or map it there (exp, softplus, "
+                "sigmoid)",
+                stacklevel=4,
+            )
 
     def _culprits(self, z: Tensor) -> str:
         """What is not finite at `z`, in words."""
