@@ -11,6 +11,9 @@ from ppgen.inference.elbo import ELBO as ELBO
 from ppgen.inference.fit import fit as fit
 from ppgen.inference.flow_guides import flow_guide as flow_guide
 from ppgen.inference.gibbs import BlockGibbs as BlockGibbs
+from ppgen.inference.guides import full_rank_guide as full_rank_guide
+from ppgen.inference.guides import low_rank_guide as low_rank_guide
+from ppgen.inference.guides import mean_field_guide as mean_field_guide
 from ppgen.inference.hmc_engine import HMC as HMC
 from ppgen.inference.laplace import Laplace as Laplace
 from ppgen.inference.likelihood import log_likelihood as log_likelihood
