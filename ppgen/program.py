@@ -14,11 +14,18 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import biject_to
-from torch.func import grad_and_value, vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ppgen.anatomy import Anatomy, dissect
-from ppgen.recording import Recording, Unrecordable, externals, record, slots
+from ppgen.recording import (
+    Recording,
+    Slope,
+    externals,
+    one_by_one,
+    over_rows,
+    record,
+    slots,
+)
 from ppgen.story import (
     Evaluation,
     default_dtype,
@@ -29,8 +36,8 @@ from ppgen.story import (
     simulate,
     simulate_all,
 )
+from ppgen.tape import Unrecordable
 from ppgen.types import Story
-from ppgen.writing import writable
 
 _CHECKED_ROWS = 2  # rows of the first batch whose recorded value is compared with Pyro's own
 _DOMAIN_ROWS = 8  # starting points at which the parameters of distributions are checked
@@ -54,7 +61,7 @@ class Program:
     .. math:: \log p(\mathrm{data}, \theta(z)) + \log |\det \partial\theta / \partial z|
 
     The first evaluation of each shape records the story as a graph of tensor operations and
-    compares the recording, at that batch's own points, with Pyro's log joint; later evaluations
+    compares the recording, at other points, with Pyro's log joint; later evaluations
     replay the graph. What cannot be recorded is evaluated directly, point by point, after one
     warning: slower, never wrong. Finite discrete latent sites are summed out.
 
@@ -177,11 +184,8 @@ class Program:
         if part not in _PARTS:
             raise ValueError(f"part must be one of {list(_PARTS)}, got {part!r}")
 
-        def gradient(point: Tensor) -> tuple[Tensor, Tensor]:
-            slope, value = grad_and_value(lambda p: _PARTS[part](self._single(p)))(point)
-            return value, slope
-
-        return self._run(f"gradient of {part}", gradient, z, compile=compile)
+        single = Slope(lambda point: _PARTS[part](self._single(point)))
+        return self._run(f"gradient of {part}", single, z, compile=compile)
 
     def constrain(self, z: Tensor, *, deterministic: bool = False) -> dict[str, Tensor]:
         """From the flat vector to named sites on their own scale: ``(..., *shape)`` each."""
@@ -347,12 +351,10 @@ class Program:
 
     def _direct(self, single: Callable[[Tensor], Any], rows: Tensor) -> Any:
         with self._sandbox(), torch.no_grad():
-            results = [single(row) for row in rows]
-        if not results:
-            with self._sandbox(), torch.no_grad():
-                shape = single(self.anatomy.prototype)
-            return tree_map(lambda t: t.new_zeros((0, *t.shape)), shape)
-        return tree_map(lambda *leaves: torch.stack(leaves), *results)
+            if len(rows):
+                return over_rows(single, one_by_one)(rows)
+            shaped = over_rows(single, one_by_one)(self.anatomy.prototype[None])
+        return tree_map(lambda t: t[:0], shaped)
 
     def _record(self, key: Any, single: Callable[[Tensor], Any], rows: Tensor) -> Recording | None:
         start = time.perf_counter()
@@ -360,12 +362,7 @@ class Program:
         try:
             with self._sandbox():
                 inputs = self._inputs(rows[0].clone())
-                try:
-                    recording = record(vmap(single), rows, inputs, compile=key[-1])
-                except Unrecordable as error:
-                    if "vmap" not in str(error):
-                        raise
-                    recording = record(vmap(writable(single)), rows, inputs, compile=key[-1])
+                recording = record(single, rows, inputs, compile=key[-1])
             self._check(recording, single, rows)
             self._recordings[key] = recording
         except Unrecordable as error:
@@ -413,10 +410,11 @@ class Program:
         return inputs
 
     def _check(self, recording: Recording, single: Callable[[Tensor], Any], rows: Tensor) -> None:
-        """Compare the recording with direct runs of the story at a few of the points."""
+        """Compare the recording with direct runs of the story at points it was not made at."""
+        fresh = 0.97 * rows.roll(1, 0)
         with default_dtype(self.dtype), torch.no_grad():
-            recorded = recording(rows)
-        some = rows[:_CHECKED_ROWS]
+            recorded = recording(fresh)
+        some = fresh[:_CHECKED_ROWS]
         direct = self._direct(single, some)
         tolerance = 1e-6 if self.dtype == torch.float64 else 1e-3
 

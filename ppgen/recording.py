@@ -17,21 +17,19 @@ from typing import Any
 import pyro
 import torch
 from torch import Tensor, fx
-from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
+from torch.func import functionalize, grad_and_value, vmap
 from torch.fx.node import map_arg
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from ppgen.simplify import mutates, tidy
+from ppgen.tape import Mode, Unrecordable, trace
+from ppgen.writing import writable
 
 Getter = Callable[[], Tensor]
+Batch = Callable[[Callable[..., Any]], Callable[..., Any]]  # of a point -> of many
 
 
-class Unrecordable(Exception):
-    """The function cannot be recorded; the message says why, in the user's words."""
-
-
-class _Externals(TorchDispatchMode):
+class _Externals(Mode):
     """Collect the tensors that are read but were not made inside."""
 
     def __init__(self) -> None:
@@ -48,26 +46,6 @@ class _Externals(TorchDispatchMode):
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor) and id(leaf) not in self.read:
                 self.made[id(leaf)] = leaf
-        return result
-
-
-class _Looks(TorchDispatchMode):
-    """Let Python look at a value that does not depend on the point, and note that it did."""
-
-    def __init__(self, z: Tensor) -> None:
-        super().__init__()
-        self.moving = {id(z): z}
-        self.looked = False
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        moves = any(id(leaf) in self.moving for leaf in tree_leaves((args, kwargs or {})))
-        if func is torch.ops.aten._local_scalar_dense.default and not moves:
-            self.looked = True
-            with disable_proxy_modes_tracing():
-                return func(*args)
-        result = func(*args, **(kwargs or {}))
-        if moves:
-            self.moving.update({id(t): t for t in tree_leaves(result) if isinstance(t, Tensor)})
         return result
 
 
@@ -205,17 +183,60 @@ def _signature(tensors: list[Tensor]) -> tuple[Any, ...]:
     return tuple((t.shape, t.dtype, t.device) for t in tensors)
 
 
+class Slope:
+    """A function of a point whose value and gradient are asked for."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        self.function = function
+
+    def __call__(self, point: Tensor) -> Tensor:
+        return self.function(point)
+
+
+def over_rows(single: Callable[[Tensor], Any], batch: Batch) -> Callable[[Tensor], Any]:
+    """`single` of each row, by `batch`; of a :class:`Slope`, values (N,) and gradients (N, D).
+
+    Rows do not touch each other: the gradient of the sum has each row's gradient. (The gradient
+    of ``torch.func`` does the same and imports the compiler, which takes a second.)
+    """
+    if not isinstance(single, Slope):
+        return batch(single)
+
+    def with_slope(rows: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            rows = rows.detach().requires_grad_()
+            values = batch(single)(rows)
+            slope = None
+            if values.requires_grad:
+                # with a graph of its own it sums in new tensors: the recording writes to none
+                (slope,) = torch.autograd.grad(
+                    values.sum(), rows, create_graph=True, allow_unused=True
+                )
+        return values.detach(), torch.zeros_like(rows) if slope is None else slope.detach()
+
+    return with_slope
+
+
+def one_by_one(single: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+    """``vmap`` by a loop: for what vmap cannot do, and to check it."""
+
+    def run(rows: Tensor) -> Any:
+        return tree_map(lambda *leaves: torch.stack(leaves), *[single(row) for row in rows])
+
+    return run
+
+
 def record(
-    function: Callable[[Tensor], Any],
-    example: Tensor,
+    single: Callable[[Tensor], Any],
+    rows: Tensor,
     inputs: list[tuple[Getter, Tensor]],
     compile: bool = False,
 ) -> Recording:
-    """Record ``function(example)``.
+    """Record `single`, or value and gradient of a :class:`Slope`, over all rows at once.
 
     Args:
-        function: reads the point and tensors from outside.
-        example: a point of the shape to record for.
+        single: a function of one point, which reads tensors from outside too.
+        rows: points of the shape to record for, ``(N, D)``.
         inputs: the tensors from outside, each with where to find it later. Where Python looks
             at one of their values (a branch on the data), their values belong to the recording.
         compile: hand the graph to ``torch.compile``.
@@ -227,10 +248,7 @@ def record(
     tensors = [t for _, t in inputs]
     try:
         with torch.no_grad():
-            traced, looked = _trace(function, example, tensors)
-            if any(mutates(n) for n in traced.graph.nodes):
-                pure = torch.func.functionalize(function, remove="mutations")
-                traced, looked = _trace(pure, example, tensors)
+            traced, looked = _trace(single, rows, tensors)
     except (RuntimeError, ValueError, TypeError, NotImplementedError, AssertionError) as error:
         if "random operation" in str(error):
             raise ValueError(_NOISE) from error
@@ -251,16 +269,31 @@ def record(
 
 
 def _trace(
-    function: Callable[[Tensor], Any], example: Tensor, tensors: list[Tensor]
+    single: Callable[[Tensor], Any], rows: Tensor, tensors: list[Tensor]
 ) -> tuple[fx.GraphModule, bool]:
-    looks = []
+    """The graph over all rows; without writes, where it has any, and with slow writes last."""
+    try:
+        return _trace_with(vmap, single, rows, tensors)
+    except RuntimeError as error:
+        if "vmap" not in str(error):
+            raise
+        return _trace_with(lambda f: vmap(writable(f)), single, rows, tensors)
 
-    def watched(z: Tensor, *_: Tensor) -> Any:
-        looks.append(_Looks(z))
-        with looks[-1]:
-            return function(z)
 
-    return make_fx(watched)(example, *tensors), looks[-1].looked
+def _trace_with(
+    batch: Batch, single: Callable[[Tensor], Any], rows: Tensor, tensors: list[Tensor]
+) -> tuple[fx.GraphModule, bool]:
+    traced, looked = trace(over_rows(single, batch), rows, tensors)
+    if not any(mutates(n) for n in traced.graph.nodes):
+        return traced, looked
+
+    def value_and_slope(point: Tensor) -> tuple[Tensor, Tensor]:
+        slope, value = grad_and_value(single)(point)
+        return value, slope
+
+    # functional forms have no derivatives: they come below those, which torch.func alone can do
+    function = batch(value_and_slope if isinstance(single, Slope) else single)
+    return trace(functionalize(function, remove="mutations"), rows, tensors)
 
 
 _NOISE = (

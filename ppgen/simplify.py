@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 _aten = torch.ops.aten
 _SAME_VALUE = {
@@ -30,10 +30,23 @@ _FILLED = {
 }
 
 
+class Form(NamedTuple):
+    """What a tensor is like; each node that stands for a tensor has one in its ``meta``."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+
+
 def mutates(node: fx.Node) -> bool:
     """Whether the operation writes into one of its arguments."""
-    schema = getattr(node.target, "_schema", None)
-    return node.op == "call_function" and schema is not None and schema.is_mutable
+    return node.op == "call_function" and mutates_schema(node.target)
+
+
+def mutates_schema(operation: Any) -> bool:
+    """Whether the operation writes into one of its arguments."""
+    schema = getattr(operation, "_schema", None)
+    return schema is not None and schema.is_mutable
 
 
 def tidy(graph: fx.Graph) -> None:
@@ -44,8 +57,8 @@ def tidy(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         if node.op != "call_function":
             continue
-        if node.target in _FILLED and _meta(node) is not None:
-            node = _fill(graph, node)
+        if node.target in _FILLED and (form := _form(node)) is not None:
+            node = _fill(graph, node, form)
         key = (node.target, _key(node.args), _key(node.kwargs))
         same = _same_value(node) or known.setdefault(key, node)
         if same is not node:
@@ -54,14 +67,13 @@ def tidy(graph: fx.Graph) -> None:
     graph.eliminate_dead_code()
 
 
-def _meta(node: Any) -> Any:
-    value = getattr(node, "meta", {}).get("val")
-    return value if isinstance(value, Tensor) else None
+def _form(node: Any) -> Form | None:
+    return getattr(node, "meta", {}).get("form")
 
 
 def _alike(a: Any, b: Any) -> bool:
-    a, b = _meta(a), _meta(b)
-    return a is not None and b is not None and (a.shape, a.dtype) == (b.shape, b.dtype)
+    form = _form(a)
+    return form is not None and form == _form(b)
 
 
 def _same_value(node: fx.Node) -> fx.Node | None:
@@ -107,14 +119,13 @@ def _is_zero(node: Any) -> bool:
     return filled or node.target is _aten.zeros.default
 
 
-def _fill(graph: fx.Graph, node: fx.Node) -> fx.Node:
+def _fill(graph: fx.Graph, node: fx.Node, form: Form) -> fx.Node:
     """A tensor of known shape and value does not depend on what it was shaped like."""
-    value = _meta(node)
     with graph.inserting_before(node):
         full = graph.call_function(
             _aten.full.default,
-            (list(value.shape), _FILLED[_target(node)]),
-            {"dtype": value.dtype, "device": value.device},
+            (list(form.shape), _FILLED[_target(node)]),
+            {"dtype": form.dtype, "device": form.device},
         )
     full.meta.update(node.meta)
     node.replace_all_uses_with(full)

@@ -1,0 +1,141 @@
+"""Writing down, operation by operation, what a function of tensors does.
+
+``torch.fx``'s own tracer, ``make_fx``, keeps a fake tensor for every operation: at 1 to 2 ms each
+that is most of the time that a short run takes. A tape needs some 30 us.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from operator import getitem
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_any, tree_leaves, tree_map_only
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from ppgen.simplify import Form, mutates_schema
+
+_aten = torch.ops.aten
+_LOOK = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
+
+
+class Unrecordable(Exception):
+    """The function cannot be recorded; the message says why, in the user's words."""
+
+
+def trace(
+    function: Callable[[Tensor], Any], z: Tensor, inputs: list[Tensor]
+) -> tuple[fx.GraphModule, bool]:
+    """The operations of ``function(z)`` as a graph of ``(z, *inputs)``.
+
+    Other tensors from outside become constants of the graph.
+
+    Returns:
+        The graph, and whether Python looked at a value that does not depend on `z`.
+
+    Raises:
+        Unrecordable: where Python looks at a value that does.
+    """
+    tape = _Tape(z, inputs)
+    with tape:
+        result = function(z)
+    tape.graph.output(tree_map_only(Tensor, tape.node, result))
+    return fx.GraphModule(tape.root, tape.graph), tape.looked
+
+
+class Mode(TorchDispatchMode):
+    """A mode whose first use does not import the compiler, which takes a second."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+
+class _Tape(Mode):
+    def __init__(self, z: Tensor, inputs: list[Tensor]) -> None:
+        super().__init__()
+        self.graph = fx.Graph()
+        self.root = torch.nn.Module()  # holds the constants
+        self.nodes: Any = WeakTensorKeyDictionary()
+        self.sharing: dict[int, Any] = {}  # of each storage, the tensors on it
+        self.looked = False
+        for index, tensor in enumerate((z, *inputs)):
+            self._know(tensor, self.graph.placeholder(f"input_{index}"))
+        self.moving = {self.nodes[z]}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        given = tree_map_only(Tensor, self.node, (args, kwargs))
+        moves = self._moves(given)
+        if any(tag in func.tags for tag in _LOOK) and (sight := _looked_at(func, args)) is not None:
+            if self._moves(tree_map_only(Tensor, self.node, sight)):
+                raise Unrecordable(
+                    "it looks at a value that it has drawn or computed (a branch, .item(), "
+                    "float(...))"
+                )
+            self.looked = True
+        result = func(*args, **kwargs)
+        if result is not None and not tree_any(_is_tensor, result):
+            return result
+        node = self.graph.call_function(self._target(func, args), *given)
+        if moves:
+            self.moving.add(node)
+        if isinstance(result, Tensor):
+            self._know(result, node)
+        elif isinstance(result, (tuple, list)):
+            for index, part in enumerate(result):
+                if isinstance(part, Tensor):
+                    item = self.graph.call_function(getitem, (node, index))
+                    self._know(part, item)
+                    if moves:
+                        self.moving.add(item)
+        return result
+
+    def _target(self, func: Any, args: tuple[Any, ...]) -> Any:
+        """The operation to write down for `func`, which makes a new tensor where that is all."""
+        if func is _aten.lift_fresh.default:
+            # what a number of Python's became may be written to: each replay takes its own copy
+            return _aten.lift_fresh_copy.default
+        packet, overload = func.name().removeprefix("aten::").partition(".")[::2]
+        if not (mutates_schema(func) and packet.endswith("_") and isinstance(args[0], Tensor)):
+            return func
+        alone = len(self.sharing[args[0].untyped_storage()._cdata]) == 1
+        made = self.nodes[args[0]].op == "call_function"
+        kinds = {t.dtype for t in tree_leaves(args) if isinstance(t, Tensor)} - {torch.bool}
+        pure = getattr(getattr(_aten, packet[:-1], None), overload or "default", None)
+        # one kind of number: between two, writing keeps the first where a new tensor gets the wider
+        return pure if alone and made and len(kinds) < 2 and pure is not None else func
+
+    def _moves(self, nodes: Any) -> bool:
+        return any(isinstance(n, fx.Node) and n in self.moving for n in tree_leaves(nodes))
+
+    def node(self, tensor: Tensor) -> fx.Node:
+        """The node that made the tensor; a constant where none did."""
+        known = self.nodes.get(tensor)
+        if known is None:
+            name = f"constant_{len(self.nodes)}_{len(self.graph.nodes)}"
+            setattr(self.root, name, tensor)
+            known = self.graph.get_attr(name)
+            self._know(tensor, known)
+        return known
+
+    def _know(self, tensor: Tensor, node: fx.Node) -> None:
+        node.meta["form"] = Form(tensor.shape, tensor.dtype, tensor.device)
+        self.nodes[tensor] = node
+        place = tensor.untyped_storage()._cdata
+        self.sharing.setdefault(place, WeakTensorKeyDictionary())[tensor] = None
+
+
+def _looked_at(func: Any, args: tuple[Any, ...]) -> Any:
+    """The values that decide what Python gets; None where there are none after all."""
+    if func is not _aten.index.Tensor:
+        return args
+    masks = [i for i in args[1] if i is not None and i.dtype in (torch.bool, torch.uint8)]
+    return masks or None
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor)

@@ -1,0 +1,119 @@
+"""Recordings of single functions, against the functions at points that they were not made at."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.func import vmap
+
+from ppgen.simplify import mutates
+from ppgen.tape import Unrecordable, trace
+
+DATA = torch.arange(12.0, dtype=torch.float64).reshape(3, 4)
+
+
+def writes_to_its_own(z):
+    x = z + 1
+    x.mul_(2).masked_fill_(z < 0, -1.0)
+    return x
+
+
+def writes_to_a_view(z):
+    x = z * 1
+    x[0].add_(z[1])
+    return x.exp()
+
+
+def writes_a_narrow_kind(z):
+    x = (z > 0).float()
+    return x.add_(z)  # float32, where x + z is float64
+
+
+def several_results(z):
+    values, places = (z @ DATA).sort(-1)
+    left, right = values.chunk(2, -1)
+    return {"left": left, "places": places, "right": [right.logsumexp(0), z]}
+
+
+def constants(z):
+    table = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    return z * table + torch.from_numpy(DATA.numpy())[:, :3]
+
+
+def masked_data(z):
+    return z[:, DATA[:, 0] > 1].sum() + float(DATA[0, 1])
+
+
+CASES = [
+    *(writes_to_its_own, writes_to_a_view, writes_a_narrow_kind),
+    *(several_results, constants, masked_data),
+]
+
+
+@pytest.mark.parametrize("function", CASES, ids=lambda f: f.__name__)
+def test_the_graph_computes_what_the_function_does(function):
+    graph, _ = trace(function, torch.randn(3, 3), [DATA])
+    for _ in range(2):  # and leaves nothing behind
+        z = torch.randn(3, 3)
+        torch.testing.assert_close(graph(z, DATA), function(z))
+
+
+def test_writing_to_a_tensor_of_ones_own_is_written_down_as_making_another():
+    assert not any(
+        mutates(n) for n in trace(writes_to_its_own, torch.ones(3, 3), [])[0].graph.nodes
+    )
+    assert any(mutates(n) for n in trace(writes_to_a_view, torch.ones(3, 3), [])[0].graph.nodes)
+
+
+def test_gradients_of_a_batch_are_recorded_with_their_saved_values():
+    def single(z):
+        return (z.exp() * z.tanh() * DATA[0, :3]).sum()  # both save what they return
+
+    def function(z):
+        with torch.enable_grad():
+            z = z.detach().requires_grad_()
+            return torch.autograd.grad(vmap(single)(z).sum(), z)[0].detach()
+
+    graph, _ = trace(function, torch.randn(5, 3), [DATA])
+    z = torch.randn(5, 3)
+    torch.testing.assert_close(graph(z, DATA), function(z))
+    assert "constant" not in graph.code
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda z: z * float(z.sum()),
+        lambda z: z[z > 0],
+        lambda z: z if torch.equal(z, DATA) else -z,
+        lambda z: z.nonzero(),
+    ],
+    ids=["float", "mask", "equal", "nonzero"],
+)
+def test_a_look_at_the_point_is_refused(look):
+    with pytest.raises(Unrecordable, match="looks at a value"):
+        trace(look, torch.randn(3, 3), [DATA])
+
+
+def test_a_look_at_the_data_is_noted():
+    assert trace(masked_data, torch.randn(3, 3), [DATA])[1]
+    assert not trace(several_results, torch.randn(3, 3), [DATA])[1]
+
+
+def test_a_check_inside_an_operation_is_kept():
+    graph, _ = trace(lambda z: 0 * torch.linalg.cholesky(z).sum(), torch.eye(3), [])
+    with pytest.raises(torch.linalg.LinAlgError):
+        graph(-torch.eye(3))
+
+
+@pytest.mark.slow
+def test_recording_a_gradient_does_not_import_the_compiler():
+    story = (
+        "import sys, torch, pyro, pyro.distributions as dist\n"
+        "from ppgen.program import Program\n"
+        "p = Program(lambda: pyro.sample('s', dist.HalfCauchy(1.0)))\n"
+        "p.value_and_grad(torch.ones(4, 1))\n"
+        "sys.exit('torch._dynamo' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", story], check=True, timeout=300)
