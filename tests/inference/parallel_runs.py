@@ -81,15 +81,16 @@ class MeanLoss(Trace_ELBO):
 
 
 class Dies(Trace_ELBO):
-    """Rank 1 is killed at a step."""
+    """Rank 1 is killed at a step; a file says when."""
 
-    def __init__(self, at: int) -> None:
+    def __init__(self, at: int, note: Path) -> None:
         super().__init__()
-        self._left = at
+        self._left, self._note = at, note
 
     def loss_and_grads(self, model, guide, *args):
         self._left -= 1
         if self._left == 0 and os.environ.get("RANK") == "1":
+            self._note.write_text(str(time.time()))
             os.kill(os.getpid(), signal.SIGKILL)
         return super().loss_and_grads(model, guide, *args)
 
@@ -193,11 +194,11 @@ def cases(folder: Path, full: bool) -> list[str]:
             check("was one of 2 processes" in str(error), error)
     out = folder / "killed-run"
     began = time.monotonic()
-    killed = several("killed", "noisy", out=out, loss=Dies(18))
+    killed = several("killed", "noisy", out=out, loss=Dies(18, out.with_name("died")))
     check(killed[1] == "killed", killed)
     check("resume=True" in str(killed[0]) and "\n" not in str(killed[0]), killed[0])
     check(time.monotonic() - began < 30, "the group outlived its killed rank by 30 s")
-    again = several("again", "noisy", out=out, loss=Dies(-1), resume=True)
+    again = several("again", "noisy", out=out, loss=Dies(-1, out), resume=True)
     if full:
         check(equal(again[0], checkpoint.load(folder / "noisy" / "0")[0]), f"not resumed: {again}")
     return complaints
@@ -207,7 +208,12 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     if len(sys.argv) > 2:
         kind, out, resume, die_at = sys.argv[1:]
-        fit(kind, Path(out), loss=Dies(int(die_at)), resume=resume == "resume")
+        fit(
+            kind,
+            Path(out),
+            loss=Dies(int(die_at), Path(out).with_name("died")),
+            resume=resume == "resume",
+        )
     else:
         with tempfile.TemporaryDirectory() as folder:
             print(json.dumps(cases(Path(folder), full=sys.argv[1] == "full")))
