@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ppgen.inference.nuts_metric import Whitened
-from ppgen.inference.nuts_tree import GRADIENT, POSITION, Array, Indices, Trees
+from ppgen.inference.nuts_tree import POSITION, Array, Indices, Trees
 from ppgen.inference.nuts_warmup import Tuner
 from ppgen.inference.target import Target
 from ppgen.posterior import Cost, Posterior
@@ -25,6 +25,7 @@ from ppgen.types import Story
 
 _KINDS = {"n_steps": np.int64, "tree_depth": np.int64, "diverging": np.bool_}  # else float
 _STATS = ("lp", "acceptance_rate", "step_size", "n_steps", "tree_depth", "diverging", "energy")
+_DEEPEST = 30  # a tree of a thousand million gradients
 _LOOK = 100  # leapfrogs between looks at the progress
 _BLOCK = 2**16  # random numbers that are drawn at once
 
@@ -61,6 +62,10 @@ class NUTS:
                 raise ValueError(
                     f"NUTS({name}=...) must be a whole number of at least {least}, got {value!r}"
                 )
+        if self.max_tree_depth > _DEEPEST:
+            raise ValueError(
+                f"NUTS(max_tree_depth=...) must be at most {_DEEPEST}, got {self.max_tree_depth}"
+            )
         if not 0.0 < self.target_accept < 1.0:
             raise ValueError(
                 f"NUTS(target_accept=...) must lie between 0 and 1, got {self.target_accept!r}"
@@ -143,8 +148,7 @@ class _Run:
         self.kept = np.zeros(chains, np.int64)
         self.z = np.empty((chains, options.draws, dim), position.dtype)
         self.stats = {
-            name: np.zeros((chains, options.draws), _KINDS.get(name, np.float64))
-            for name in _STATS
+            name: np.zeros((chains, options.draws), _KINDS.get(name, np.float64)) for name in _STATS
         }
 
     def until_done(self, interrupt: Interrupt, progress: Progress) -> float:
@@ -154,20 +158,18 @@ class _Run:
         """
         middle, shown, leapfrogs = None, 0, 0
         self._begin(np.arange(len(self.tuners)))
-        # Rows that nobody reads any more may overflow.
-        with np.errstate(all="ignore"):
-            while not interrupt and int(self.kept.min()) < self.options.draws:
-                over = self.trees.grow(self.whitened, self.step_size, self.noise.uniforms())
-                ended = np.flatnonzero(over)
-                if ended.size:
-                    self._finish(ended)
-                    self._begin(ended)
-                if middle is None and self.warm.all():
-                    middle = time.perf_counter()
-                leapfrogs += 1
-                if leapfrogs % _LOOK == 0:
-                    shown += self._show(progress, shown)
-            self._show(progress, shown)
+        while not interrupt and int(self.kept.min()) < self.options.draws:
+            over = self.trees.grow(self.whitened, self.step_size, self.noise.uniforms())
+            ended = np.flatnonzero(over)
+            if ended.size:
+                self._finish(ended)
+                self._begin(ended)
+            if middle is None and self.warm.all():
+                middle = time.perf_counter()
+            leapfrogs += 1
+            if leapfrogs % _LOOK == 0:
+                shown += self._show(progress, shown)
+        self._show(progress, shown)
         return middle or time.perf_counter()
 
     def _finish(self, ended: Indices) -> None:
@@ -203,8 +205,10 @@ class _Run:
         self.warm[chain] = tuner.done
 
     def _begin(self, chains: Indices) -> None:
-        trial = np.array([self.tuners[chain].trying for chain in chains])
-        self.trees.begin(chains, self.noise.momenta(len(chains)), trial)
+        tuners = [self.tuners[chain] for chain in chains]
+        depth = np.array([tuner.depth for tuner in tuners])
+        trial = np.array([tuner.trying for tuner in tuners])
+        self.trees.begin(chains, self.noise.momenta(len(chains)), depth, trial)
 
     def _show(self, progress: Progress, shown: int) -> int:
         """Report iterations that are new; returns how many."""

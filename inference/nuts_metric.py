@@ -2,8 +2,8 @@ r"""Whitened coordinates, of each chain its own: where the metric of NUTS is the
 
 .. math:: z = a + L w, \quad L L^T = M^{-1}
 
-With momenta :math:`r = L^T p` the kinetic energy is :math:`\tfrac12 r^T r` and the velocity of `w` is
-`r` itself, whether the metric is diagonal or dense.
+With momenta :math:`r = L^T p` the kinetic energy is :math:`\tfrac12 r^T r` and the velocity of
+`w` is `r` itself, whether the metric is diagonal or dense.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ppgen.inference.nuts_tree import Array
+from ppgen.inference.nuts_tree import Array, Indices
 from ppgen.inference.target import Target
 
 
@@ -35,7 +35,7 @@ class Whitened:
         value, gradient = self.target(z.to(self.target.program.device))
         return value.cpu().numpy(), _pull(self.factor, gradient.cpu().numpy())
 
-    def positions(self, w: Array, chains: Array | slice = slice(None)) -> Array:
+    def positions(self, w: Array, chains: Indices | slice = slice(None)) -> Array:
         """``z`` of whitened ``w``, ``(N, D)``, one of each of the `chains`."""
         return self.origin[chains] + _push(self.factor[chains], w)
 

