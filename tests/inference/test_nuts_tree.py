@@ -241,7 +241,7 @@ def z_limit(comparisons):
 
 
 def test_transitions_leave_a_correlated_gaussian_invariant():
-    chains = 20_000
+    chains = 10_000
     covariance = np.array([[1.0, 0.8, 0.0], [0.8, 1.0, 0.1], [0.0, 0.1, 0.25]])
     factor = np.linalg.cholesky(covariance)
     rng = np.random.default_rng(1)
