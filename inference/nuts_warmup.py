@@ -164,7 +164,9 @@ class Tuner:
             if wanted < 0:
                 self.step_size *= 0.5
             log = math.log(self.step_size)
-            self._steps = StepSize(log, log, log + _OPTIMISM, 0.0, 0)
+            # Too few iterations cannot come back from where optimism leads.
+            optimism = _OPTIMISM if self.warmup - self.iteration >= _LAST else 0.0
+            self._steps = StepSize(log, log, log + optimism, 0.0, 0)
         else:
             self._direction = wanted
             self.step_size *= 2.0**wanted

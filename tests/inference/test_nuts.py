@@ -13,7 +13,7 @@ from pyro.infer import NUTS as PyroNUTS
 from scipy import stats as scipy_stats
 
 from ppgen import diagnostics
-from ppgen.inference.nuts import NUTS
+from ppgen.inference.nuts import NUTS, _Noise
 from ppgen.inference.nuts_tree import Trees
 from ppgen.program import Program
 
@@ -114,14 +114,14 @@ def test_the_trees_are_as_long_as_those_of_pyro():
     assert 0.5 < ratio < 2.0
 
 
-@pytest.mark.slow
 def test_a_conjugate_posterior_is_found():
-    posterior = fit(conjugate, Y, chains=4, draws=500, warmup=300)
-    assert posterior.converged, posterior.messages
+    posterior = fit(conjugate, Y, chains=8, draws=150, warmup=100)
+    assert posterior.diagnosis()["rhat"] < 1.05
     white = (posterior["mu"] - 7 / 3.25) * 3.25**0.5
-    # 4.3 standard errors: p = 2e-5, two-sided
-    assert abs(white.mean()) < 4.3 * diagnostics.mcse_mean(white)
-    assert abs(white.square().mean() - 1) < 4.3 * diagnostics.mcse_mean(white.square())
+    # a draw comes with its momentum, standard normal in the coordinates of the metric
+    kinetic = posterior.stats["energy"] + posterior.stats["lp"]
+    for values, truth in ((white, 0.0), (white.square(), 1.0), (kinetic, 0.5)):
+        assert abs(values.mean() - truth) < z_limit(3) * diagnostics.mcse_mean(values)
 
 
 def test_statistics_are_those_of_each_transition():
@@ -173,14 +173,14 @@ def test_the_same_seed_gives_the_same_draws():
 
 
 def test_chains_do_not_wait_for_each_other():
-    posterior = fit(pair, chains=8, draws=300, warmup=20)
+    def heavy():  # trees of very different sizes
+        pyro.sample("x", dist.StudentT(1.5).expand([2]).to_event(1))
+
+    posterior = fit(heavy, chains=8, draws=60, warmup=20)
     steps = posterior.stats["n_steps"]
-    calls = posterior.cost.gradients / 8
     slowest, in_step = int(steps.sum(1).max()), int(steps.max(0).values.sum())
-    # 20 iterations of warm-up, a few trials of a step size, and the start
-    allowance = 20 * 2 * int(steps.max()) + 20
-    assert slowest + allowance < in_step
-    assert slowest <= calls < slowest + allowance
+    # the slowest chain's draws, and warm-up; in lock-step, draws alone would take `in_step`
+    assert slowest <= posterior.cost.gradients / 8 < in_step
 
 
 @pytest.mark.parametrize("chains", [1, 3])
@@ -219,6 +219,17 @@ def test_draws_have_the_dtype_of_the_story():
     posterior = fit(story, draws=20, warmup=30)
     assert posterior["x"].dtype == torch.float32
     assert posterior["x"].std() > 0.1
+
+
+def test_momenta_are_standard_normal_and_never_the_same():
+    noise = _Noise(chains=3, dim=2, dtype=torch.float64)
+    momenta = np.concatenate([noise.momenta(1 + i % 3) for i in range(20_000)])
+    assert len(np.unique(momenta)) == momenta.size  # more than one block of them
+    for column in momenta.T:
+        assert scipy_stats.kstest(column, scipy_stats.norm.cdf).pvalue > FAILURE_RATE / 3
+    uniforms = np.stack([noise.uniforms() for _ in range(8000)]).ravel()
+    assert len(np.unique(uniforms)) == uniforms.size
+    assert scipy_stats.kstest(uniforms, scipy_stats.uniform.cdf).pvalue > FAILURE_RATE / 3
 
 
 def test_a_ready_program_is_taken():

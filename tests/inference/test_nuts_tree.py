@@ -130,29 +130,37 @@ class Reference:
     @staticmethod
     def turned(left, right):
         """Of two halves in the order of time."""
-
-        def closed(leaves):
-            rho = sum(r for _, r, _ in leaves)
-            return leaves[0][1] @ rho <= 0 or leaves[-1][1] @ rho <= 0
-
         return closed(left + right) or closed([*left, right[0]]) or closed([left[-1], *right])
 
 
-class WithoutExtraChecks(Reference):
+def closed(leaves):
+    rho = sum(r for _, r, _ in leaves)
+    return leaves[0][1] @ rho <= 0 or leaves[-1][1] @ rho <= 0
+
+
+class WithoutChecksOnward(Reference):
     @staticmethod
     def turned(left, right):
-        both = left + right
-        rho = sum(r for _, r, _ in both)
-        return both[0][1] @ rho <= 0 or both[-1][1] @ rho <= 0
+        return closed(left + right) or closed([left[-1], *right])
 
 
-@pytest.mark.parametrize("step_size", [0.05, 0.2, 0.6])
-def test_the_trees_are_those_of_the_recursion(step_size):
-    """Same momenta and uniforms: same leaves, weights and draws, chain by chain."""
-    chains, depth = 40, 6
+class WithoutChecksBack(Reference):
+    @staticmethod
+    def turned(left, right):
+        return closed(left + right) or closed([*left, right[0]])
+
+
+def problems(chains, depth):
+    """Starts, momenta ``(chains, 2)``, uniforms."""
     rng = np.random.default_rng(3)
-    z, r = rng.standard_normal((2, chains, 3))
-    uniforms = rng.random((2**depth, 3, chains))
+    return (*rng.standard_normal((2, chains, 2)), rng.random((2**depth, 3, chains)))
+
+
+@pytest.mark.parametrize(("step_size", "chains"), [(0.05, 30), (0.2, 60), (0.7, 200)])
+def test_the_trees_are_those_of_the_recursion(step_size, chains):
+    """Same momenta and uniforms: same leaves, weights and draws, chain by chain."""
+    depth = 6
+    z, r, uniforms = problems(chains, depth)
     references = [
         Reference(quartic, z[c], r[c], step_size, uniforms[:, :, c], depth) for c in range(chains)
     ]
@@ -177,17 +185,16 @@ def test_the_trees_are_those_of_the_recursion(step_size):
     assert len(lengths) > 3, "trees of several sizes, else nothing was compared"
 
 
-def test_the_checks_across_subtrees_matter_here():
+@pytest.mark.parametrize("fewer", [WithoutChecksOnward, WithoutChecksBack])
+def test_the_checks_across_subtrees_matter_here(fewer):
     """Else the comparison above would not see them."""
-    rng = np.random.default_rng(3)
-    z, r = rng.standard_normal((2, 40, 3))
-    uniforms = rng.random((2**6, 3, 40))
+    z, r, uniforms = problems(200, 6)
 
     def leaves(kind):
-        runs = (kind(quartic, z[c], r[c], 0.6, uniforms[:, :, c], 6) for c in range(40))
+        runs = (kind(quartic, z[c], r[c], 0.7, uniforms[:, :, c], 6) for c in range(200))
         return [len(run.visited) for run in runs]
 
-    assert leaves(Reference) != leaves(WithoutExtraChecks)
+    assert leaves(Reference) != leaves(fewer)
 
 
 # -- identities ----------------------------------------------------------------------------------

@@ -65,6 +65,26 @@ def test_the_spread_is_the_regularised_covariance(dense):
         np.testing.assert_allclose(factor**2, np.diag(expected), atol=1e-9)
 
 
+@pytest.mark.parametrize("dense", [False, True])
+def test_each_metric_is_that_of_its_own_window(dense):
+    draws = np.random.default_rng(0).standard_normal((300, 2)) @ [[1.0, 0.5], [0.0, 1.0]]
+    draws *= np.linspace(1, 5, 300)[:, None]
+    tuner = Tuner(300, 2, target_accept=0.8, dense=dense)
+    factors = []
+    while not tuner.done:
+        at = None if tuner.trying else tuner.iteration
+        factor = tuner.hear(0.8 if at is not None else 0.9, draws[at or 0])
+        if factor is not None:
+            factors.append(factor)
+    edges = windows(300)
+    assert len(factors) == len(edges) - 1 == 3
+    for begin, end, factor in zip(edges, edges[1:], factors, strict=False):
+        spread = Spread(2, dense=dense)
+        for draw in draws[begin:end]:
+            spread.add(draw)
+        np.testing.assert_allclose(factor, spread.factor())
+
+
 # -- step size -----------------------------------------------------------------------------------
 
 
@@ -87,6 +107,18 @@ def test_dual_averaging_finds_the_step_size_of_the_target(right, target):
     wanted = right * math.sqrt(1 / target - 1)
     # at slope d acceptance / d log step >= 0.18, .03 of acceptance
     assert abs(math.log(tuner.step_size / wanted)) < 0.15
+
+
+def test_the_step_size_that_is_kept_is_an_average():
+    def last(acceptance):
+        tuner = Tuner(1000, 2, target_accept=0.8, dense=False)
+        while tuner.trying or tuner.iteration < 999:
+            tuner.hear(1 / (1 + tuner.step_size**2), np.zeros(2))
+        tuner.hear(acceptance, np.zeros(2))
+        return math.log(tuner.step_size)
+
+    # weight 150^-.75 = .023 of an iterate that moves by 20 sqrt(150) / 160 = 1.5
+    assert 0 < last(1.0) - last(0.0) < 0.05
 
 
 def test_the_first_step_sizes_are_sought_by_doubling_and_halving():
