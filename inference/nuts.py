@@ -1,49 +1,51 @@
-"""NUTS: Pyro's own kernel, on the recorded program; the familiar reference.
+"""NUTS: the familiar reference among samplers, all chains at once on the recorded program.
 
-We run the chains, not ``pyro.infer.MCMC``: it keeps neither energies nor tree sizes, hangs when a
-worker dies, and loses everything on Ctrl-C.
-
-References:
-    | The No-U-Turn sampler (Hoffman & Gelman, 2014) | https://arxiv.org/abs/1111.4246
-    | A conceptual introduction to Hamiltonian Monte Carlo (Betancourt, 2017)
-      | https://arxiv.org/abs/1701.02434
+Every batched gradient advances each chain by one leapfrog. Chains do not wait for each other: one
+that has finished its trajectory begins the next, so that only the tail of the slowest is lost.
 """
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
-from pyro.infer.mcmc import NUTS as PyroNUTS
 from torch import Tensor
 
+from ppgen.inference.nuts_metric import Whitened
+from ppgen.inference.nuts_tree import POSITION, Array, Indices, Trees
+from ppgen.inference.nuts_warmup import Tuner
 from ppgen.inference.target import Target
 from ppgen.posterior import Cost, Posterior
 from ppgen.program import Program
 from ppgen.progress import Interrupt, Progress, interruptible
 from ppgen.types import Story
 
+_KINDS = {"n_steps": np.int64, "tree_depth": np.int64, "diverging": np.bool_}  # else float
 _STATS = ("lp", "acceptance_rate", "step_size", "n_steps", "tree_depth", "diverging", "energy")
-_LOOK = 10  # iterations between numbers beside the progress bar
+_DEEPEST = 30  # a tree of a thousand million gradients
+_LOOK = 100  # leapfrogs between looks at the progress
+_BLOCK = 2**16  # random numbers that are drawn at once
 
 
 @dataclass(frozen=True)
 class NUTS:
-    """The No-U-Turn sampler of Pyro, one chain after the other.
+    """The No-U-Turn sampler, as in Stan: multinomial, with checks across subtrees.
 
     Args:
-        chains: run in sequence, each from its own dispersed start with its own adaptation.
+        chains: run side by side, each from its own dispersed start with its own adaptation.
         draws: kept of each chain.
         warmup: iterations of adaptation (step size and metric), discarded.
         target_accept: mean acceptance that the step size aims at.
-        max_tree_depth: a trajectory has at most ``2**max_tree_depth`` steps.
+        max_tree_depth: a trajectory has at most ``2**max_tree_depth - 1`` steps.
         dense_metric: full instead of diagonal mass matrix.
 
     References:
         | The No-U-Turn sampler (Hoffman & Gelman, 2014) | https://arxiv.org/abs/1111.4246
+        | A conceptual introduction to Hamiltonian Monte Carlo (Betancourt, 2017)
+          | https://arxiv.org/abs/1701.02434
     """
 
     chains: int = 4
@@ -60,6 +62,10 @@ class NUTS:
                 raise ValueError(
                     f"NUTS({name}=...) must be a whole number of at least {least}, got {value!r}"
                 )
+        if self.max_tree_depth > _DEEPEST:
+            raise ValueError(
+                f"NUTS(max_tree_depth=...) must be at most {_DEEPEST}, got {self.max_tree_depth}"
+            )
         if not 0.0 < self.target_accept < 1.0:
             raise ValueError(
                 f"NUTS(target_accept=...) must lie between 0 and 1, got {self.target_accept!r}"
@@ -68,180 +74,183 @@ class NUTS:
     def run(self, model: Story | Program, *args: Any, **kwargs: Any) -> Posterior:
         """Sample the posterior of a story with its data, or of a ready `Program`.
 
-        Ctrl-C keeps the chains that are complete, or the draws of the first chain.
+        Ctrl-C keeps the draws that every chain has. The seconds of sampling begin when the last
+        chain has warmed up.
 
         Raises:
             ValueError: where the story has no latent site or no starting point.
-            KeyboardInterrupt: when stopped before the first draw.
+            KeyboardInterrupt: when stopped before every chain has a draw.
         """
         begin = time.perf_counter()
         program = model if isinstance(model, Program) else Program(model, *args, **kwargs)
         if program.dim == 0:
             raise ValueError("the story has no latent site to sample: every site is observed")
         recorded = program.seconds_recording
-        potential = Potential(program)
-        # (1, D) each: a single shape to record
-        starts = [program.initial(1)[0] for _ in range(self.chains)]
-        chains: list[Chain] = []
+        target = Target(program)
         total = self.chains * (self.warmup + self.draws)
-        with interruptible() as interrupt, Progress("NUTS", total) as progress:
-            for start in starts:
-                chains.append(self._chain(potential, start, interrupt, progress))
-                if interrupt:
-                    break
-        z, stats, said = self._gather(chains)
+        with torch.no_grad(), interruptible() as interrupt, Progress("NUTS", total) as progress:
+            run = _Run(self, program.initial(self.chains), target)
+            middle = run.until_done(interrupt, progress)
         recording = program.seconds_recording - recorded
-        sampling = sum(chain.sampling for chain in chains)
+        z, stats = run.read()
         cost = Cost(
             recording=recording,
-            adapting=max(0.0, time.perf_counter() - begin - recording - sampling),
-            sampling=sampling,
-            gradients=potential.target.gradients,
+            adapting=max(0.0, middle - begin - recording),
+            sampling=time.perf_counter() - middle,
+            gradients=target.gradients,
         )
+        stats["reached_max_treedepth"] = stats["n_steps"] >= 2**self.max_tree_depth - 1
         return Posterior.from_program(
             program,
             z,
             engine="NUTS",
             kind="chains",
             options=asdict(self),
-            messages=said,
+            messages=self._messages(stats),
             log_density=stats["lp"],
             stats=stats,
             cost=cost,
         )
 
-    def _chain(
-        self, potential: Potential, start: Tensor, interrupt: Interrupt, progress: Progress
-    ) -> Chain:
-        kernel = _Kernel(
-            potential_fn=potential,
-            target_accept_prob=self.target_accept,
-            max_tree_depth=self.max_tree_depth,
-            full_mass=self.dense_metric,
-        )
-        kernel.initial_params = {"z": start}
-        kernel.setup(self.warmup)
-        chain = Chain.allocate(self.draws, start)
-        params, begin = {"z": start}, time.perf_counter()
-        for t in range(-self.warmup, self.draws):
-            if t == 0:
-                begin = time.perf_counter()
-            before = potential.target.gradients
-            params = kernel.sample(params)
-            if t >= 0:
-                chain.put(t, kernel, potential.target.gradients - before)
-            if t % _LOOK:
-                progress.advance()
-            else:
-                progress.advance(
-                    acceptance=kernel._mean_accept_prob, step_size=float(kernel.step_size)
-                )
-            if interrupt:
-                break
-        chain.sampling = time.perf_counter() - begin if chain.kept else 0.0
-        return chain
-
-    def _gather(self, chains: list[Chain]) -> tuple[Tensor, dict[str, Tensor], tuple[str, ...]]:
-        """Complete chains together; of a stopped run with none, what its chain has."""
-        complete = [chain for chain in chains if chain.kept == self.draws]
-        kept = complete or [chain for chain in chains if chain.kept]
-        if not kept:
-            raise KeyboardInterrupt("NUTS was stopped before its first draw")
+    def _messages(self, stats: dict[str, Tensor]) -> tuple[str, ...]:
         said = []
-        if len(complete) < self.chains:
+        kept = stats["lp"].shape[1]
+        if kept < self.draws:
+            said.append(f"stopped after {kept} of {self.draws} draws")
+        deepest = int(stats["reached_max_treedepth"].sum())
+        if deepest:
             said.append(
-                f"stopped: {len(kept)} of {self.chains} chains with {kept[0].kept} of "
-                f"{self.draws} draws"
+                f"{deepest} draws reached max_tree_depth={self.max_tree_depth}: slow, not wrong; "
+                "parameters of very different scales, or strongly correlated"
             )
-        stats = {
-            name: torch.stack([chain.stats[name][: chain.kept] for chain in kept])
-            for name in _STATS
-        }
-        deepest = stats["n_steps"] >= 2**self.max_tree_depth - 1
-        stats["reached_max_treedepth"] = deepest
-        if bool(deepest.any()):
-            said.append(
-                f"{int(deepest.sum())} draws reached max_tree_depth={self.max_tree_depth}: slow, "
-                "not wrong; parameters of very different scales, or strongly correlated"
+        return tuple(said)
+
+
+class _Run:
+    """Chains on their way, each at an iteration of its own."""
+
+    def __init__(self, options: NUTS, start: Tensor, target: Target) -> None:
+        chains, dim = start.shape
+        position = start.cpu().numpy()
+        self.device, self.options = start.device, options
+        self.whitened = Whitened(target, position, dense=options.dense_metric)
+        origin = np.zeros_like(position)
+        self.trees = Trees(origin, *self.whitened(origin), max_depth=options.max_tree_depth)
+        self.tuners = [
+            Tuner(
+                options.warmup, dim, target_accept=options.target_accept, dense=options.dense_metric
             )
-        return torch.stack([chain.z[: chain.kept] for chain in kept]), stats, tuple(said)
-
-
-class Potential:
-    """``{"z": (D,)}`` -> minus the log density, as Pyro's kernels want it."""
-
-    def __init__(self, program: Program) -> None:
-        self.target = Target(program)
-
-    def __call__(self, params: dict[str, Tensor]) -> Tensor:
-        return _MinusLogDensity.apply(params["z"], self.target)  # type: ignore[return-value]
-
-
-class _MinusLogDensity(torch.autograd.Function):
-    """Hands the program's own gradient to autograd."""
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, target: Target) -> Tensor:
-        value, gradient = target(z.detach().unsqueeze(0))
-        ctx.save_for_backward(gradient[0])
-        return -value[0]
-
-    @staticmethod
-    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None]:
-        (gradient,) = ctx.saved_tensors
-        return -outputs[0] * gradient, None
-
-
-class _Kernel(PyroNUTS):
-    """Pyro's kernel, which also remembers the energy that each trajectory starts with."""
-
-    energy = math.nan  # nats
-
-    def _sample_r(self, name: str) -> tuple[dict[Any, Tensor], dict[Any, Tensor]]:
-        r, unscaled = super()._sample_r(name)
-        _, potential, _ = self._fetch_from_cache()
-        self.energy = float(self._kinetic_energy(unscaled)) + float(potential or 0.0)
-        return r, unscaled
-
-
-class Chain:
-    """Draws of one chain and their statistics, with room taken before the first."""
-
-    def __init__(self, z: Tensor, stats: dict[str, Tensor]) -> None:
-        self.z = z  # (draws, D)
-        self.stats = stats  # (draws,) each
-        self.kept = 0
-        self.sampling = 0.0  # seconds
-        self._mean_acceptance = 0.0
-
-    @classmethod
-    def allocate(cls, draws: int, start: Tensor) -> Chain:
-        kinds = {"n_steps": torch.int64, "tree_depth": torch.int64, "diverging": torch.bool}
-        stats = {
-            name: torch.zeros(draws, dtype=kinds.get(name, start.dtype), device=start.device)
-            for name in _STATS
+            for _ in range(chains)
+        ]
+        self.step_size = np.array([tuner.step_size for tuner in self.tuners])
+        self.noise = _Noise(chains, dim, start.dtype)
+        self.warm = np.zeros(chains, np.bool_)
+        self.kept = np.zeros(chains, np.int64)
+        self.z = np.empty((chains, options.draws, dim), position.dtype)
+        self.stats = {
+            name: np.zeros((chains, options.draws), _KINDS.get(name, np.float64)) for name in _STATS
         }
-        return cls(start.new_empty(draws, *start.shape), stats)
 
-    def put(self, t: int, kernel: _Kernel, gradients: int) -> None:
-        """Read draw `t` out of the kernel, whose last transition took `gradients`."""
-        position, potential, _ = kernel._fetch_from_cache()
-        if position is None or potential is None:
-            raise RuntimeError("Pyro's kernel holds no state after a transition")
-        self.z[t] = position["z"]
-        # The kernel keeps a running mean over the draws; its steps are the single values.
-        mean = float(kernel._mean_accept_prob)
-        rate = (t + 1) * mean - t * self._mean_acceptance
-        self._mean_acceptance = mean
+    def until_done(self, interrupt: Interrupt, progress: Progress) -> float:
+        """Run until every chain has its draws or somebody stops it.
+
+        Returns: when the last chain had warmed up, on the clock of `time.perf_counter`.
+        """
+        middle, shown, leapfrogs = None, 0, 0
+        self._begin(np.arange(len(self.tuners)))
+        while not interrupt and int(self.kept.min()) < self.options.draws:
+            over = self.trees.grow(self.whitened, self.step_size, self.noise.uniforms())
+            ended = np.flatnonzero(over)
+            if ended.size:
+                self._finish(ended)
+                self._begin(ended)
+            if middle is None and self.warm.all():
+                middle = time.perf_counter()
+            leapfrogs += 1
+            if leapfrogs % _LOOK == 0:
+                shown += self._show(progress, shown)
+        self._show(progress, shown)
+        return middle or time.perf_counter()
+
+    def _finish(self, ended: Indices) -> None:
+        """Adapt to the trajectories that ended, or keep their draws."""
+        record = ended[self.warm[ended] & (self.kept[ended] < self.options.draws)]
+        for chain in ended[~self.warm[ended]]:
+            self._adapt(int(chain))
+        if not record.size:
+            return
+        trees, at = self.trees, (record, self.kept[record])
+        steps = trees.leaves[record]
+        self.z[at] = self.whitened.positions(trees.draw[record, POSITION], record)
         values = {
-            "lp": -float(potential),
-            "acceptance_rate": min(max(rate, 0.0), 1.0),
-            "step_size": float(kernel.step_size),
-            "n_steps": gradients,
-            "tree_depth": math.ceil(math.log2(gradients + 1)),
-            "diverging": bool(kernel._divergences) and kernel._divergences[-1] == t,
-            "energy": kernel.energy,
+            "lp": trees.log_density[record],
+            "acceptance_rate": trees.acceptance[record] / steps,
+            "step_size": self.step_size[record],
+            "n_steps": steps,
+            "tree_depth": np.frexp(steps)[1],  # doublings, the last perhaps left half done
+            "diverging": trees.diverging[record],
+            "energy": trees.energy[record],
         }
         for name, value in values.items():
-            self.stats[name][t] = value
-        self.kept = t + 1
+            self.stats[name][at] = value
+        self.kept[record] += 1
+
+    def _adapt(self, chain: int) -> None:
+        trees, tuner = self.trees, self.tuners[chain]
+        acceptance = float(trees.acceptance[chain] / trees.leaves[chain])
+        spread = tuner.hear(acceptance, trees.draw[chain, POSITION])
+        if spread is not None:
+            self.whitened.renew(chain, trees.draw[chain], spread)
+        self.step_size[chain] = tuner.step_size
+        self.warm[chain] = tuner.done
+
+    def _begin(self, chains: Indices) -> None:
+        tuners = [self.tuners[chain] for chain in chains]
+        depth = np.array([tuner.depth for tuner in tuners])
+        trial = np.array([tuner.trying for tuner in tuners])
+        self.trees.begin(chains, self.noise.momenta(len(chains)), depth, trial)
+
+    def _show(self, progress: Progress, shown: int) -> int:
+        """Report iterations that are new; returns how many."""
+        new = sum(tuner.iteration for tuner in self.tuners) + int(self.kept.sum()) - shown
+        if new:
+            rate = self.trees.acceptance / np.maximum(self.trees.leaves, 1)
+            progress.advance(
+                new, acceptance=float(rate.mean()), step_size=float(np.median(self.step_size))
+            )
+        return new
+
+    def read(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """Draws ``(chains, draws, D)`` that every chain has, and their statistics."""
+        kept = int(self.kept.min())
+        if not kept:
+            raise KeyboardInterrupt("NUTS was stopped before every chain had its first draw")
+        z = torch.from_numpy(self.z[:, :kept].copy())
+        stats = {n: torch.from_numpy(x[:, :kept].copy()) for n, x in self.stats.items()}
+        return z.to(self.device), {n: x.to(self.device) for n, x in stats.items()}
+
+
+class _Noise:
+    """Random numbers of torch's global generator, drawn in blocks: one at a time is slow."""
+
+    def __init__(self, chains: int, dim: int, dtype: torch.dtype) -> None:
+        self._rows = max(1, _BLOCK // (3 * chains)), max(chains, _BLOCK // dim)
+        self._chains, self._dim, self._dtype = chains, dim, dtype
+        self._uniforms = self._momenta = np.empty(0)
+        self._next, self._first = 0, 0
+
+    def uniforms(self) -> Array:
+        """``(3, C)`` in [0, 1)."""
+        if self._next >= len(self._uniforms):
+            shape = (self._rows[0], 3, self._chains)
+            self._uniforms, self._next = torch.rand(shape, dtype=torch.float64).numpy(), 0
+        self._next += 1
+        return self._uniforms[self._next - 1]
+
+    def momenta(self, count: int) -> Array:
+        """``(count, D)``, standard normal; at most one a chain."""
+        if self._first + count > len(self._momenta):
+            shape = (self._rows[1], self._dim)
+            self._momenta, self._first = torch.randn(shape, dtype=self._dtype).numpy(), 0
+        self._first += count
+        return self._momenta[self._first - count : self._first]

@@ -18,7 +18,7 @@ Json = Annotated[bool, Parameter(negative="", help="Print one JSON object instea
 
 ENGINES = {
     "HMC": ("many chains, adapted metric, step size and trajectory", "Hoffman et al. 2021"),
-    "NUTS": ("Pyro's no-U-turn sampler", "Hoffman & Gelman 2014"),
+    "NUTS": ("no-U-turn sampler, all chains at once", "Hoffman & Gelman 2014"),
     "VI": ("stochastic variational inference, any guide", "Hoffman et al. 2013; Kingma & Welling"),
     "Laplace": ("Gaussian at the mode", "Tierney & Kadane 1986"),
     "MAP": ("the mode of the posterior", "-"),

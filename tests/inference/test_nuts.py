@@ -1,16 +1,23 @@
-"""Pyro's NUTS behind our interface: same posterior, with what Pyro throws away."""
+"""The engine: stories in, posteriors out, with the statistics of each transition."""
 
 import os
 import signal
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer import MCMC
+from pyro.infer import NUTS as PyroNUTS
+from scipy import stats as scipy_stats
 
 from ppgen import diagnostics
-from ppgen.inference.nuts import NUTS, Potential
+from ppgen.inference.nuts import NUTS, _Noise
+from ppgen.inference.nuts_tree import Trees
 from ppgen.program import Program
+
+FAILURE_RATE = 2e-5  # of one correct statistical test, as in conftest
 
 STATISTICS = {
     "lp",
@@ -43,24 +50,78 @@ def fit(story, *data, **options):
     return NUTS(**({"chains": 2, "draws": 60, "warmup": 60} | options)).run(story, *data)
 
 
-def test_the_potential_hands_over_the_gradient_of_the_program():
-    program = Program(pair)
-    z = torch.randn(2, requires_grad=True)
-    value = 3.0 * Potential(program)({"z": z})
-    (gradient,) = torch.autograd.grad(value, z)
-    expected, slope = program.value_and_grad(z.detach())
-    torch.testing.assert_close(value.detach(), -3 * expected)
-    torch.testing.assert_close(gradient, -3 * slope)
+def eight_schools(y, sigma):
+    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+    tau = pyro.sample("tau", dist.HalfCauchy(5.0))
+    with pyro.plate("schools", len(y)):
+        eta = pyro.sample("eta", dist.Normal(0.0, 1.0))
+        theta = pyro.deterministic("theta", mu + tau * eta)
+        pyro.sample("y", dist.Normal(theta, sigma), obs=y)
+
+
+SCHOOLS = (
+    torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0]),
+    torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0]),
+)
+
+
+def z_limit(comparisons):
+    """Two-sided normal quantile for that many comparisons at the common failure rate."""
+    return scipy_stats.norm.isf(FAILURE_RATE / (2 * comparisons))
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("dense", [False, True])
+def test_an_ill_scaled_correlated_gaussian_is_found(dense):
+    scale = torch.tensor([1e-3, 1.0, 50.0])
+    correlation = torch.tensor([[1.0, 0.9, 0.0], [0.9, 1.0, 0.3], [0.0, 0.3, 1.0]])
+    factor = scale[:, None] * torch.linalg.cholesky(correlation)
+    mean = torch.tensor([1.0, -2.0, 300.0])
+
+    def gaussian():
+        pyro.sample("x", dist.MultivariateNormal(mean, scale_tril=factor))
+
+    posterior = fit(gaussian, chains=4, draws=500, warmup=500, dense_metric=dense)
+    assert posterior.diagnosis()["rhat"] < 1.05
+    white = torch.linalg.solve_triangular(factor, (posterior["x"] - mean)[..., None], upper=False)
+    white = white[..., 0]
+    products = white[..., [0, 0, 1]] * white[..., [1, 2, 2]]
+    for values, truth in ((white, 0.0), (white.square(), 1.0), (products, 0.0)):
+        error = diagnostics.mcse_mean(values)
+        assert (abs(values.mean((0, 1)).numpy() - truth) < z_limit(9) * error).all()
+
+
+@pytest.mark.slow
+def test_eight_schools_agree_with_published_draws():
+    """Reference moments: 10,000 published draws of a long run of another sampler."""
+    posterior = NUTS(chains=16, draws=1000, target_accept=0.9).run(eight_schools, *SCHOOLS)
+    rows = posterior.summary()
+    for name, mean, sd in (("mu", 4.411, 3.309), ("tau", 3.602, 3.198)):
+        assert rows[name].rhat <= 1.01
+        # the reference's error is .01 sd
+        assert abs(rows[name].mean - mean) < z_limit(2) * np.hypot(rows[name].mcse, 0.01 * sd)
+        # tau has a heavy tail: its sd is known to 2 % at best
+        assert 0.95 < rows[name].sd / sd < 1.05
+
+
+@pytest.mark.slow
+def test_the_trees_are_as_long_as_those_of_pyro():
+    """Other random numbers, the same algorithm but for the extra checks: close, not equal."""
+    ours = fit(eight_schools, *SCHOOLS, chains=4, draws=300, warmup=300)
+    kernel = PyroNUTS(eight_schools)
+    MCMC(kernel, num_samples=300, warmup_steps=300, disable_progbar=True).run(*SCHOOLS)
+    ratio = float(ours.stats["step_size"].mean()) / float(kernel.step_size)
+    assert 0.5 < ratio < 2.0
+
+
 def test_a_conjugate_posterior_is_found():
-    posterior = fit(conjugate, Y, chains=4, draws=500, warmup=300)
-    assert posterior.converged, posterior.messages
+    posterior = fit(conjugate, Y, chains=8, draws=150, warmup=100)
+    assert posterior.diagnosis()["rhat"] < 1.05
     white = (posterior["mu"] - 7 / 3.25) * 3.25**0.5
-    # 4.3 standard errors: p = 2e-5, two-sided
-    assert abs(white.mean()) < 4.3 * diagnostics.mcse_mean(white)
-    assert abs(white.square().mean() - 1) < 4.3 * diagnostics.mcse_mean(white.square())
+    # a draw comes with its momentum, standard normal in the coordinates of the metric
+    kinetic = posterior.stats["energy"] + posterior.stats["lp"]
+    for values, truth in ((white, 0.0), (white.square(), 1.0), (kinetic, 0.5)):
+        assert abs(values.mean() - truth) < z_limit(3) * diagnostics.mcse_mean(values)
 
 
 def test_statistics_are_those_of_each_transition():
@@ -71,14 +132,14 @@ def test_statistics_are_those_of_each_transition():
     torch.testing.assert_close(stats["lp"], Program(pair).log_density(posterior.unconstrained))
     assert (stats["acceptance_rate"] >= 0).all()
     assert (stats["acceptance_rate"] <= 1).all()
-    # single values, not Pyro's running mean: that moves by less than 1 / t at draw t
+    # single values, not a running mean: that moves by less than 1 / t at draw t
     assert stats["acceptance_rate"][:, 40:].diff().abs().max() > 1 / 40
     assert (stats["n_steps"] >= 1).all()
     # 2^(depth - 1) <= n_steps < 2^depth: also where the last doubling was left half done
     assert (stats["n_steps"] < 2 ** stats["tree_depth"]).all()
     assert (2 ** (stats["tree_depth"] - 1) <= stats["n_steps"]).all()
-    # energy of a trajectory's start: at least the potential of the draw before it
-    assert (stats["energy"][:, 1:] > -stats["lp"][:, :-1]).all()
+    # energy of the draw with the momentum that it came with
+    assert (stats["energy"] > -stats["lp"]).all()
     kept = int(stats["n_steps"].sum())
     assert posterior.cost.gradients > kept
     assert min(posterior.cost.adapting, posterior.cost.sampling, posterior.cost.recording) > 0
@@ -111,30 +172,68 @@ def test_the_same_seed_gives_the_same_draws():
     assert not torch.equal(results[0], results[2])
 
 
-@pytest.mark.parametrize(("transition", "shape"), [(50, None), (100, (1, 41)), (150, (1, 60))])
-def test_an_interrupt_keeps_what_there_is(monkeypatch, transition, shape):
-    """In the first warm-up; among the first chain's draws; in the second chain's warm-up."""
-    from ppgen.inference import nuts
+def test_chains_do_not_wait_for_each_other():
+    def heavy():  # trees of very different sizes
+        pyro.sample("x", dist.StudentT(1.5).expand([2]).to_event(1))
 
+    posterior = fit(heavy, chains=8, draws=60, warmup=20)
+    steps = posterior.stats["n_steps"]
+    slowest, in_step = int(steps.sum(1).max()), int(steps.max(0).values.sum())
+    # the slowest chain's draws, and warm-up; in lock-step, draws alone would take `in_step`
+    assert slowest <= posterior.cost.gradients / 8 < in_step
+
+
+@pytest.mark.parametrize("chains", [1, 3])
+def test_an_interrupt_keeps_the_draws_that_every_chain_has(monkeypatch, chains):
     calls = [0]
+    grow = Trees.grow
 
-    class Interrupting(nuts._Kernel):
-        def sample(self, params):
-            if calls[0] == transition:
-                os.kill(os.getpid(), signal.SIGINT)
-            calls[0] += 1
-            return super().sample(params)
+    def interrupting(self, *args):
+        calls[0] += 1
+        if calls[0] == stop:
+            os.kill(os.getpid(), signal.SIGINT)
+        return grow(self, *args)
 
-    monkeypatch.setattr(nuts, "_Kernel", Interrupting)
-    if shape is None:
-        with pytest.raises(KeyboardInterrupt, match="before its first draw"):
-            fit(pair)
-        return
-    posterior = fit(pair)
-    assert posterior["a"].shape == shape
-    assert f"1 of 2 chains with {shape[1]} of 60 draws" in posterior.messages[0]
+    monkeypatch.setattr(Trees, "grow", interrupting)
+    stop = 20  # in the warm-up
+    with pytest.raises(KeyboardInterrupt, match="before every chain"):
+        fit(pair, chains=chains, draws=1000)
+    calls, stop = [0], 500
+    posterior = fit(pair, chains=chains, draws=1000)
+    kept = posterior["a"].shape[1]
+    assert posterior["a"].shape == (chains, kept)
+    assert 10 < kept < 1000
+    assert f"stopped after {kept} of 1000 draws" in posterior.messages[0]
     assert torch.isfinite(posterior["a"]).all()
-    assert posterior["a"].std() > 0
+    assert {tuple(x.shape) for x in posterior.stats.values()} == {(chains, kept)}
+
+
+def test_draws_have_the_dtype_of_the_story():
+    network = torch.nn.Linear(1, 1).float()
+
+    def story():
+        pyro.module("network", network)
+        x = pyro.sample("x", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(network(x), 1.0).to_event(1), obs=torch.ones(1))
+
+    posterior = fit(story, draws=20, warmup=30)
+    assert posterior["x"].dtype == torch.float32
+    assert posterior["x"].std() > 0.1
+
+
+def test_momenta_are_standard_normal_and_never_the_same():
+    noise = _Noise(chains=3, dim=2, dtype=torch.float64)
+    momenta = np.concatenate([noise.momenta(1 + i % 3) for i in range(20_000)])
+    assert len(np.unique(momenta)) == momenta.size  # more than one block of them
+    for column in momenta.T:
+        assert scipy_stats.kstest(column, scipy_stats.norm.cdf).pvalue > FAILURE_RATE / 3
+    uniforms = np.stack([noise.uniforms() for _ in range(8000)]).ravel()
+    assert len(np.unique(uniforms)) == uniforms.size
+    assert scipy_stats.kstest(uniforms, scipy_stats.uniform.cdf).pvalue > FAILURE_RATE / 3
+
+
+def test_a_ready_program_is_taken():
+    assert fit(Program(conjugate, Y), draws=10, warmup=10)["mu"].shape == (2, 10)
 
 
 @pytest.mark.parametrize(
@@ -142,6 +241,7 @@ def test_an_interrupt_keeps_what_there_is(monkeypatch, transition, shape):
     [
         ({"chains": 0}, r"chains=.*at least 1, got 0"),
         ({"draws": True}, r"draws=.*whole number.*True"),
+        ({"max_tree_depth": 40}, r"at most 30, got 40"),
         ({"target_accept": 0.0}, r"between 0 and 1"),
     ],
 )
