@@ -32,9 +32,7 @@ _FIRST, _WINDOW, _LAST = 75, 25, 50  # iterations
 _SHORTEST = 20  # iterations from which a metric is estimated at all
 _ACCEPTED = 0.8  # of a single leapfrog with the step size that dual averaging starts from
 _TRIALS = 60  # doublings or halvings of the step size
-_EARLY_DEPTH = (
-    8  # of trees before the first metric: their 2^10 leaves would be wasted on bad scales
-)
+_EARLY_DEPTH = 8  # of trees before the first metric: 2^10 leaves would be lost on bad scales
 _SETTLED = 100  # iteration of dual averaging from which the last window goes on
 _OPTIMISM = math.log(10.0)  # dual averaging is pulled towards ten times its start
 
