@@ -6,7 +6,6 @@ the posterior, disperses the chains again, so that R-hat keeps something to see.
 
 References:
     | Pathfinder (Zhang, Carpenter, Gelman & Vehtari, 2022) | https://arxiv.org/abs/2108.03782
-    | Numerical Optimization (Nocedal & Wright, 2006), section 7.2
 """
 
 from __future__ import annotations
@@ -14,10 +13,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ppgen.inference import lbfgs
 from ppgen.inference.hmc import Metric, State, ValueAndGrad, init
+from ppgen.inference.lbfgs import choose
 
-_SUFFICIENT = 1e-4  # Armijo's constant
-_TOO_STEEP = 0.9  # a slope that fell by less asks for a longer step (Wolfe)
 _NOTHING = 0.1  # nats that matter to no posterior
 _NEGLIGIBLE = 30.0  # nats below the best mode: a share of exp(-30)
 _WIDER = 1.5  # standard deviations of the dispersion
@@ -47,50 +46,26 @@ def climb(
         memory: pairs of differences that the model of the curvature is made of.
         enough: ``g' H g`` at which a chain rests, nats; D unless given.
     """
-    state = rest = init(z, value_and_grad)
-    moves = z.new_zeros(memory, *z.shape)  # differences of positions, oldest first
-    turns = torch.zeros_like(moves)  # differences of descent gradients
-    direction = _unit(state.gradient)
-    length = torch.ones_like(state.log_density)
-    calm = torch.zeros_like(length)  # successive iterations in the bulk
-    flattest = torch.full_like(length, torch.inf)
-    noise = torch.finfo(z.dtype).eps ** 0.5
+    at = init(z, value_and_grad)
+    state, rest = lbfgs.init(at, memory), at
+    calm = torch.zeros_like(at.log_density)  # successive iterations in the bulk
+    flattest = torch.full_like(calm, torch.inf)
     enough = float(z.shape[-1]) if enough is None else enough
     for _ in range(iterations):
-        slope = (state.gradient * direction).sum(-1)
-        flatter = (slope < flattest) & (turns[-1] != 0).any(-1)
-        flattest = torch.where(flatter, slope, flattest)
-        rest = choose(flatter, state, rest)
+        known = state.curved
+        flatter = (state.slope < flattest) & known
+        flattest = torch.where(flatter, state.slope, flattest)
+        rest = choose(flatter, state.at, rest)
 
-        trial = init(state.z + length.unsqueeze(-1) * direction, value_and_grad)
-        gain = trial.log_density - state.log_density
-        sound = torch.isfinite(gain) & torch.isfinite(trial.gradient).all(-1)
-        rises = sound & (gain >= _SUFFICIENT * length * slope) & (calm < 2)
-        steep = (trial.gradient * direction).sum(-1) > _TOO_STEEP * slope
+        state, info = lbfgs.step(state, value_and_grad, calm < 2)
         # In the bulk: a Newton step would gain little, and does lessen the slope (on a straight
         # ramp it would not), or has come down to rounding.
-        known = (turns[-1] != 0).any(-1) | (slope == 0)
-        little = known & (slope < enough) & ~(gain >= enough)
-        little = little & ((rises & ~steep) | (slope < _NOTHING))
+        little = (known | (info.slope == 0)) & (info.slope < enough) & ~(info.gain >= enough)
+        little = little & ((info.moved & ~info.steep) | (info.slope < _NOTHING))
         calm = torch.where(little | (calm >= 2), calm + 1, 0.0)
-
-        move, turn = trial.z - state.z, state.gradient - trial.gradient
-        # A smaller change of the slope is rounding, and no curvature to learn from.
-        curved = rises & ((move * turn).sum(-1) > noise * length * slope)
-        moves, turns = _append(moves, move, curved), _append(turns, turn, curved)
-
-        state = choose(rises, trial, state)
-        hopeless = ~rises & (length < 1e-12)  # the model of the curvature is wrong: forget it
-        moves = torch.where(hopeless.unsqueeze(-1), 0.0, moves)
-        turns = torch.where(hopeless.unsqueeze(-1), 0.0, turns)
-        length = torch.where(rises, torch.where(steep, 2.0 * length, 1.0), 0.25 * length)
-        length = torch.where(hopeless, 1.0, length)
-        direction = torch.where(
-            (rises | hopeless).unsqueeze(-1), _newton(state.gradient, moves, turns), direction
-        )
         if bool((calm >= 2).all()):
             break
-    return choose(calm >= 2, state, rest)
+    return choose(calm >= 2, state.at, rest)
 
 
 def curvature(value_and_grad: ValueAndGrad, at: Tensor, chains: int) -> Tensor:
@@ -151,16 +126,6 @@ def far_below(state: State) -> Tensor:
     return height < height[median(state)] - margin
 
 
-def choose(where: Tensor, yes: State, no: State) -> State:
-    """Chain by chain, `yes` where ``where (C,)``, else `no`."""
-    row = where.unsqueeze(-1)
-    return State(
-        torch.where(row, yes.z, no.z),
-        torch.where(where, yes.log_density, no.log_density),
-        torch.where(row, yes.gradient, no.gradient),
-    )
-
-
 def median(state: State) -> int:
     """The chain of median log density."""
     return int(state.log_density.median(0).indices)
@@ -190,33 +155,3 @@ def disperse(value_and_grad: ValueAndGrad, state: State, metric: Metric) -> Stat
             break
         width *= 0.5
     return result
-
-
-def _newton(gradient: Tensor, moves: Tensor, turns: Tensor) -> Tensor:
-    """Two-loop recursion; pairs of zeros are skipped. ``(C, D)``, ``(m, C, D)`` -> ``(C, D)``."""
-    products = (moves * turns).sum(-1)
-    inverse = torch.where(products > 0, 1.0 / products.clamp(min=1e-300), 0.0)
-    q, steps = gradient, []
-    for k in reversed(range(len(moves))):
-        step = inverse[k] * (moves[k] * q).sum(-1)
-        q = q - step.unsqueeze(-1) * turns[k]
-        steps.append(step)
-    known = products[-1] > 0
-    size = products[-1] / turns[-1].square().sum(-1).clamp(min=1e-300)
-    q = torch.where(known.unsqueeze(-1), size.unsqueeze(-1) * q, _unit(q))
-    for k, step in zip(range(len(moves)), reversed(steps), strict=True):
-        back = inverse[k] * (turns[k] * q).sum(-1)
-        q = q + (step - back).unsqueeze(-1) * moves[k]
-    # Rounding can spoil the direction; steepest ascent never is.
-    ascends = torch.isfinite(q).all(-1) & ((q * gradient).sum(-1) > 0)
-    return torch.where(ascends.unsqueeze(-1), q, _unit(gradient))
-
-
-def _unit(gradient: Tensor) -> Tensor:
-    norm = gradient.norm(dim=-1, keepdim=True)
-    return gradient / norm.clamp(min=1.0)
-
-
-def _append(history: Tensor, entry: Tensor, where: Tensor) -> Tensor:
-    shifted = torch.cat([history[1:], entry.unsqueeze(0)])
-    return torch.where(where.unsqueeze(-1), shifted, history)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ppgen import diagnostics
-from ppgen.inference import chees, hmc_starts
+from ppgen.inference import chees, hmc_starts, lbfgs
 from ppgen.inference.hmc import Info, Metric, State, ValueAndGrad, init, step
 
 JITTER = 0.5  # share of the trajectory that varies; see `chees.jittered`
@@ -145,7 +145,7 @@ def starts(
         if bool(low.any()):  # they may rest on a saddle: to the top with them, but no pole
             further = climb_whitened(value_and_grad, state, current, enough=0.1)
             low = low & (further.log_density <= state.log_density.max() + dim)
-            state = hmc_starts.choose(low, further, state)
+            state = lbfgs.choose(low, further, state)
         state, moved = hmc_starts.relocate(value_and_grad, state)
     return hmc_starts.disperse(value_and_grad, state, current), current, moved
 
