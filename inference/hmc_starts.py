@@ -16,9 +16,14 @@ from torch import Tensor
 from ppgen.inference import lbfgs
 from ppgen.inference.hmc import Metric, State, ValueAndGrad, init
 from ppgen.inference.lbfgs import choose
+from ppgen.inference.pathfinder import Paths, search
+from ppgen.inference.target import in_pieces
 
 _NOTHING = 0.1  # nats that matter to no posterior
-_NEGLIGIBLE = 30.0  # nats below the best mode: a share of exp(-30)
+_NEGLIGIBLE = 10.0  # nats of the ELBO, D apart, below the best path: no mass to start from
+_TEMPERED = 2.0  # power by which the masses of paths are flattened, a tenth of D apart
+_ELBO_DRAWS = 2  # an antithetic pair, the same for all paths
+_ITERATIONS = 30
 _WIDER = 1.5  # standard deviations of the dispersion
 
 
@@ -98,56 +103,46 @@ def laplace(hessian: Tensor) -> Tensor:
     return roots @ roots.mT
 
 
-def relocate(value_and_grad: ValueAndGrad, state: State) -> tuple[State, int]:
-    """Move chains out of local modes without mass to where other chains have climbed.
-
-    The mass of a mode is that of its Laplace approximation. A mode with less than ``exp(-30)``
-    of the mass around the median chain would hold its chain, and the step size of all chains,
-    for ever. The median, not the highest: that may be a peak without mass.
-
-    Returns: the state, and how many chains were moved.
-    """
-    suspects, reference = far_below(state).nonzero().flatten().tolist(), median(state)
-    if not suspects:
-        return state, 0
-    least = _log_mass(value_and_grad, state, reference) - _NEGLIGIBLE
-    lost = [row for row in suspects if _log_mass(value_and_grad, state, row) < least]
-    if not lost:
-        return state, 0
-    kept = torch.tensor([row for row in range(len(state.z)) if row not in lost])
-    source = torch.arange(len(state.z))
-    source[lost] = kept[torch.randint(len(kept), (len(lost),))]
-    return State(*(part[source.to(part.device)] for part in state)), len(lost)
-
-
-def far_below(state: State) -> Tensor:
-    """Chains so low that they may have no mass, ``(C,)``; the bulk is D / 2 below the top."""
-    height, margin = state.log_density, _NEGLIGIBLE + state.z.shape[-1]
-    return height < height[median(state)] - margin
-
-
 def median(state: State) -> int:
     """The chain of median log density."""
     return int(state.log_density.median(0).indices)
 
 
-def _log_mass(value_and_grad: ValueAndGrad, state: State, row: int) -> Tensor:
-    """Integral of the Gaussian that agrees with value, slope and curvature at the chain's place."""
-    covariance = laplace(curvature(value_and_grad, state.z[row], len(state.z)))
-    slope = state.gradient[row]
-    gain = 0.5 * slope @ covariance @ slope
-    return state.log_density[row] + gain + 0.5 * torch.linalg.slogdet(covariance).logabsdet
+def paths(value_and_grad: ValueAndGrad, z: Tensor, frame: Metric) -> Paths:
+    """The best normal on each path up from ``z (C, D)``, in the coordinates ``L^{-1} z``."""
+    target = frame.inside(in_pieces(value_and_grad, len(z)))
+    noise = z.new_empty(_ELBO_DRAWS // 2, 1, z.shape[-1]).normal_()
+    noise = torch.cat([noise, -noise]).expand(-1, len(z), -1)
+    return search(frame.whiten(z), target, noise, iterations=_ITERATIONS)
 
 
-def disperse(value_and_grad: ValueAndGrad, state: State, metric: Metric) -> State:
-    """Move every chain by noise of the metric's shape, less where the density would collapse."""
-    dim = state.z.shape[-1]
-    lowest = state.log_density - (4.0 * dim + 10.0)
-    noise = metric.push(torch.randn_like(state.z))
-    width, done = _WIDER, torch.zeros_like(state.log_density, dtype=torch.bool)
-    result = state
+def choose_paths(found: Paths) -> tuple[Tensor, int]:
+    """Which path each chain starts from, ``(C,)``, and how many lead to places without mass.
+
+    A path's ELBO is a lower bound of the log mass around it. Paths are resampled by these masses,
+    tempered, since a poor normal on the way to the bulk is a place to start from as well.
+    """
+    count, dim = found.at.shape
+    best = found.elbo.max()
+    if not bool(torch.isfinite(best)):
+        return torch.arange(count, device=found.at.device), 0
+    lost = found.elbo < best - (_NEGLIGIBLE + dim)
+    log_weights = ((found.elbo - best) / (_TEMPERED + 0.1 * dim)).masked_fill(lost, -torch.inf)
+    cumulative = log_weights.softmax(0).cumsum(0)
+    ticks = (torch.arange(count).to(cumulative) + 0.5) / count
+    return torch.searchsorted(cumulative, ticks).clamp(max=count - 1), int(lost.sum())
+
+
+def draw(value_and_grad: ValueAndGrad, found: Paths, source: Tensor, frame: Metric) -> State:
+    """A draw for each chain from the normal of its path, wider, but not where density collapses."""
+    best = found.best.rows(source)
+    result = init(frame.push(found.at[source]), value_and_grad)
+    dim = result.z.shape[-1]
+    lowest = result.log_density - (4.0 * dim + 10.0)
+    noise = torch.randn_like(result.z)
+    width, done = _WIDER, torch.zeros_like(result.log_density, dtype=torch.bool)
     for _ in range(8):
-        trial = init(state.z + width * noise, value_and_grad)
+        trial = init(frame.push(best.push(width * noise)), value_and_grad)
         good = (trial.log_density >= lowest) & torch.isfinite(trial.gradient).all(-1) & ~done
         result = choose(good, trial, result)
         done = done | good
