@@ -18,6 +18,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -28,7 +29,9 @@ from ppgen.inference.guides import standard_normal
 from ppgen.inference.hmc import ValueAndGrad
 
 _CURVED = 1e12  # |y|^2 / s'y beyond which a pair of differences is left out
+_LEAST = 1e-10  # nats: s'y below which a pair of differences is rounding
 _TOP = 1e-5  # nats that a further step promises: no better normal is to be found
+_FLAT = 1e-14  # the same where no curvature is known, so that the scale may be a thousand times off
 
 
 class Normals(NamedTuple):
@@ -55,6 +58,11 @@ class Normals(NamedTuple):
         """Log densities ``(..., C)`` of points ``(..., C, D)``, nats."""
         noise = _backward(z - self.mean, self.moves, self.turns) / self.scale
         return standard_normal(noise) - self.log_det
+
+    def wider(self, factor: float) -> Normals:
+        """With standard deviations that many times as large."""
+        more = self.mean.shape[-1] * math.log(factor)
+        return self._replace(scale=factor * self.scale, log_det=self.log_det + more)
 
     def rows(self, which: Tensor) -> Normals:
         """Those of some paths only; `which` are their numbers."""
@@ -111,8 +119,8 @@ def search(
     """
     paths = init(z, value_and_grad, noise, memory=memory)
     for _ in range(iterations):
-        climbing = ~paths.climb.curved | (paths.climb.slope > _TOP)
-        active = climbing & (paths.idle < patience)
+        least = torch.where(paths.climb.curved, _TOP, _FLAT)
+        active = (paths.climb.slope > least) & (paths.idle < patience)
         if not bool(active.any()):
             break
         paths = step(paths, value_and_grad, noise, active)
@@ -159,7 +167,7 @@ def normals(climb: lbfgs.State, diagonal: Tensor) -> Normals:
     for k in range(len(moves)):
         s, y = moves[k], climb.turns[k]
         product = (s * y).sum(-1, keepdim=True)
-        usable = (product > 0) & (y.square().sum(-1, keepdim=True) <= _CURVED * product)
+        usable = _usable(product, y)
         rho = torch.where(usable, 1.0 / product.clamp(min=1e-300), 0.0)
         white = _backward(s, moves[:k], turns[:k]) / scale
         curvature = white.square().sum(-1, keepdim=True)  # s' B s
@@ -204,9 +212,12 @@ def _diagonal(alpha: Tensor, s: Tensor, y: Tensor) -> Tensor:
     b = (y * s).sum(-1, keepdim=True)
     c = (s * s / alpha).sum(-1, keepdim=True)
     updated = b / (a / alpha + y.square() - (a / c) * (s / alpha).square())
-    good = (b > 0) & (y.square().sum(-1, keepdim=True) <= _CURVED * b)
-    good = good & (torch.isfinite(updated) & (updated > 0)).all(-1, keepdim=True)
+    good = _usable(b, y) & (torch.isfinite(updated) & (updated > 0)).all(-1, keepdim=True)
     return torch.where(good, updated, alpha)
+
+
+def _usable(product: Tensor, y: Tensor) -> Tensor:
+    return (product > _LEAST) & (y.square().sum(-1, keepdim=True) <= _CURVED * product)
 
 
 def _choose(where: Tensor, yes: Normals, no: Normals) -> Normals:

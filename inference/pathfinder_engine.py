@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from ppgen.inference import hmc_starts
 from ppgen.inference.hmc import Metric, ValueAndGrad
 from ppgen.inference.hmc_warmup import whitening
 from ppgen.inference.independent import Clock, independent
-from ppgen.inference.pathfinder import Paths, search
+from ppgen.inference.pathfinder import Normals, Paths, search
 from ppgen.inference.point import as_program
 from ppgen.inference.psis import repair, trustworthy, warning
 from ppgen.inference.target import Target, in_pieces
@@ -22,6 +23,8 @@ from ppgen.progress import Progress
 from ppgen.types import Story
 
 _ROWS = 64  # points to a call
+_MEMORY = 12  # pairs of differences: more than a climb needs, for the sake of the covariance
+_DEFENSIVE, _WIDER = 0.1, 2.0  # share of the wide normals, and how many times as wide they are
 _FLATTENED = 2.0  # the masses of paths are taken to this root: a mixture keeps wide tails
 
 
@@ -35,10 +38,9 @@ class Pathfinder:
 
     .. math:: q(z) = \sum_i w_i N(z; \mu_i, \Sigma_i), \quad w_i \propto \exp(\mathrm{ELBO}_i / 2)
 
-    and the draws of this mixture are resampled by Pareto-smoothed weights ``p / q``. Their k-hat
-    is in ``posterior.diagnosis()``; where it forbids resampling, the draws are those of the
-    mixture, and the run has not converged. Seconds where a sampler takes minutes, and fit to
-    start one.
+    (a tenth of it twice as wide), and the draws of this mixture are resampled by Pareto-smoothed
+    weights ``p / q``. Their k-hat is in ``posterior.diagnosis()``; where it forbids resampling,
+    the draws are those of the mixture, and the run has not converged.
 
     Args:
         paths: starting points; modes that no path leads to are missed.
@@ -109,42 +111,51 @@ class Pathfinder:
         self, function: ValueAndGrad, metric: Metric, z: Tensor, noise: Tensor
     ) -> tuple[Metric, Paths]:
         target, start = metric.inside(function), metric.whiten(z)
-        return metric, search(start, target, noise, iterations=self.iterations)
+        found = search(start, target, noise, iterations=self.iterations, memory=_MEMORY)
+        return metric, found
 
 
 class Mixture(NamedTuple):
-    """Normals in several frames; `log_weights` and `elbo` run over all of them."""
+    """Normals in several frames, as many in each."""
 
-    parts: list[tuple[Metric, Paths]]
-    log_weights: Tensor  # (N,), normalised
-    elbo: Tensor  # (N,), nats
+    parts: list[tuple[Metric, Normals]]
+    log_weights: Tensor  # of all of them, (N,), normalised
+    elbo: Tensor  # of the paths, nats
 
     @classmethod
-    def of(cls, parts: list[tuple[Metric, Paths]]) -> Mixture:
-        """Weighted by the ELBOs of the paths."""
-        elbo = torch.cat([paths.elbo for _, paths in parts])
+    def of(cls, found: list[tuple[Metric, Paths]]) -> Mixture:
+        """Weighted by the ELBOs of the paths.
+
+        A share is drawn from the same normals made wider, so that the weights show what the
+        normals miss (a defensive mixture, Hesterberg 1995).
+        """
+        elbo = torch.cat([paths.elbo for _, paths in found])
         if not bool(torch.isfinite(elbo).any()):
             raise ValueError(
                 "Pathfinder: no normal on any path has a finite ELBO: the log density is not "
                 "finite nearby; check the data against the supports, or use HMC"
             )
-        return cls(parts, (elbo / _FLATTENED).log_softmax(0), elbo)
+        own = [(metric, paths.best) for metric, paths in found]
+        wide = [(metric, paths.best.wider(_WIDER)) for metric, paths in found]
+        shares = (elbo / _FLATTENED).log_softmax(0)
+        log_weights = torch.cat([shares + math.log(1 - _DEFENSIVE), shares + math.log(_DEFENSIVE)])
+        return cls([*own, *wide], log_weights, elbo)
 
     def sample(self, count: int) -> tuple[Tensor, Tensor]:
         """Draws ``(count, D)`` and their log densities ``(count,)``, nats."""
         which = torch.multinomial(self.log_weights.exp(), count, replacement=True)
         drawn = []
-        for k, (metric, paths) in enumerate(self.parts):
-            size = len(paths.elbo)
+        for k, (metric, normals) in enumerate(self.parts):
+            size = len(normals.log_det)
             rows = which[which // size == k] % size
-            noise = torch.randn(len(rows), paths.at.shape[-1]).to(paths.at)
-            drawn.append(metric.push(paths.best.rows(rows).push(noise)))
+            noise = torch.randn(len(rows), normals.mean.shape[-1]).to(normals.mean)
+            drawn.append(metric.push(normals.rows(rows).push(noise)))
         z = torch.cat(drawn)[torch.randperm(count)]
         return z, self.log_prob(z)
 
     def log_prob(self, z: Tensor) -> Tensor:
         """``(S, D) -> (S,)``, nats."""
-        each = [p.best.log_prob(m.whiten(z)[:, None]) - m.log_det for m, p in self.parts]
+        each = [n.log_prob(m.whiten(z)[:, None]) - m.log_det for m, n in self.parts]
         return torch.logsumexp(torch.cat(each, -1) + self.log_weights, -1)
 
 

@@ -116,10 +116,8 @@ def warning(found: ParetoK, size: int) -> tuple[str, ...]:
     said = f"k-hat {found.k:.2f} (limit {found.threshold:.2f}), IS-ESS {found.ess:.0f} of {size}"
     if trustworthy(found, size):
         return () if found.ok else (f"{said}: a heavy tail, but the weights vary little",)
-    return (
-        f"{said}: the guide is too far from the posterior to be repaired by resampling; use a "
-        "richer guide or HMC",
-    )
+    cure = "take more draws, a richer guide or HMC" if found.ok else "use a richer guide or HMC"
+    return (f"{said}: the guide is too far from the posterior to be resampled; {cure}",)
 
 
 def _rows(values: Tensor | None, chosen: Tensor) -> Tensor | None:
