@@ -7,6 +7,7 @@ from ppgen.inference.annealed_importance_sampling import (
 from ppgen.inference.compare import Comparison as Comparison
 from ppgen.inference.compare import compare as compare
 from ppgen.inference.contrastive_divergence import ContrastiveDivergence as ContrastiveDivergence
+from ppgen.inference.dadvi import DADVI as DADVI
 from ppgen.inference.elbo import ELBO as ELBO
 from ppgen.inference.fit import fit as fit
 from ppgen.inference.flow_guides import flow_guide as flow_guide

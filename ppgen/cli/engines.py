@@ -7,7 +7,7 @@ from typing import Any
 
 from ppgen.types import Engine
 
-_ENGINES = ("HMC", "NUTS", "VI", "MAP", "MLE", "Laplace", "Pathfinder")
+_ENGINES = ("HMC", "NUTS", "VI", "MAP", "MLE", "Laplace", "Pathfinder", "DADVI")
 _GUIDES = ("mean-field", "full-rank", "low-rank", "flow")
 
 
