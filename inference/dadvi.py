@@ -224,7 +224,8 @@ def judge(objective: Objective, ascent: Ascent, dense: bool) -> Fit:
         )
         return Fit(mean, independent_precision, unknown, said)
     left = 0.5 * float(gradient @ torch.linalg.solve(hessian, gradient))
-    pairs = 0.5 * sum(each[0].chunk(2))  # the antithetic halves are one independent draw
+    ahead, behind = each[0].chunk(2)
+    pairs = 0.5 * (ahead + behind)  # antithetic draws are one independent draw
     response = torch.linalg.solve(hessian, (pairs - gradient).mT)
     error = (response.square().sum(1) / (len(pairs) * (len(pairs) - 1))).sqrt()[:dim]
     # (H^-1)_mu,mu is the inverse of the Schur complement of H in xi

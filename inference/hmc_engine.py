@@ -160,8 +160,8 @@ class HMC:
         said = []
         if tuned.moved:
             said.append(
-                f"{tuned.moved} of {self.chains} starts did not lead to where the mass is, and were "
-                "moved there"
+                f"{tuned.moved} of {self.chains} starts did not lead to where the mass is, and "
+                "were moved there"
             )
         if tuned.thin > 1:
             said.append(f"{tuned.thin} transitions to a draw")

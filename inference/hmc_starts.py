@@ -116,6 +116,11 @@ def paths(value_and_grad: ValueAndGrad, z: Tensor, frame: Metric) -> Paths:
     return search(frame.whiten(z), target, noise, iterations=_ITERATIONS)
 
 
+def most_at_top(found: Paths) -> bool:
+    """Whether a further step would gain less than a nat on most paths: they end at a mode."""
+    return bool((found.climb.slope < 1.0).double().mean() > 0.5)
+
+
 def choose_paths(found: Paths) -> tuple[Tensor, int]:
     """Which path each chain starts from, ``(C,)``, and how many lead to places without mass.
 

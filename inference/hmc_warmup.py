@@ -26,6 +26,7 @@ _FIRST_LEAPFROGS = 8  # steps while chains still fall into the typical set
 _CORRELATED = 20.0  # condition number of the correlations from which a dense metric pays
 _DENSE_LIMIT = 200  # dimensions; beyond it "auto" stays diagonal
 _HESSIAN_LIMIT = 500  # dimensions; beyond it no first metric is taken from the curvature
+_ROUNDS = 3  # of the search for normals to start from, where paths do not end at a top
 _WORTH = 0.4  # independent draws that a kept draw should be worth
 _THINNED_LEAPFROGS = 100.0  # gradients that a kept draw may cost on account of thinning
 _PRIOR_DRAWS = 10.0  # weight of the metric in force when it is renewed, in draws
@@ -128,16 +129,25 @@ def starts(
 ) -> tuple[State, Metric, int]:
     """Climb from ``z (C, D)``, find normals in the coordinates that the curvature whitens, draw.
 
+    Where most paths reach a top, that is all. Else the density has a pole or a long ridge, on
+    the way to which the paths may have missed the bulk: then the draws, wider than the normals,
+    are starts of the next round.
+
     Returns: the state, the metric, and how many starts led to places without mass.
     """
-    chains = len(z)
+    chains, moved = len(z), 0
     state = hmc_starts.climb(value_and_grad, z)
     frame = whitening(value_and_grad, state.z[hmc_starts.median(state)], chains, metric)
-    paths = hmc_starts.paths(value_and_grad, state.z, frame)
-    best = frame.push(paths.at[int(paths.elbo.argmax())])
-    source, moved = hmc_starts.choose_paths(paths)
-    state = hmc_starts.draw(value_and_grad, paths, source, frame)
-    return state, whitening(value_and_grad, best, chains, metric), moved
+    for _ in range(_ROUNDS):
+        paths = hmc_starts.paths(value_and_grad, state.z, frame)
+        source, lost = hmc_starts.choose_paths(paths)
+        moved = max(moved, lost)
+        state = hmc_starts.draw(value_and_grad, paths, source, frame)
+        best = frame.push(paths.at[int(paths.elbo.argmax())])
+        frame = whitening(value_and_grad, best, chains, metric)
+        if hmc_starts.most_at_top(paths):
+            break
+    return state, frame, moved
 
 
 def whitening(value_and_grad: ValueAndGrad, at: Tensor, chains: int, metric: MetricName) -> Metric:

@@ -230,10 +230,6 @@ def test_a_bulk_that_few_climbs_reach_is_where_the_chains_start():
             (gradient,) = torch.autograd.grad(value.sum(), z)
         return value.detach(), gradient
 
-    # half the starts near the pole, half where the climb comes to rest in the bulk
-    z = torch.rand(32, 10) * 4 - 2
-    z[16:, 1] = 3.0
-    z[16:, 2:] = y
-    state, _, moved = hmc_warmup.starts(z, hierarchy, "auto")
+    state, _, moved = hmc_warmup.starts(torch.rand(64, 10) * 4 - 2, hierarchy, "auto")
     assert moved > 0
     assert (state.z[:, 1] > 1.0).all()
