@@ -27,7 +27,7 @@ _LOOK = 10  # iterations between numbers beside the progress bar
 class HMC:
     """Many-chain Hamiltonian Monte Carlo; nothing to tune by hand.
 
-    Starts are dispersed around what an optimiser finds; metric, step size and trajectory length
+    Starts are drawn from normals that Pathfinder finds; metric, step size and trajectory length
     (ChEES) are adapted from all chains together, and frozen before the first draw.
 
     Args:

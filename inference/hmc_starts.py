@@ -1,8 +1,10 @@
-r"""Where many chains begin: near the mode that each start leads to, and dispersed around it.
+"""Where many chains begin: drawn from normals on the way up from each start, and dispersed.
 
-Each chain climbs from its own start by L-BFGS, which is blind to the scale of the coordinates;
-the curvature at the median chain gives the first metric, and noise of that shape, wider than
-the posterior, disperses the chains again, so that R-hat keeps something to see.
+Each chain climbs from its own start by L-BFGS, which is blind to the scale of the coordinates; the
+curvature at the median chain whitens them. There Pathfinder keeps the best normal of each path,
+so that a density that rises without limit where it has no mass does not lead astray. Chains are
+dealt to paths by the mass of these normals and drawn from them, wider than they are, so that R-hat
+keeps something to see.
 
 References:
     | Pathfinder (Zhang, Carpenter, Gelman & Vehtari, 2022) | https://arxiv.org/abs/2108.03782
@@ -21,7 +23,6 @@ from ppgen.inference.target import in_pieces
 
 _NOTHING = 0.1  # nats that matter to no posterior
 _NEGLIGIBLE = 10.0  # nats of the ELBO, D apart, below the best path: no mass to start from
-_TEMPERED = 2.0  # power by which the masses of paths are flattened, a tenth of D apart
 _ELBO_DRAWS = 2  # an antithetic pair, the same for all paths
 _ITERATIONS = 30
 _WIDER = 1.5  # standard deviations of the dispersion
@@ -116,6 +117,11 @@ def paths(value_and_grad: ValueAndGrad, z: Tensor, frame: Metric) -> Paths:
     return search(frame.whiten(z), target, noise, iterations=_ITERATIONS)
 
 
+def tempered(dim: int) -> float:
+    """Nats of the ELBO that count as one between paths: what crude normals of D dimensions lack."""
+    return 2.0 + 0.1 * dim
+
+
 def most_at_top(found: Paths) -> bool:
     """Whether a further step would gain less than a nat on most paths: they end at a mode."""
     return bool((found.climb.slope < 1.0).double().mean() > 0.5)
@@ -132,7 +138,7 @@ def choose_paths(found: Paths) -> tuple[Tensor, int]:
     if not bool(torch.isfinite(best)):
         return torch.arange(count, device=found.at.device), 0
     lost = found.elbo < best - (_NEGLIGIBLE + dim)
-    log_weights = ((found.elbo - best) / (_TEMPERED + 0.1 * dim)).masked_fill(lost, -torch.inf)
+    log_weights = ((found.elbo - best) / tempered(dim)).masked_fill(lost, -torch.inf)
     cumulative = log_weights.softmax(0).cumsum(0)
     ticks = (torch.arange(count).to(cumulative) + 0.5) / count
     return torch.searchsorted(cumulative, ticks).clamp(max=count - 1), int(lost.sum())

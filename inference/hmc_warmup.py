@@ -131,17 +131,20 @@ def starts(
 
     Where most paths reach a top, that is all. Else the density has a pole or a long ridge, on
     the way to which the paths may have missed the bulk: then the draws, wider than the normals,
-    are starts of the next round.
+    are starts of further rounds, as long as these find clearly more mass.
 
     Returns: the state, the metric, and how many starts led to places without mass.
     """
-    chains, moved = len(z), 0
+    chains, moved, mass = len(z), 0, -math.inf
     state = hmc_starts.climb(value_and_grad, z)
     frame = whitening(value_and_grad, state.z[hmc_starts.median(state)], chains, metric)
     for _ in range(_ROUNDS):
         paths = hmc_starts.paths(value_and_grad, state.z, frame)
+        found = float(paths.elbo.max())
+        if not found > mass + hmc_starts.tempered(z.shape[-1]) and math.isfinite(mass):
+            break
         source, lost = hmc_starts.choose_paths(paths)
-        moved = max(moved, lost)
+        mass, moved = found, max(moved, lost)
         state = hmc_starts.draw(value_and_grad, paths, source, frame)
         best = frame.push(paths.at[int(paths.elbo.argmax())])
         frame = whitening(value_and_grad, best, chains, metric)

@@ -152,6 +152,19 @@ def test_the_mixture_has_the_density_that_it_draws_from():
     assert abs(weights.mean() - 1) < Z * weights.std() / math.sqrt(4000)
 
 
+def test_a_tenth_of_the_draws_is_twice_as_wide():
+    """Covariance .9 + .1 * 4 = 1.3 times that of the normals, here the target's own."""
+    target = Gaussian()
+    exact = hmc.Metric(torch.linalg.cholesky(target.covariance))
+    mean = exact.whiten(torch.full((4, DIM), 3.0))
+    paths = pathfinder.search(mean, exact.inside(target), antithetic(4, 4, DIM))
+    z, _ = Mixture.of([(exact, paths)]).sample(4000)
+    white = exact.whiten(z - 3.0)
+    # a component's variance is 1.3, its fourth moment .9 * 3 + .1 * 48 = 7.5; five of them
+    error = math.sqrt((7.5 - 1.3**2) / 4000)
+    assert (white.square().mean(0) - 1.3).abs().max() < 4.7 * error
+
+
 def test_its_mixture_serves_as_a_guide():
     x, y = conjugate_data()
     posterior = Pathfinder(resample=False, draws=500).run(conjugate, x, y)
