@@ -104,6 +104,10 @@ def test_the_gradient_and_curvature_are_those_of_the_objective():
     direction = torch.randn(1, 6)
     curved = objective.curved(eta, 100 * direction)
     torch.testing.assert_close(curved[0], 100 * exact @ direction[0], rtol=1e-7, atol=1e-5)
+    ascent = minimise(objective, 100)
+    response = torch.linalg.inv(torch.func.hessian(f)(ascent.eta))[:3, :3]
+    precision = judge(objective, ascent, dense=True).precision
+    torch.testing.assert_close(torch.linalg.inv(precision), response, rtol=1e-6, atol=1e-6)
 
 
 def log_gamma(z):
