@@ -7,6 +7,7 @@ from ppgen.inference.annealed_importance_sampling import (
 from ppgen.inference.compare import Comparison as Comparison
 from ppgen.inference.compare import compare as compare
 from ppgen.inference.contrastive_divergence import ContrastiveDivergence as ContrastiveDivergence
+from ppgen.inference.dadvi import DADVI as DADVI
 from ppgen.inference.elbo import ELBO as ELBO
 from ppgen.inference.fit import fit as fit
 from ppgen.inference.flow_guides import flow_guide as flow_guide
@@ -18,8 +19,10 @@ from ppgen.inference.hmc_engine import HMC as HMC
 from ppgen.inference.laplace import Laplace as Laplace
 from ppgen.inference.likelihood import log_likelihood as log_likelihood
 from ppgen.inference.nuts import NUTS as NUTS
+from ppgen.inference.pathfinder_engine import Pathfinder as Pathfinder
 from ppgen.inference.point import MAP as MAP
 from ppgen.inference.point import MLE as MLE
+from ppgen.inference.psis import repair as repair
 from ppgen.inference.train import TrainResult as TrainResult
 from ppgen.inference.train import train as train
 from ppgen.inference.vi import VI as VI

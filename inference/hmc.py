@@ -71,6 +71,20 @@ class Metric(NamedTuple):
             return x / self.factor
         return torch.linalg.solve_triangular(self.factor, x.mT, upper=False).mT
 
+    @property
+    def log_det(self) -> Tensor:
+        """Log |det L|, nats."""
+        return (self.factor.diagonal() if self.dense else self.factor).log().sum()
+
+    def inside(self, value_and_grad: ValueAndGrad) -> ValueAndGrad:
+        """The target in whitened coordinates ``r``, ``z = L r``, with its Jacobian."""
+
+        def whitened(r: Tensor) -> tuple[Tensor, Tensor]:
+            value, gradient = value_and_grad(self.push(r))
+            return value + self.log_det, self.pull(gradient)
+
+        return whitened
+
 
 def init(z: Tensor, value_and_grad: ValueAndGrad) -> State:
     """State at the positions ``z (C, D)``."""

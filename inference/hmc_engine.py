@@ -27,7 +27,7 @@ _LOOK = 10  # iterations between numbers beside the progress bar
 class HMC:
     """Many-chain Hamiltonian Monte Carlo; nothing to tune by hand.
 
-    Starts are dispersed around what an optimiser finds; metric, step size and trajectory length
+    Starts are drawn from normals that Pathfinder finds; metric, step size and trajectory length
     (ChEES) are adapted from all chains together, and frozen before the first draw.
 
     Args:
@@ -160,8 +160,8 @@ class HMC:
         said = []
         if tuned.moved:
             said.append(
-                f"{tuned.moved} of {self.chains} starts led to places of negligible mass and were "
-                "moved"
+                f"{tuned.moved} of {self.chains} starts did not lead to where the mass is, and "
+                "were moved there"
             )
         if tuned.thin > 1:
             said.append(f"{tuned.thin} transitions to a draw")

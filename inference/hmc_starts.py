@@ -1,12 +1,13 @@
-r"""Where many chains begin: near the mode that each start leads to, and dispersed around it.
+"""Where many chains begin: drawn from normals on the way up from each start, and dispersed.
 
-Each chain climbs from its own start by L-BFGS, which is blind to the scale of the coordinates;
-the curvature at the median chain gives the first metric, and noise of that shape, wider than
-the posterior, disperses the chains again, so that R-hat keeps something to see.
+Each chain climbs from its own start by L-BFGS, which is blind to the scale of the coordinates; the
+curvature at the median chain whitens them. There Pathfinder keeps the best normal of each path,
+so that a density that rises without limit where it has no mass does not lead astray. Chains are
+dealt to paths by the mass of these normals and drawn from them, wider than they are, so that R-hat
+keeps something to see.
 
 References:
     | Pathfinder (Zhang, Carpenter, Gelman & Vehtari, 2022) | https://arxiv.org/abs/2108.03782
-    | Numerical Optimization (Nocedal & Wright, 2006), section 7.2
 """
 
 from __future__ import annotations
@@ -14,12 +15,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ppgen.inference import lbfgs
 from ppgen.inference.hmc import Metric, State, ValueAndGrad, init
+from ppgen.inference.lbfgs import choose
+from ppgen.inference.pathfinder import Paths, search
+from ppgen.inference.target import in_pieces
 
-_SUFFICIENT = 1e-4  # Armijo's constant
-_TOO_STEEP = 0.9  # a slope that fell by less asks for a longer step (Wolfe)
 _NOTHING = 0.1  # nats that matter to no posterior
-_NEGLIGIBLE = 30.0  # nats below the best mode: a share of exp(-30)
+_NEGLIGIBLE = 10.0  # nats of the ELBO, D apart, below the best path: no mass to start from
+_ELBO_DRAWS = 2  # an antithetic pair, the same for all paths
+_ITERATIONS = 30
 _WIDER = 1.5  # standard deviations of the dispersion
 
 
@@ -47,50 +52,26 @@ def climb(
         memory: pairs of differences that the model of the curvature is made of.
         enough: ``g' H g`` at which a chain rests, nats; D unless given.
     """
-    state = rest = init(z, value_and_grad)
-    moves = z.new_zeros(memory, *z.shape)  # differences of positions, oldest first
-    turns = torch.zeros_like(moves)  # differences of descent gradients
-    direction = _unit(state.gradient)
-    length = torch.ones_like(state.log_density)
-    calm = torch.zeros_like(length)  # successive iterations in the bulk
-    flattest = torch.full_like(length, torch.inf)
-    noise = torch.finfo(z.dtype).eps ** 0.5
+    at = init(z, value_and_grad)
+    state, rest = lbfgs.init(at, memory), at
+    calm = torch.zeros_like(at.log_density)  # successive iterations in the bulk
+    flattest = torch.full_like(calm, torch.inf)
     enough = float(z.shape[-1]) if enough is None else enough
     for _ in range(iterations):
-        slope = (state.gradient * direction).sum(-1)
-        flatter = (slope < flattest) & (turns[-1] != 0).any(-1)
-        flattest = torch.where(flatter, slope, flattest)
-        rest = choose(flatter, state, rest)
+        known = state.curved
+        flatter = (state.slope < flattest) & known
+        flattest = torch.where(flatter, state.slope, flattest)
+        rest = choose(flatter, state.at, rest)
 
-        trial = init(state.z + length.unsqueeze(-1) * direction, value_and_grad)
-        gain = trial.log_density - state.log_density
-        sound = torch.isfinite(gain) & torch.isfinite(trial.gradient).all(-1)
-        rises = sound & (gain >= _SUFFICIENT * length * slope) & (calm < 2)
-        steep = (trial.gradient * direction).sum(-1) > _TOO_STEEP * slope
+        state, info = lbfgs.step(state, value_and_grad, calm < 2)
         # In the bulk: a Newton step would gain little, and does lessen the slope (on a straight
         # ramp it would not), or has come down to rounding.
-        known = (turns[-1] != 0).any(-1) | (slope == 0)
-        little = known & (slope < enough) & ~(gain >= enough)
-        little = little & ((rises & ~steep) | (slope < _NOTHING))
+        little = (known | (info.slope == 0)) & (info.slope < enough) & ~(info.gain >= enough)
+        little = little & ((info.moved & ~info.steep) | (info.slope < _NOTHING))
         calm = torch.where(little | (calm >= 2), calm + 1, 0.0)
-
-        move, turn = trial.z - state.z, state.gradient - trial.gradient
-        # A smaller change of the slope is rounding, and no curvature to learn from.
-        curved = rises & ((move * turn).sum(-1) > noise * length * slope)
-        moves, turns = _append(moves, move, curved), _append(turns, turn, curved)
-
-        state = choose(rises, trial, state)
-        hopeless = ~rises & (length < 1e-12)  # the model of the curvature is wrong: forget it
-        moves = torch.where(hopeless.unsqueeze(-1), 0.0, moves)
-        turns = torch.where(hopeless.unsqueeze(-1), 0.0, turns)
-        length = torch.where(rises, torch.where(steep, 2.0 * length, 1.0), 0.25 * length)
-        length = torch.where(hopeless, 1.0, length)
-        direction = torch.where(
-            (rises | hopeless).unsqueeze(-1), _newton(state.gradient, moves, turns), direction
-        )
         if bool((calm >= 2).all()):
             break
-    return choose(calm >= 2, state, rest)
+    return choose(calm >= 2, state.at, rest)
 
 
 def curvature(value_and_grad: ValueAndGrad, at: Tensor, chains: int) -> Tensor:
@@ -123,66 +104,56 @@ def laplace(hessian: Tensor) -> Tensor:
     return roots @ roots.mT
 
 
-def relocate(value_and_grad: ValueAndGrad, state: State) -> tuple[State, int]:
-    """Move chains out of local modes without mass to where other chains have climbed.
-
-    The mass of a mode is that of its Laplace approximation. A mode with less than ``exp(-30)``
-    of the mass around the median chain would hold its chain, and the step size of all chains,
-    for ever. The median, not the highest: that may be a peak without mass.
-
-    Returns: the state, and how many chains were moved.
-    """
-    suspects, reference = far_below(state).nonzero().flatten().tolist(), median(state)
-    if not suspects:
-        return state, 0
-    least = _log_mass(value_and_grad, state, reference) - _NEGLIGIBLE
-    lost = [row for row in suspects if _log_mass(value_and_grad, state, row) < least]
-    if not lost:
-        return state, 0
-    kept = torch.tensor([row for row in range(len(state.z)) if row not in lost])
-    source = torch.arange(len(state.z))
-    source[lost] = kept[torch.randint(len(kept), (len(lost),))]
-    return State(*(part[source.to(part.device)] for part in state)), len(lost)
-
-
-def far_below(state: State) -> Tensor:
-    """Chains so low that they may have no mass, ``(C,)``; the bulk is D / 2 below the top."""
-    height, margin = state.log_density, _NEGLIGIBLE + state.z.shape[-1]
-    return height < height[median(state)] - margin
-
-
-def choose(where: Tensor, yes: State, no: State) -> State:
-    """Chain by chain, `yes` where ``where (C,)``, else `no`."""
-    row = where.unsqueeze(-1)
-    return State(
-        torch.where(row, yes.z, no.z),
-        torch.where(where, yes.log_density, no.log_density),
-        torch.where(row, yes.gradient, no.gradient),
-    )
-
-
 def median(state: State) -> int:
     """The chain of median log density."""
     return int(state.log_density.median(0).indices)
 
 
-def _log_mass(value_and_grad: ValueAndGrad, state: State, row: int) -> Tensor:
-    """Integral of the Gaussian that agrees with value, slope and curvature at the chain's place."""
-    covariance = laplace(curvature(value_and_grad, state.z[row], len(state.z)))
-    slope = state.gradient[row]
-    gain = 0.5 * slope @ covariance @ slope
-    return state.log_density[row] + gain + 0.5 * torch.linalg.slogdet(covariance).logabsdet
+def paths(value_and_grad: ValueAndGrad, z: Tensor, frame: Metric) -> Paths:
+    """The best normal on each path up from ``z (C, D)``, in the coordinates ``L^{-1} z``."""
+    target = frame.inside(in_pieces(value_and_grad, len(z)))
+    noise = z.new_empty(_ELBO_DRAWS // 2, 1, z.shape[-1]).normal_()
+    noise = torch.cat([noise, -noise]).expand(-1, len(z), -1)
+    return search(frame.whiten(z), target, noise, iterations=_ITERATIONS)
 
 
-def disperse(value_and_grad: ValueAndGrad, state: State, metric: Metric) -> State:
-    """Move every chain by noise of the metric's shape, less where the density would collapse."""
-    dim = state.z.shape[-1]
-    lowest = state.log_density - (4.0 * dim + 10.0)
-    noise = metric.push(torch.randn_like(state.z))
-    width, done = _WIDER, torch.zeros_like(state.log_density, dtype=torch.bool)
-    result = state
+def tempered(dim: int) -> float:
+    """Nats of the ELBO that count as one between paths: what crude normals of D dimensions lack."""
+    return 2.0 + 0.1 * dim
+
+
+def most_at_top(found: Paths) -> bool:
+    """Whether a further step would gain less than a nat on most paths: they end at a mode."""
+    return bool((found.climb.slope < 1.0).double().mean() > 0.5)
+
+
+def choose_paths(found: Paths) -> tuple[Tensor, int]:
+    """Which path each chain starts from, ``(C,)``, and how many lead to places without mass.
+
+    A path's ELBO is a lower bound of the log mass around it. Paths are resampled by these masses,
+    tempered, since a poor normal on the way to the bulk is a place to start from as well.
+    """
+    count, dim = found.at.shape
+    best = found.elbo.max()
+    if not bool(torch.isfinite(best)):
+        return torch.arange(count, device=found.at.device), 0
+    lost = found.elbo < best - (_NEGLIGIBLE + dim)
+    log_weights = ((found.elbo - best) / tempered(dim)).masked_fill(lost, -torch.inf)
+    cumulative = log_weights.softmax(0).cumsum(0)
+    ticks = (torch.arange(count).to(cumulative) + 0.5) / count
+    return torch.searchsorted(cumulative, ticks).clamp(max=count - 1), int(lost.sum())
+
+
+def draw(value_and_grad: ValueAndGrad, found: Paths, source: Tensor, frame: Metric) -> State:
+    """A draw for each chain from the normal of its path, wider, but not where density collapses."""
+    best = found.best.rows(source)
+    result = init(frame.push(found.at[source]), value_and_grad)
+    dim = result.z.shape[-1]
+    lowest = result.log_density - (4.0 * dim + 10.0)
+    noise = torch.randn_like(result.z)
+    width, done = _WIDER, torch.zeros_like(result.log_density, dtype=torch.bool)
     for _ in range(8):
-        trial = init(state.z + width * noise, value_and_grad)
+        trial = init(frame.push(best.push(width * noise)), value_and_grad)
         good = (trial.log_density >= lowest) & torch.isfinite(trial.gradient).all(-1) & ~done
         result = choose(good, trial, result)
         done = done | good
@@ -190,33 +161,3 @@ def disperse(value_and_grad: ValueAndGrad, state: State, metric: Metric) -> Stat
             break
         width *= 0.5
     return result
-
-
-def _newton(gradient: Tensor, moves: Tensor, turns: Tensor) -> Tensor:
-    """Two-loop recursion; pairs of zeros are skipped. ``(C, D)``, ``(m, C, D)`` -> ``(C, D)``."""
-    products = (moves * turns).sum(-1)
-    inverse = torch.where(products > 0, 1.0 / products.clamp(min=1e-300), 0.0)
-    q, steps = gradient, []
-    for k in reversed(range(len(moves))):
-        step = inverse[k] * (moves[k] * q).sum(-1)
-        q = q - step.unsqueeze(-1) * turns[k]
-        steps.append(step)
-    known = products[-1] > 0
-    size = products[-1] / turns[-1].square().sum(-1).clamp(min=1e-300)
-    q = torch.where(known.unsqueeze(-1), size.unsqueeze(-1) * q, _unit(q))
-    for k, step in zip(range(len(moves)), reversed(steps), strict=True):
-        back = inverse[k] * (turns[k] * q).sum(-1)
-        q = q + (step - back).unsqueeze(-1) * moves[k]
-    # Rounding can spoil the direction; steepest ascent never is.
-    ascends = torch.isfinite(q).all(-1) & ((q * gradient).sum(-1) > 0)
-    return torch.where(ascends.unsqueeze(-1), q, _unit(gradient))
-
-
-def _unit(gradient: Tensor) -> Tensor:
-    norm = gradient.norm(dim=-1, keepdim=True)
-    return gradient / norm.clamp(min=1.0)
-
-
-def _append(history: Tensor, entry: Tensor, where: Tensor) -> Tensor:
-    shifted = torch.cat([history[1:], entry.unsqueeze(0)])
-    return torch.where(where.unsqueeze(-1), shifted, history)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ppgen import diagnostics
 from ppgen.inference import chees, hmc_starts
-from ppgen.inference.hmc import Info, Metric, State, ValueAndGrad, init, step
+from ppgen.inference.hmc import Info, Metric, State, ValueAndGrad, step
 
 JITTER = 0.5  # share of the trajectory that varies; see `chees.jittered`
 MetricName = Literal["auto", "diag", "dense"]
@@ -26,6 +26,7 @@ _FIRST_LEAPFROGS = 8  # steps while chains still fall into the typical set
 _CORRELATED = 20.0  # condition number of the correlations from which a dense metric pays
 _DENSE_LIMIT = 200  # dimensions; beyond it "auto" stays diagonal
 _HESSIAN_LIMIT = 500  # dimensions; beyond it no first metric is taken from the curvature
+_ROUNDS = 3  # of the search for normals to start from, where paths do not end at a top
 _WORTH = 0.4  # independent draws that a kept draw should be worth
 _THINNED_LEAPFROGS = 100.0  # gradients that a kept draw may cost on account of thinning
 _PRIOR_DRAWS = 10.0  # weight of the metric in force when it is renewed, in draws
@@ -126,41 +127,38 @@ def quarter_period(spread: float, jitter: float) -> float:
 def starts(
     z: Tensor, value_and_grad: ValueAndGrad, metric: MetricName
 ) -> tuple[State, Metric, int]:
-    """Climb from ``z (C, D)``, take the curvature at the median chain as metric, disperse.
+    """Climb from ``z (C, D)``, find normals in the coordinates that the curvature whitens, draw.
 
-    The climb runs twice, the second time in coordinates whitened by the first: only there is
-    its own measure of how far it still has to go to be trusted.
+    Where most paths reach a top, that is all. Else the density has a pole or a long ridge, on
+    the way to which the paths may have missed the bulk: then the draws, wider than the normals,
+    are starts of further rounds, as long as these find clearly more mass.
 
-    Returns: the state, the metric, and how many chains left a mode without mass.
+    Returns: the state, the metric, and how many starts led to places without mass.
     """
-    chains, dim = z.shape
-    state, current, moved = hmc_starts.climb(value_and_grad, z), Metric(torch.ones_like(z[0])), 0
-    if dim <= _HESSIAN_LIMIT:
-        for _ in range(2):
-            at = state.z[hmc_starts.median(state)]
-            curvature = hmc_starts.curvature(value_and_grad, at, chains)
-            current = from_covariance(hmc_starts.laplace(curvature), metric)
-            state = climb_whitened(value_and_grad, state, current)
-        low = hmc_starts.far_below(state)
-        if bool(low.any()):  # they may rest on a saddle: to the top with them, but no pole
-            further = climb_whitened(value_and_grad, state, current, enough=0.1)
-            low = low & (further.log_density <= state.log_density.max() + dim)
-            state = hmc_starts.choose(low, further, state)
-        state, moved = hmc_starts.relocate(value_and_grad, state)
-    return hmc_starts.disperse(value_and_grad, state, current), current, moved
+    chains, moved, mass = len(z), 0, -math.inf
+    state = hmc_starts.climb(value_and_grad, z)
+    frame = whitening(value_and_grad, state.z[hmc_starts.median(state)], chains, metric)
+    for _ in range(_ROUNDS):
+        paths = hmc_starts.paths(value_and_grad, state.z, frame)
+        found = float(paths.elbo.max())
+        if not found > mass + hmc_starts.tempered(z.shape[-1]) and math.isfinite(mass):
+            break
+        source, lost = hmc_starts.choose_paths(paths)
+        mass, moved = found, max(moved, lost)
+        state = hmc_starts.draw(value_and_grad, paths, source, frame)
+        best = frame.push(paths.at[int(paths.elbo.argmax())])
+        frame = whitening(value_and_grad, best, chains, metric)
+        if hmc_starts.most_at_top(paths):
+            break
+    return state, frame, moved
 
 
-def climb_whitened(
-    value_and_grad: ValueAndGrad, state: State, metric: Metric, enough: float | None = None
-) -> State:
-    """`hmc_starts.climb` in the coordinates ``L^{-1} z`` of a metric."""
-
-    def whitened(w: Tensor) -> tuple[Tensor, Tensor]:
-        value, gradient = value_and_grad(metric.push(w))
-        return value, metric.pull(gradient)
-
-    w = hmc_starts.climb(whitened, metric.whiten(state.z), enough=enough).z
-    return init(metric.push(w), value_and_grad)
+def whitening(value_and_grad: ValueAndGrad, at: Tensor, chains: int, metric: MetricName) -> Metric:
+    """Metric of the curvature at ``(D,)``, by calls of `chains` points; unit in high dimension."""
+    if len(at) > _HESSIAN_LIMIT:
+        return Metric(torch.ones_like(at))
+    curvature = hmc_starts.curvature(value_and_grad, at, chains)
+    return from_covariance(hmc_starts.laplace(curvature), metric)
 
 
 def noise(dim: int, draws: int) -> float:

@@ -3,7 +3,6 @@ r"""Laplace's approximation: a normal at the mode with the curvature's covarianc
 from __future__ import annotations
 
 import dataclasses
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +10,10 @@ import torch
 from torch import Tensor
 
 from ppgen.inference.guides import standard_normal
+from ppgen.inference.independent import Clock, independent
 from ppgen.inference.mode import Batched, Mode, find_mode, flat_sites, spectrum
 from ppgen.inference.point import ROWS, as_program
-from ppgen.posterior import Cost, Posterior
+from ppgen.posterior import Posterior
 from ppgen.program import Program
 from ppgen.progress import Progress
 from ppgen.types import Story
@@ -54,36 +54,25 @@ class Laplace:
 
     def run(self, model: Story, *args: Any, **kwargs: Any) -> Posterior:
         program = as_program(model, args, kwargs)
-        recorded = program.seconds_recording
-        function = Batched(program, ROWS)
-        begin = time.perf_counter()
+        function, clock = Batched(program, ROWS), Clock(program)
         with Progress("Laplace", None) as progress:
             mode = find_mode(function, program.initial(ROWS)[: self.starts])
             precision = _positive_definite(program, mode)
             flat = flat_sites(function, mode, program)
             progress.advance(function.gradients, log_density=float(mode.value))
-        between = time.perf_counter()
-        recording = program.seconds_recording - recorded
+        clock.fitted()
         noise = torch.randn(self.draws, program.dim, dtype=mode.z.dtype, device=mode.z.device)
         z, log_guide = sample(mode.z, precision, noise)
-        log_density, _ = function(z)
-        messages = (f"the density does not fall as {' and '.join(flat)} move away from the mode",)
-        return Posterior.from_program(
+        complaint = f"the density does not fall as {' and '.join(flat)} move away from the mode"
+        return independent(
             program,
-            z[None],
+            z,
+            log_guide,
+            log_density=lambda z: function(z)[0],
+            cost=lambda: clock.cost(function.gradients),
             engine="Laplace",
-            kind="independent",
-            converged=not flat,
-            messages=messages if flat else (),
             options=dataclasses.asdict(self),
-            log_density=log_density[None],
-            log_guide=log_guide[None],
-            cost=Cost(
-                recording=recording,
-                adapting=between - begin - recording,
-                sampling=time.perf_counter() - between,
-                gradients=function.gradients,
-            ),
+            complaints=(complaint,) if flat else (),
         )
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ppgen.inference.hmc import ValueAndGrad
 from ppgen.inference.hmc_starts import climb
+from ppgen.inference.target import in_pieces
 from ppgen.program import Part, Program
 
 _DENSE = 1000  # dimensions up to which Hessians are formed
@@ -37,18 +38,12 @@ class Batched:
         self.program, self.rows = program, rows
         self.part: Part = part
         self.gradients = 0  # points evaluated so far
+        self._whole = in_pieces(lambda z: program.value_and_grad(z, part=part), rows)
 
     def __call__(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Values ``(N,)`` and gradients ``(N, D)`` at the points `z`, ``(N, D)``."""
         self.gradients += len(z)
-        if len(z) == self.rows:
-            return self.program.value_and_grad(z, part=self.part)
-        padded = torch.cat([z, z[-1:].expand(-len(z) % self.rows, -1)])
-        parts = [
-            self.program.value_and_grad(chunk, part=self.part) for chunk in padded.split(self.rows)
-        ]
-        values, gradients = (torch.cat(p)[: len(z)] for p in zip(*parts, strict=True))
-        return values, gradients
+        return self._whole(z)
 
 
 class Mode(NamedTuple):

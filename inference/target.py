@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ppgen.inference.hmc import ValueAndGrad
 from ppgen.program import Program
 
 _LinAlgError = torch.linalg.LinAlgError  # pyright: ignore[reportPrivateImportUsage]
@@ -52,3 +53,18 @@ class Target:
                 if middle > piece.start:
                     pieces += [slice(piece.start, middle), slice(middle, piece.stop)]
         return value, gradient
+
+
+def in_pieces(value_and_grad: ValueAndGrad, rows: int) -> ValueAndGrad:
+    """The same function of any number of points, by calls of `rows`: the shape it is recorded for.
+
+    What is missing in the last call is filled up with its last point.
+    """
+
+    def whole(z: Tensor) -> tuple[Tensor, Tensor]:
+        padded = torch.cat([z, z[-1:].expand(-len(z) % rows, -1)])
+        parts = [value_and_grad(piece) for piece in padded.split(rows)]
+        values, gradients = (torch.cat(part)[: len(z)] for part in zip(*parts, strict=True))
+        return values, gradients
+
+    return whole

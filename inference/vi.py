@@ -10,7 +10,6 @@ are fitted on the recorded story, many draws to a call; any other Pyro guide wit
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,13 +18,14 @@ import torch
 from torch import Tensor
 
 from ppgen.inference.guides import Family, FlatGuide
+from ppgen.inference.independent import Clock, independent
 from ppgen.inference.mode import Batched
 from ppgen.inference.point import as_program
 from ppgen.inference.stochastic_ascent import Ascent, Schedule, Step, ascend
 from ppgen.inference.vi_guides import choose, describe
 from ppgen.inference.vi_pyro import fit_pyro_guide
 from ppgen.inference.vi_start import Frame, find_frame
-from ppgen.posterior import Cost, Posterior
+from ppgen.posterior import Posterior
 from ppgen.program import Program
 from ppgen.progress import Interrupt, Progress, interruptible
 from ppgen.types import Story
@@ -115,37 +115,25 @@ class VI:
                 options=options,
             )
         program = as_program(model, args, kwargs)
-        recorded = program.seconds_recording
-        function = Batched(program, self.particles or 64)
-        begin = time.perf_counter()
+        function, clock = Batched(program, self.particles or 64), Clock(program)
         with interruptible() as interrupt, Progress(f"VI ({family})") as progress:
             fits = [
                 self._fit(program, family, function, interrupt, progress)
                 for _ in range(1 if interrupt else self.restarts)
             ]
         best = max(fits, key=lambda fit: fit.elbo)
-        between = time.perf_counter()
-        recording = program.seconds_recording - recorded
+        clock.fitted()
         z, log_guide = best.sample(self.draws)
-        log_density, _ = function(z)
-        messages = tuple(m for m in (best.ascent.message, _disagreement(fits)) if m)
-        return Posterior.from_program(
+        return independent(
             program,
-            z[None],
+            z,
+            log_guide,
+            log_density=lambda z: function(z)[0],
+            cost=lambda: clock.cost(function.gradients),
             engine="VI",
-            kind="independent",
-            converged=not messages,
-            messages=messages,
             options=options,
-            log_density=log_density[None],
-            log_guide=log_guide[None],
+            complaints=tuple(m for m in (best.ascent.message, _disagreement(fits)) if m),
             history={"elbo": torch.tensor(best.ascent.history, dtype=program.dtype)},
-            cost=Cost(
-                recording=recording,
-                adapting=between - begin - recording,
-                sampling=time.perf_counter() - between,
-                gradients=function.gradients,
-            ),
         )
 
     def _fit(

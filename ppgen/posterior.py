@@ -66,7 +66,8 @@ class Posterior:
             ``(chains, draws)``, nats.
         log_guide: log density of the approximation at each draw, same scale, nats.
         stats: sampler statistics under ArviZ's names, ``(chains, draws)``.
-        history: what changed during the fit, such as ``elbo`` (nats, larger is better).
+        history: what changed during the fit, such as ``elbo`` (nats, larger is better);
+            ``log_weights`` of the draws that these were resampled from.
         cost: seconds by phase, and gradient evaluations.
         deterministic: the sites that follow from the others; `predict` computes them anew.
     """
@@ -218,13 +219,22 @@ class Posterior:
                 found["divergences"] = float(self.stats["diverging"].sum())
             if "energy" in self.stats and stacked.shape[1] >= 4:
                 found["ebfmi"] = float(np.mean(diagnostics.ebfmi(_numpy(self.stats["energy"]))))
-        if self.log_density is not None and self.log_guide is not None:
-            weights = _numpy(self.log_density - self.log_guide).ravel()
+        weights = self.log_weights
+        if weights is not None:
             khat = diagnostics.pareto_k(weights)
             found["elbo"] = float(weights.mean())
             found["khat"], found["khat_limit"] = float(khat.k), float(khat.threshold)
             found["relative_is_ess"] = float(khat.ess) / weights.size
         return found
+
+    @property
+    def log_weights(self) -> np.ndarray | None:
+        """Importance weights, log p - log q in nats: of the draws, or of those resampled."""
+        if "log_weights" in self.history:
+            return _numpy(self.history["log_weights"]).ravel()
+        if self.log_density is None or self.log_guide is None:
+            return None
+        return _numpy(self.log_density - self.log_guide).ravel()
 
     # -- using -------------------------------------------------------------------------------
 

@@ -1,0 +1,78 @@
+"""How every run ends that returns independent draws of a density it can evaluate."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from ppgen.posterior import Cost, Posterior
+from ppgen.program import Program
+
+
+class Clock:
+    """Seconds since it was made, by phase; those of recording the program apart."""
+
+    def __init__(self, program: Program) -> None:
+        self.program, self.recorded = program, program.seconds_recording
+        self.begin = self.adapted = time.perf_counter()
+        self.recording = 0.0
+
+    def fitted(self) -> None:
+        """What follows is drawing."""
+        self.adapted = time.perf_counter()
+        self.recording = self.program.seconds_recording - self.recorded
+
+    def cost(self, gradients: int) -> Cost:
+        """Of the run up to now."""
+        return Cost(
+            recording=self.recording,
+            adapting=max(0.0, self.adapted - self.begin - self.recording),
+            sampling=time.perf_counter() - self.adapted,
+            gradients=gradients,
+        )
+
+
+def independent(
+    program: Program,
+    z: Tensor,
+    log_guide: Tensor,
+    *,
+    log_density: Callable[[Tensor], Tensor],
+    cost: Callable[[], Cost],
+    engine: str,
+    options: dict[str, Any],
+    complaints: tuple[str, ...] = (),
+    notes: tuple[str, ...] = (),
+    history: dict[str, Tensor] | None = None,
+) -> Posterior:
+    """Wrap draws of an approximation.
+
+    Args:
+        program: the story with its data.
+        z: draws, ``(S, D)``.
+        log_guide: log density of the approximation at each, ``(S,)``, nats.
+        log_density: of the story, ``(S, D) -> (S,)``, nats.
+        cost: asked once the densities have been computed.
+        engine: its name.
+        options: its options.
+        complaints: why the run has not converged, if it has not.
+        notes: what else it has to say.
+        history: what changed during the fit.
+    """
+    values = log_density(z)
+    return Posterior.from_program(
+        program,
+        z[None],
+        engine=engine,
+        kind="independent",
+        converged=not complaints,
+        messages=(*complaints, *notes),
+        options=options,
+        log_density=values[None],
+        log_guide=log_guide[None],
+        history=history or {},
+        cost=cost(),
+    )

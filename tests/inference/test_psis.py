@@ -1,0 +1,132 @@
+"""Importance resampling: exact where the weights are, and a refusal where they hold nothing."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from ppgen.inference import HMC, MAP, Laplace
+from ppgen.inference.psis import repair, systematic
+from ppgen.posterior import Posterior
+from ppgen.progress import quiet
+
+FAILURE_RATE = 2e-5  # as in tests/conftest.py
+Z = 4.3  # two-sided normal quantile of FAILURE_RATE: 4.26
+
+
+@pytest.fixture(autouse=True)
+def _silent():
+    with quiet():
+        yield
+
+
+def proposal(scale, count=4000):
+    """Draws of N(0, scale) for a target N(1, 1): ``(1, count)``."""
+    x = scale * torch.randn(1, count)
+    return Posterior(
+        draws={"x": x},
+        engine="proposal",
+        kind="independent",
+        unconstrained=x[..., None],
+        log_density=dist.Normal(1.0, 1.0).log_prob(x) + 5.0,
+        log_guide=dist.Normal(0.0, scale).log_prob(x),
+        stats={"twice": 2 * x},
+    )
+
+
+def test_draws_follow_the_target_after_the_repair():
+    before = proposal(1.5)
+    after = repair(before)
+    assert after.converged, after.messages
+    x = after["x"]
+    assert 400 < after.count < 4000
+    # worth as many draws as there are, resampled once more: twice the variance at most
+    error = math.sqrt(2 / after.count)
+    assert abs(x.mean() - 1) < Z * error
+    assert abs(x.var() - 1) < Z * error * math.sqrt(2)
+    assert torch.equal(after.unconstrained[..., 0], x)
+    assert torch.equal(after.stats["twice"], 2 * x)
+    torch.testing.assert_close(after.log_guide, dist.Normal(0.0, 1.5).log_prob(x))
+
+
+def test_the_diagnosis_stays_that_of_the_weights():
+    before = proposal(1.5)
+    after = repair(before)
+    assert after.diagnosis() == before.diagnosis()
+    assert f"k-hat {before.diagnosis()['khat']:.2f}" in after.headline()
+
+
+def test_a_guide_that_is_too_narrow_is_reported_not_repaired_in_silence():
+    """Weights of exp(c x^2), c = (1 / .09 - 1) / 2, have k = 1 - .09 = .91 under N(0, .3)."""
+    after = repair(proposal(0.3))
+    assert not after.converged
+    assert "too far from the posterior" in after.headline()
+
+
+def test_the_number_of_draws_may_be_chosen():
+    assert repair(proposal(1.5), draws=77).count == 77
+
+
+def test_systematic_resampling_takes_each_as_often_as_its_weight_says():
+    weights = torch.rand(50)
+    weights /= weights.sum()
+    times = torch.bincount(systematic(weights, 400), minlength=50)
+    assert times.sum() == 400
+    assert ((times - 400 * weights).abs() < 1).all()
+    order = systematic(torch.full((400,), 1 / 400), 400)
+    assert order.sort().values.tolist() == list(range(400))
+    assert order.tolist() != list(range(400))
+
+
+def test_systematic_resampling_is_unbiased():
+    weights = torch.tensor([0.05, 0.25, 0.7])
+    hits = torch.stack([torch.bincount(systematic(weights, 1), minlength=3) for _ in range(4000)])
+    share = hits.double().mean(0)
+    # three comparisons, each at 4.7 standard errors: 2e-5 together
+    assert ((share - weights).abs() < 4.7 * (weights * (1 - weights) / 4000).sqrt()).all()
+
+
+def gamma():
+    pyro.sample("x", dist.Gamma(3.0, 1.0))
+
+
+def test_laplace_is_repaired():
+    """Gamma(3, 1): mean 3, variance 3; its Laplace approximation on the log scale is off."""
+    fitted = Laplace(draws=20_000).run(gamma)
+    after = repair(fitted)
+    assert after.converged, after.messages
+    error = math.sqrt(2 * 3 / after.count)
+    assert abs(fitted["x"].mean() - 3) > 3 * error
+    assert abs(after["x"].mean() - 3) < Z * error
+
+
+def test_points_outside_the_support_get_no_weight():
+    before = proposal(1.5)
+    before.log_density[0, :1000] = -torch.inf
+    before.log_density[0, 1000:1500] = torch.nan
+    gone = before["x"][0, :1500]
+    assert not torch.isin(repair(before)["x"], gone).any()
+
+
+def test_what_cannot_be_repaired_is_refused():
+    with pytest.raises(ValueError, match="already"):
+        repair(repair(proposal(1.5)))
+    with pytest.raises(ValueError, match="HMC: Markov chains"):
+        repair(HMC(chains=2, draws=5, warmup=20).run(gamma))
+    with pytest.raises(ValueError, match="MAP: a point"):
+        repair(MAP().run(gamma))
+    with pytest.raises(ValueError, match="at least 25 weights"):
+        repair(proposal(1.5, count=10))
+    with pytest.raises(ValueError, match="draws must be at least 1"):
+        repair(proposal(1.5), draws=0)
+
+
+def test_it_survives_saving(tmp_path):
+    after = repair(proposal(1.5))
+    after.save(tmp_path / "run")
+    loaded = Posterior.load(tmp_path / "run")
+    assert loaded.diagnosis() == after.diagnosis()
+    with pytest.raises(ValueError, match="already"):
+        repair(loaded)
