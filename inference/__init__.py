@@ -1,9 +1,7 @@
 """Inference methods, one file each, and what stands on top of them."""
 
 from ppgen.inference.annealed_importance_sampling import LogPartition as LogPartition
-from ppgen.inference.annealed_importance_sampling import (
-    boltzmann_likelihood as boltzmann_likelihood,
-)
+from ppgen.inference.boltzmann_likelihood import boltzmann_likelihood as boltzmann_likelihood
 from ppgen.inference.compare import Comparison as Comparison
 from ppgen.inference.compare import compare as compare
 from ppgen.inference.contrastive_divergence import ContrastiveDivergence as ContrastiveDivergence
