@@ -9,6 +9,7 @@ from ppgen.inference.elbo import ELBO as ELBO
 from ppgen.inference.fit import fit as fit
 from ppgen.inference.flow_guides import flow_guide as flow_guide
 from ppgen.inference.gibbs import BlockGibbs as BlockGibbs
+from ppgen.inference.greedy import greedy as greedy
 from ppgen.inference.hmc_engine import HMC as HMC
 from ppgen.inference.laplace import Laplace as Laplace
 from ppgen.inference.likelihood import log_likelihood as log_likelihood
@@ -17,4 +18,5 @@ from ppgen.inference.point import MAP as MAP
 from ppgen.inference.point import MLE as MLE
 from ppgen.inference.train import TrainResult as TrainResult
 from ppgen.inference.train import train as train
+from ppgen.inference.up_down import UpDown as UpDown
 from ppgen.inference.vi import VI as VI

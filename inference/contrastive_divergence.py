@@ -126,14 +126,14 @@ def difference(
     torch.sub(negative.visible_mean, positive.visible_mean, out=visible_bias)
     torch.sub(negative.hidden_mean, positive.hidden_mean, out=hidden_bias)
     if offsets is not None:
-        mu, lam = offsets.visible_offset, offsets.hidden_offset
-        x, p, v, q = x - mu, p - lam, v - mu, q - lam
+        x, v = x - offsets.visible_offset, v - offsets.visible_offset
+        p, q = p - offsets.hidden_offset, q - offsets.hidden_offset
     share, other = 1 / len(x), 1 / len(v)
     for rows, columns in couplings:
         X, P, V, Q = x[:, rows].T, p[:, columns], v[:, rows].T, q[:, columns]
         if offsets is not None:
-            # minus weight @ lam and weight.T @ mu, without another pass over the weights
-            m, n = mu[rows], lam[columns]
+            # minus weight @ lambda and weight.T @ mu, without another pass over the weights
+            m, n = offsets.visible_offset[rows], offsets.hidden_offset[columns]
             visible_bias[rows].addmv_(X, P @ n, alpha=share).addmv_(V, Q @ n, alpha=-other)
             hidden_bias[columns].addmv_(P.T, m @ X, alpha=share).addmv_(Q.T, m @ V, alpha=-other)
         block = weight[rows, columns]
@@ -201,23 +201,33 @@ class ContrastiveDivergence:
     def loss_and_grads(self, model: Callable, guide: Callable | None, batch: Tensor) -> float:
         machine = _machine(model, guide)
         batch = _checked(batch, machine)
-        parameters = shown_parameters(machine)
-        state = self._start(machine, batch)
+        shown_parameters(machine)
+        return float(self.accumulate(machine, batch).contrast)
+
+    def accumulate(self, machine: BoltzmannMachine, batch: Tensor) -> Info:
+        """One step of `machine` with `batch`; the gradient is added to its parameters' ``.grad``.
+
+        Raises:
+            ValueError: when the contrast is not finite, before any gradient is written.
+        """
+        parameters = dict(machine.named_parameters())
         memory = self._memory(machine, parameters)
+        state = self._start(machine, batch)
         state, gradient, info = step(state, batch, machine=machine, out=memory, **self.options)
-        contrast = float(info.contrast)
-        if contrast != contrast or abs(contrast) == float("inf"):
+        if not info.contrast.isfinite():
             raise ValueError(_why_not_finite(batch))
         self.state = state
-        add_gradients(machine, gradient, parameters)
-        return contrast
+        _add(machine.by_parameter(*gradient), gradient, parameters)
+        return info
 
     def loss(self, model: Callable, guide: Callable | None, batch: Tensor) -> float:
         """The contrast alone: no gradient, and the chains stay where they are."""
         machine = _machine(model, guide)
-        batch = _checked(batch, machine)
-        state = self._start(machine, batch)
-        return float(step(state, batch, machine=machine, **self.options)[2].contrast)
+        return float(self.observe(machine, _checked(batch, machine)).contrast)
+
+    def observe(self, machine: BoltzmannMachine, batch: Tensor) -> Info:
+        """What `accumulate` would see; nothing moves."""
+        return step(self._start(machine, batch), batch, machine=machine, **self.options)[2]
 
     def state_dict(self) -> dict[str, Tensor]:
         """The tensors that a resumed run needs: chains and offsets; empty before the first step."""
@@ -263,14 +273,11 @@ class ContrastiveDivergence:
         return kept
 
 
-def add_gradients(
-    machine: BoltzmannMachine, gradient: Gradient, parameters: Mapping[str, Parameter]
-) -> None:
-    """Add a gradient in the sides to the ``.grad`` of the machine's parameters."""
-    for name, value in machine.by_parameter(*gradient).items():
+def _add(parts: Mapping[str, Tensor], whole: Gradient, parameters: Mapping[str, Parameter]) -> None:
+    for name, value in parts.items():
         if (grad := parameters[name].grad) is not None:
             grad.add_(value)
-        elif any(value is part for part in gradient):
+        elif any(value is tensor for tensor in whole):
             parameters[name].grad = value
         else:  # a view, of memory that the next step overwrites
             parameters[name].grad = value.clone(memory_format=torch.contiguous_format)

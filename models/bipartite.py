@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyro.distributions as dist
 import torch
@@ -32,10 +32,10 @@ class Bipartite(PyroModule):
         ``s``: ``(*, D)`` and ``t``: ``(*, H)`` in {0, 1}; energies ``(*)`` in nats; W ``(D, H)``.
     """
 
-    if TYPE_CHECKING:
-        weight: Tensor
-        visible_bias: Tensor
-        hidden_bias: Tensor
+    if TYPE_CHECKING:  # tensors: parameters, or properties
+        weight: Any
+        visible_bias: Any
+        hidden_bias: Any
     visible: int  # units of x, the first of the visible side
     _known: KnownLogPartition | None = None
 

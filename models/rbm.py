@@ -61,6 +61,19 @@ class RBM(Bipartite):
         """Set the visible biases to the log-odds of the base rates of `x`, ``(N, D)``."""
         self.visible_bias.copy_(base_rate_logits(x))
 
+    @torch.no_grad()
+    def transposed(self) -> RBM:
+        """A copy with its sides exchanged.
+
+        On top of this machine it makes a DBN with the same law of x: where greedy training starts
+        there, no layer makes the bound worse.
+        """
+        rbm = RBM(self.hidden, self.visible).to(self.weight)
+        rbm.weight.copy_(self.weight.T)
+        rbm.visible_bias.copy_(self.hidden_bias)
+        rbm.hidden_bias.copy_(self.visible_bias)
+        return rbm
+
     @pyro_method
     def model(self, x: Tensor | None = None, *, examples: int = 1) -> Tensor:
         """Without `x`, draws `examples` of them, exactly (small machines)."""

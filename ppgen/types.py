@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -142,6 +142,35 @@ class UnnormalisedDensity(Protocol):
 
     def unnormalised_log_weights(self, x: Tensor, samples: int) -> Tensor:
         """``log p(x, z) + log Z - log q(z | x)``, z ~ q: ``(N, D) -> (samples, N)``, nats."""
+        ...
+
+
+@runtime_checkable
+class DirectedLayers(UnnormalisedDensity, Protocol):
+    """Directed layers under a machine, with a recognition pass of their own: a DBN.
+
+    `layers` is ``[x, h1, ..., s]``, s being the visible side of the machine; ``(N, units)`` each.
+    """
+
+    if TYPE_CHECKING:
+        tied: bool  # whether the recognition pass shares the generative weights
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]: ...
+
+    def recognise(self, x: Tensor) -> list[Tensor]:
+        """Layers drawn upwards from x."""
+        ...
+
+    def generate(self, side: Tensor) -> list[Tensor]:
+        """Layers drawn downwards from s."""
+        ...
+
+    def log_generative(self, layers: Sequence[Tensor]) -> Tensor:
+        """``log p(x, h1, ... | s)``, ``(N,)``, nats."""
+        ...
+
+    def log_recognition(self, layers: Sequence[Tensor]) -> Tensor:
+        """``log q(h1, ..., s | x)``, ``(N,)``, nats."""
         ...
 
 
