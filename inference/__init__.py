@@ -14,6 +14,7 @@ from ppgen.inference.hmc_engine import HMC as HMC
 from ppgen.inference.laplace import Laplace as Laplace
 from ppgen.inference.likelihood import log_likelihood as log_likelihood
 from ppgen.inference.nuts import NUTS as NUTS
+from ppgen.inference.parallel_tempering import ParallelTempering as ParallelTempering
 from ppgen.inference.point import MAP as MAP
 from ppgen.inference.point import MLE as MLE
 from ppgen.inference.train import TrainResult as TrainResult

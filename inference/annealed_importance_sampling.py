@@ -212,8 +212,11 @@ def increment(
     return linear + (softplus(current * logits) - softplus(previous * logits)).sum(-1)
 
 
-def move(machine: BoltzmannMachine, base: Tensor, logits: Tensor, beta: float) -> Tensor:
-    """One block Gibbs update of the visible side that leaves ``p_beta`` invariant."""
+def move(machine: BoltzmannMachine, base: Tensor, logits: Tensor, beta: float | Tensor) -> Tensor:
+    """One block Gibbs update of the visible side that leaves ``p_beta`` invariant.
+
+    `logits` are the hidden side's given the state that is updated; `beta` broadcasts with them.
+    """
     hidden = sample_units(torch.sigmoid(beta * logits))
     return sample_units(torch.lerp(base, machine.visible_logits(hidden), beta).sigmoid_())
 

@@ -100,15 +100,17 @@ def _with_exact(log_partition: float, score: ImportanceBound) -> Likelihood:
 
 def _with_bounds(z: LogPartition, score: ImportanceBound) -> Likelihood:
     mean, count = score.each.mean().item(), len(score.each)
-    # A low log Z makes a model look better than it is: its lower bound gives the upper one here.
-    lower, upper = mean - z.upper, mean - z.lower
-    details = {**_normalised(score, z.upper), "log_partition": z}
+    # A low log Z makes a model look better than it is, so the higher estimate gives the lower
+    # bound: that of the reverse pass, unless long chains have let it fall below the forward one.
+    low, high = sorted([(z.lower, z.lower_error), (z.upper, z.upper_error)])
+    details = {**_normalised(score, high[0]), "log_partition": z}
     if not score.method:
-        errors = z.upper_error, z.lower_error
-        return Likelihood("bounds", lower, upper, *errors, z.text, count, details)
-    error = math.hypot(score.error, z.upper_error)
+        return Likelihood(
+            "bounds", mean - high[0], mean - low[0], high[1], low[1], z.text, count, details
+        )
+    error = math.hypot(score.error, high[1])
     method = f"{score.method}, {z.text}"
-    return Likelihood("lower", lower, None, error, None, method, count, details)
+    return Likelihood("lower", mean - high[0], None, error, None, method, count, details)
 
 
 def _normalised(score: ImportanceBound, log_partition: float) -> dict[str, object]:
