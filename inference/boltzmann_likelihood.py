@@ -100,17 +100,23 @@ def _with_exact(log_partition: float, score: ImportanceBound) -> Likelihood:
 
 def _with_bounds(z: LogPartition, score: ImportanceBound) -> Likelihood:
     mean, count = score.each.mean().item(), len(score.each)
-    # A low log Z makes a model look better than it is, so the higher estimate gives the lower
-    # bound: that of the reverse pass, unless long chains have let it fall below the forward one.
-    low, high = sorted([(z.lower, z.lower_error), (z.upper, z.upper_error)])
-    details = {**_normalised(score, high[0]), "log_partition": z}
+    (low, low_error), (high, high_error) = _ends(z)
+    details = {**_normalised(score, high), "log_partition": z}
     if not score.method:
-        return Likelihood(
-            "bounds", mean - high[0], mean - low[0], high[1], low[1], z.text, count, details
-        )
-    error = math.hypot(score.error, high[1])
+        ends = mean - high, mean - low
+        return Likelihood("bounds", *ends, high_error, low_error, z.text, count, details)
+    error = math.hypot(score.error, high_error)
     method = f"{score.method}, {z.text}"
-    return Likelihood("lower", mean - high[0], None, error, None, method, count, details)
+    return Likelihood("lower", mean - high, None, error, None, method, count, details)
+
+
+def _ends(z: LogPartition) -> list[tuple[float, float]]:
+    """The lower and the higher estimate of log Z, each with its error.
+
+    A low log Z makes a model look better than it is, so it is the higher one that gives the lower
+    bound: the reverse pass, unless long chains have let it fall below the forward one.
+    """
+    return sorted([(z.lower, z.lower_error), (z.upper, z.upper_error)])
 
 
 def _normalised(score: ImportanceBound, log_partition: float) -> dict[str, object]:
@@ -129,10 +135,11 @@ def _refuse_impossible(x: Tensor, each: Tensor, z: LogPartition) -> None:
     first = each.new_zeros(len(distinct))
     first[place] = each.to(first.device)  # copies of an example overwrite each other
     known = torch.logsumexp(first, 0).item()
-    if known > z.upper + _ERRORS * z.upper_error:
+    (low, _), (high, error) = _ends(z)
+    if known > high + _ERRORS * error:
         raise ValueError(
-            f"annealed importance sampling has missed modes: it puts log Z at {z.lower:.1f} to "
-            f"{z.upper:.1f} nats, but the data alone already sum to {known:.1f}. The machine mixes "
+            f"annealed importance sampling has missed modes: it puts log Z at {low:.1f} to "
+            f"{high:.1f} nats, but the data alone already sum to {known:.1f}. The machine mixes "
             "too badly to be measured so; train it with a smaller learning rate, or use more "
             "temperatures and chains"
         )

@@ -48,7 +48,9 @@ def binary(rows, visible):
     return (torch.rand(rows, visible) < 0.3).double()
 
 
-@pytest.mark.parametrize("sizes", [(6, 4, 3), (5, 3, 3, 2), (24, 21, 5)])
+@pytest.mark.parametrize(
+    "sizes", [(6, 4, 3), (5, 3, 3, 2), pytest.param((24, 21, 5), marks=pytest.mark.slow)]
+)
 def test_a_dbm_with_a_small_latent_side_has_an_exact_first_part(sizes):
     """The last is bracketed (21 units on its smaller side), and still enumerable here."""
     dbm, x = deep(DBM, *sizes, scale=0.3), binary(8, sizes[0])
@@ -91,16 +93,16 @@ def test_a_deep_story_has_a_lower_bound_that_holds_and_tightens(kind, monkeypatc
 def test_the_higher_estimate_of_log_z_is_subtracted(monkeypatch, crossed):
     """Also where the two sides cross, as they may when the reverse pass is only nominal."""
     dbm, x = deep(DBM, 24, 22, 14), binary(8, 24)
-    ends = [(50.0, 0.3), (48.0, 0.4)] if crossed else [(48.0, 0.4), (50.0, 0.3)]
+    ends = [(80.0, 0.3), (78.0, 0.4)] if crossed else [(78.0, 0.4), (80.0, 0.3)]
     z = LogPartition(*ends[0], *ends[1], 9.0, 10, 2, "uniform", False)
     monkeypatch.setattr(likelihood, "annealed_importance_sampling", lambda *_, **__: z)
     found = boltzmann_likelihood(dbm, x, samples=200, seed=0)
     torch.manual_seed(0)
     score = likelihood.importance_bound(dbm.unnormalised_log_weights, x, 200)
     assert found.kind == "lower"
-    assert math.isclose(found.lower, score.each.mean().item() - 50.0, abs_tol=1e-9)
+    assert math.isclose(found.lower, score.each.mean().item() - 80.0, abs_tol=1e-9)
     assert math.isclose(found.lower_error, math.hypot(score.error, 0.3), abs_tol=1e-9)
-    assert math.isclose(found.details["elbo"], score.details["elbo"] - 50.0, abs_tol=1e-9)
+    assert math.isclose(found.details["elbo"], score.details["elbo"] - 80.0, abs_tol=1e-9)
 
 
 @pytest.mark.parametrize("sizes", [(6, 4, 3), (5, 3, 3, 2)])
