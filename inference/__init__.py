@@ -1,9 +1,7 @@
 """Inference methods, one file each, and what stands on top of them."""
 
 from ppgen.inference.annealed_importance_sampling import LogPartition as LogPartition
-from ppgen.inference.annealed_importance_sampling import (
-    boltzmann_likelihood as boltzmann_likelihood,
-)
+from ppgen.inference.boltzmann_likelihood import boltzmann_likelihood as boltzmann_likelihood
 from ppgen.inference.compare import Comparison as Comparison
 from ppgen.inference.compare import compare as compare
 from ppgen.inference.contrastive_divergence import ContrastiveDivergence as ContrastiveDivergence
@@ -12,6 +10,7 @@ from ppgen.inference.elbo import ELBO as ELBO
 from ppgen.inference.fit import fit as fit
 from ppgen.inference.flow_guides import flow_guide as flow_guide
 from ppgen.inference.gibbs import BlockGibbs as BlockGibbs
+from ppgen.inference.greedy import greedy as greedy
 from ppgen.inference.guides import full_rank_guide as full_rank_guide
 from ppgen.inference.guides import low_rank_guide as low_rank_guide
 from ppgen.inference.guides import mean_field_guide as mean_field_guide
@@ -19,10 +18,12 @@ from ppgen.inference.hmc_engine import HMC as HMC
 from ppgen.inference.laplace import Laplace as Laplace
 from ppgen.inference.likelihood import log_likelihood as log_likelihood
 from ppgen.inference.nuts import NUTS as NUTS
+from ppgen.inference.parallel_tempering import ParallelTempering as ParallelTempering
 from ppgen.inference.pathfinder_engine import Pathfinder as Pathfinder
 from ppgen.inference.point import MAP as MAP
 from ppgen.inference.point import MLE as MLE
 from ppgen.inference.psis import repair as repair
 from ppgen.inference.train import TrainResult as TrainResult
 from ppgen.inference.train import train as train
+from ppgen.inference.up_down import UpDown as UpDown
 from ppgen.inference.vi import VI as VI

@@ -1,4 +1,4 @@
-r"""Annealed importance sampling of log Z from both sides, and the likelihood that it brackets.
+r"""Annealed importance sampling of log Z from both sides.
 
 Between a base of independent units with biases ``a0`` and the machine stand
 
@@ -21,15 +21,11 @@ from torch import Tensor
 
 from ppgen.distributions.restricted_boltzmann import (
     EXACT_UNITS,
-    base_rate_logits,
-    require_binary,
     sample_units,
     softplus,
 )
 from ppgen.progress import Progress
-from ppgen.types import BoltzmannMachine, Likelihood
-
-_ERRORS = 4.3  # standard errors, a failure rate of 2e-5
+from ppgen.types import BoltzmannMachine
 
 
 @dataclass(frozen=True)
@@ -75,12 +71,14 @@ class LogPartition:
         )
 
 
+@torch.no_grad()
 def annealed_importance_sampling(
     machine: BoltzmannMachine,
     *,
     chains: int = 100,
     temperatures: int | Tensor = 1000,
     base: Tensor | None = None,
+    base_name: str = "given biases",
     burn_in: int = 1000,
     seed: int | None = None,
 ) -> LogPartition:
@@ -93,6 +91,7 @@ def annealed_importance_sampling(
             to 1 exactly.
         base: biases ``a0`` of the visible side, ``(D,)``; uniform if None. Log-odds of the data's
             base rates bring the two bounds much closer.
+        base_name: what `base` is, for the result's text.
         burn_in: Gibbs sweeps before the reverse pass where exact draws are out of reach.
         seed: for this call alone; torch's global generator if None.
 
@@ -102,75 +101,53 @@ def annealed_importance_sampling(
         | Sandwiching the marginal likelihood using bidirectional Monte Carlo
           (Grosse, Ghahramani, Adams, 2015)
     """
-    name = "uniform" if base is None else "given biases"
-    return _bracket(machine, chains, temperatures, base, name, burn_in, seed)
-
-
-def boltzmann_likelihood(
-    machine: BoltzmannMachine,
-    x: Tensor,
-    *,
-    chains: int = 100,
-    temperatures: int | Tensor = 1000,
-    base: Tensor | None = None,
-    burn_in: int = 1000,
-    seed: int | None = None,
-) -> Likelihood:
-    """Mean ``log p(x)`` of binary data: exact up to 20 units on the smaller side, else bounds.
-
-    Args:
-        machine: a bipartite machine whose visible side is x.
-        x: data, ``(N, D)`` in {0, 1}.
-        chains: and the rest: see `annealed_importance_sampling`; `base` is by default the base
-            rates of x.
-        temperatures: see there.
-        base: see there.
-        burn_in: see there.
-        seed: see there.
-
-    Raises:
-        ValueError: when x is not binary; the score of a grey image is no likelihood.
-    """
-    require_binary(x, units=machine.weight.shape[0])
-    if x.dim() != 2 or len(x) == 0:
-        raise ValueError(f"x: expected shape (N, D) with N > 0, got {tuple(x.shape)}")
-    with torch.no_grad():
-        score = -machine.free_energy(x.to(machine.weight)).double().mean().item()
-        if min(machine.weight.shape) <= EXACT_UNITS:
-            exact = score - machine.marginal().log_partition().item()
-            return Likelihood("exact", exact, exact, 0.0, 0.0, "log Z by enumeration", len(x))
-    name = "base rates of the data" if base is None else "given biases"
-    base = base_rate_logits(x.to(machine.weight)) if base is None else base
-    z = _bracket(machine, chains, temperatures, base, name, burn_in, seed)
-    _refuse_impossible(machine, x, z)
-    # A low log Z makes a model look better than it is: its lower bound gives the upper one here.
-    return Likelihood(
-        "bounds",
-        score - z.upper,
-        score - z.lower,
-        z.upper_error,
-        z.lower_error,
-        z.text,
-        len(x),
-        details={"log_partition": z},
+    betas = schedule(temperatures)
+    if chains < 2:
+        raise ValueError(f"chains: expected at least 2 (for a standard error), got {chains}")
+    name = "uniform" if base is None else base_name
+    base = base_biases(machine, base)
+    sides = len(machine.visible_bias), len(machine.hidden_bias)
+    exact = min(sides) <= EXACT_UNITS
+    total = 2 * (len(betas) - 1) + (0 if exact else burn_in)
+    with torch.random.fork_rng(enabled=seed is not None), Progress("AIS", total) as progress:
+        if seed is not None:
+            torch.manual_seed(seed)
+        forward, side = forward_pass(machine, base, betas, chains, progress)
+        if exact:
+            side = machine.marginal().sample(torch.Size([chains]))
+        else:
+            side = side[torch.multinomial(torch.softmax(forward, 0), chains, replacement=True)]
+            for _ in range(burn_in):
+                side = machine.sweep(side)
+                progress.advance()
+        reverse = reverse_pass(machine, base, betas, side, progress)
+    log_base = softplus(base.double()).sum().item() + sides[1] * math.log(2)
+    lower, lower_error = _log_mean_exp(forward)
+    upper, upper_error = _log_mean_exp(-reverse)
+    weights = torch.softmax(forward, 0)
+    return LogPartition(
+        lower=log_base + lower,
+        lower_error=lower_error,
+        upper=log_base - upper,
+        upper_error=upper_error,
+        effective_chains=1 / weights.square().sum().item(),
+        chains=chains,
+        temperatures=len(betas) - 1,
+        base=name,
+        exact=exact,
     )
 
 
-def _refuse_impossible(machine: BoltzmannMachine, x: Tensor, z: LogPartition) -> None:
-    """The probabilities of distinct examples sum to at most 1, so their sum is below Z.
-
-    Both passes can miss the same mode; the reverse one starts where the forward one ended.
-    """
-    with torch.no_grad():
-        distinct = x.unique(dim=0).to(machine.weight)
-        known = torch.logsumexp(-machine.free_energy(distinct).double(), 0).item()
-    if known > z.upper + _ERRORS * z.upper_error:
+def base_biases(machine: BoltzmannMachine, base: Tensor | None) -> Tensor:
+    """Biases of the base, ``(D,)``, as given or zero; refused where they do not fit."""
+    bias = machine.visible_bias
+    base = torch.zeros_like(bias) if base is None else base.to(bias)
+    if base.shape != bias.shape or not base.isfinite().all():
         raise ValueError(
-            f"annealed importance sampling has missed modes: it puts log Z at {z.lower:.1f} to "
-            f"{z.upper:.1f} nats, but the data alone already sum to {known:.1f}. The machine mixes "
-            "too badly to be measured so; train it with a smaller learning rate, or use more "
-            "temperatures and chains"
+            f"base: expected {len(bias)} finite biases, one for each visible unit, got shape "
+            f"{tuple(base.shape)}"
         )
+    return base
 
 
 def schedule(temperatures: int | Tensor) -> list[float]:
@@ -198,8 +175,8 @@ def forward_pass(
     log_weights = side.new_zeros(chains, dtype=torch.float64)
     for previous, current in pairwise(betas):
         logits = machine.hidden_logits(side)
-        log_weights += _increment(machine, base, side, logits, previous, current)  # then move
-        side = _move(machine, base, logits, current)
+        log_weights += increment(machine, base, side, logits, previous, current)  # then move
+        side = move(machine, base, logits, current)
         progress.advance()
     return log_weights, side
 
@@ -214,66 +191,14 @@ def reverse_pass(
     log_weights = side.new_zeros(len(side), dtype=torch.float64)
     logits = machine.hidden_logits(side)
     for current, previous in pairwise(reversed(betas)):
-        side = _move(machine, base, logits, current)  # move, then weight
+        side = move(machine, base, logits, current)  # move, then weight
         logits = machine.hidden_logits(side)
-        log_weights += _increment(machine, base, side, logits, previous, current)
+        log_weights += increment(machine, base, side, logits, previous, current)
         progress.advance()
     return log_weights
 
 
-@torch.no_grad()
-def _bracket(
-    machine: BoltzmannMachine,
-    chains: int,
-    temperatures: int | Tensor,
-    base: Tensor | None,
-    base_name: str,
-    burn_in: int,
-    seed: int | None,
-) -> LogPartition:
-    betas = schedule(temperatures)
-    if chains < 2:
-        raise ValueError(f"chains: expected at least 2 (for a standard error), got {chains}")
-    bias = machine.visible_bias
-    base = torch.zeros_like(bias) if base is None else base.to(bias)
-    if base.shape != bias.shape or not base.isfinite().all():
-        raise ValueError(
-            f"base: expected {len(bias)} finite biases, one for each visible unit, got shape "
-            f"{tuple(base.shape)}"
-        )
-    exact = min(machine.weight.shape) <= EXACT_UNITS
-    total = 2 * (len(betas) - 1) + (0 if exact else burn_in)
-    with torch.random.fork_rng(enabled=seed is not None), Progress("AIS", total) as progress:
-        if seed is not None:
-            torch.manual_seed(seed)
-        forward, side = forward_pass(machine, base, betas, chains, progress)
-        if exact:
-            side = machine.marginal().sample(torch.Size([chains]))
-        else:
-            side = side[torch.multinomial(torch.softmax(forward, 0), chains, replacement=True)]
-            for _ in range(burn_in):
-                side = machine.sweep(side)
-                progress.advance()
-        reverse = reverse_pass(machine, base, betas, side, progress)
-    hidden = machine.weight.shape[1]
-    log_base = softplus(base.double()).sum().item() + hidden * math.log(2)
-    lower, lower_error = _log_mean_exp(forward)
-    upper, upper_error = _log_mean_exp(-reverse)
-    weights = torch.softmax(forward, 0)
-    return LogPartition(
-        lower=log_base + lower,
-        lower_error=lower_error,
-        upper=log_base - upper,
-        upper_error=upper_error,
-        effective_chains=1 / weights.square().sum().item(),
-        chains=chains,
-        temperatures=len(betas) - 1,
-        base=base_name,
-        exact=exact,
-    )
-
-
-def _increment(
+def increment(
     machine: BoltzmannMachine,
     base: Tensor,
     side: Tensor,
@@ -287,8 +212,11 @@ def _increment(
     return linear + (softplus(current * logits) - softplus(previous * logits)).sum(-1)
 
 
-def _move(machine: BoltzmannMachine, base: Tensor, logits: Tensor, beta: float) -> Tensor:
-    """One block Gibbs update of the visible side that leaves ``p_beta`` invariant."""
+def move(machine: BoltzmannMachine, base: Tensor, logits: Tensor, beta: float | Tensor) -> Tensor:
+    """One block Gibbs update of the visible side that leaves ``p_beta`` invariant.
+
+    `logits` are the hidden side's given the state that is updated; `beta` broadcasts with them.
+    """
     hidden = sample_units(torch.sigmoid(beta * logits))
     return sample_units(torch.lerp(base, machine.visible_logits(hidden), beta).sigmoid_())
 

@@ -1,13 +1,15 @@
 r"""Contrastive divergence and persistent contrastive divergence.
 
 The gradient of ``mean log p(x)`` of a Boltzmann machine is the difference of two means of
-``x h^T``: over the data, and over the machine's own states. CD takes the second mean after a few
-Gibbs steps from the data, PCD from chains that go on across updates.
+``s t^T``, s its visible and t its hidden side: with the data clamped, and over the machine's own
+states. CD takes the second mean after a few Gibbs steps from the data, PCD from chains that go on
+across updates. In a deep machine the first mean is a mean-field one, and the gradient that of the
+variational bound.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pyro
@@ -24,7 +26,7 @@ class State(NamedTuple):
     """What the next step needs."""
 
     chains: Tensor | None  # hidden sides of the persistent chains, (C, H); None without them
-    visible_offset: Tensor  # mu: running mean of the data, (D,)
+    visible_offset: Tensor  # mu: running mean of the visible side given the data, (D,)
     hidden_offset: Tensor  # lambda: running mean of the hidden side given the data, (H,)
 
 
@@ -32,12 +34,13 @@ class Info(NamedTuple):
     """What a caller may log."""
 
     contrast: Tensor  # mean F(data) - mean F(chains), nats: neither a likelihood nor the objective
+    fantasies: Tensor  # visible sides of the negative phase, (C, D)
 
 
 class Gradient(NamedTuple):
-    """Of the loss, ``-mean log p``: what an optimizer descends."""
+    """Of the loss, ``-mean log p``, in the sides: what an optimizer descends."""
 
-    weight: Tensor  # (D, H)
+    weight: Tensor  # (D, H); zero between layers that are not coupled
     visible_bias: Tensor  # (D,)
     hidden_bias: Tensor  # (H,)
 
@@ -76,7 +79,7 @@ def step(
 
     Args:
         state: from `init` or the last step; the chains are persistent where it holds some.
-        batch: data, ``(B, D)``; its size may differ from the number of chains.
+        batch: data, ``(B, visible)``; its size may differ from the number of chains.
         out: tensors to be overwritten by the gradient.
     """
     positive = machine.positive_phase(batch)
@@ -90,14 +93,19 @@ def step(
         torch.lerp(state.visible_offset, positive.visible_mean, offset_rate),
         torch.lerp(state.hidden_offset, positive.hidden_mean, offset_rate),
     )
-    gradient = difference(positive, negative, state if centred else None, out)
+    offsets = state if centred else None
+    gradient = difference(positive, negative, offsets, out, machine.couplings)
     if weight_decay:
         gradient.weight.add_(machine.weight, alpha=weight_decay)
-    return state, gradient, Info(positive.free_energy - negative.free_energy)
+    return state, gradient, Info(positive.free_energy - negative.free_energy, visible)
 
 
 def difference(
-    positive: Statistics, negative: Statistics, offsets: State | None, out: Gradient | None = None
+    positive: Statistics,
+    negative: Statistics,
+    offsets: State | None,
+    out: Gradient | None = None,
+    couplings: Sequence[tuple[slice, slice]] = ((slice(None), slice(None)),),
 ) -> Gradient:
     r"""Negative phase minus positive phase, each averaged over its own count.
 
@@ -112,19 +120,25 @@ def difference(
     """
     if out is None:
         D, H = positive.visible.shape[1], positive.hidden.shape[1]
-        out = Gradient(*(positive.visible.new_empty(shape) for shape in ((D, H), (D,), (H,))))
+        out = Gradient(*(positive.visible.new_zeros(shape) for shape in ((D, H), (D,), (H,))))
     weight, visible_bias, hidden_bias = out
     x, p, v, q = positive.visible, positive.hidden, negative.visible, negative.hidden
     torch.sub(negative.visible_mean, positive.visible_mean, out=visible_bias)
     torch.sub(negative.hidden_mean, positive.hidden_mean, out=hidden_bias)
     if offsets is not None:
-        mu, lam = offsets.visible_offset, offsets.hidden_offset
-        x, p, v, q = x - mu, p - lam, v - mu, q - lam
-        # minus weight @ lam and weight.T @ mu, without another pass over the weights
-        visible_bias.addmv_(x.T, p @ lam, alpha=1 / len(x)).addmv_(v.T, q @ lam, alpha=-1 / len(v))
-        hidden_bias.addmv_(p.T, x @ mu, alpha=1 / len(x)).addmv_(q.T, v @ mu, alpha=-1 / len(v))
-    torch.mm(x.T, p, out=weight)
-    weight.addmm_(v.T, q, beta=-1 / len(x), alpha=1 / len(v))
+        x, v = x - offsets.visible_offset, v - offsets.visible_offset
+        p, q = p - offsets.hidden_offset, q - offsets.hidden_offset
+    share, other = 1 / len(x), 1 / len(v)
+    for rows, columns in couplings:
+        X, P, V, Q = x[:, rows].T, p[:, columns], v[:, rows].T, q[:, columns]
+        if offsets is not None:
+            # minus weight @ lambda and weight.T @ mu, without another pass over the weights
+            m, n = offsets.visible_offset[rows], offsets.hidden_offset[columns]
+            visible_bias[rows].addmv_(X, P @ n, alpha=share).addmv_(V, Q @ n, alpha=-other)
+            hidden_bias[columns].addmv_(P.T, m @ X, alpha=share).addmv_(Q.T, m @ V, alpha=-other)
+        block = weight[rows, columns]
+        torch.mm(X, P, out=block)
+        block.addmm_(V, Q, beta=-share, alpha=other)
     return out
 
 
@@ -177,7 +191,7 @@ class ContrastiveDivergence:
             "weight_decay": weight_decay,
         }
         self.state: State | None = None
-        self._scratch: dict[str, Tensor] = {}
+        self._scratch: Gradient | None = None
 
     def __call__(self, model: Callable, guide: Callable | None, batch: Tensor) -> float:
         """What SVI calls; without gradients (`SVI.evaluate_loss`) nothing moves."""
@@ -187,27 +201,33 @@ class ContrastiveDivergence:
     def loss_and_grads(self, model: Callable, guide: Callable | None, batch: Tensor) -> float:
         machine = _machine(model, guide)
         batch = _checked(batch, machine)
-        parameters = _parameters(machine)
+        shown_parameters(machine)
+        return float(self.accumulate(machine, batch).contrast)
+
+    def accumulate(self, machine: BoltzmannMachine, batch: Tensor) -> Info:
+        """One step of `machine` with `batch`; the gradient is added to its parameters' ``.grad``.
+
+        Raises:
+            ValueError: when the contrast is not finite, before any gradient is written.
+        """
+        parameters = dict(machine.named_parameters())
+        memory = self._memory(machine, parameters)
         state = self._start(machine, batch)
-        gradient = Gradient(*(self._buffer(name, parameters[name]) for name in Gradient._fields))
-        state, gradient, info = step(state, batch, machine=machine, out=gradient, **self.options)
-        contrast = float(info.contrast)
-        if contrast != contrast or abs(contrast) == float("inf"):
+        state, gradient, info = step(state, batch, machine=machine, out=memory, **self.options)
+        if not info.contrast.isfinite():
             raise ValueError(_why_not_finite(batch))
         self.state = state
-        for name, value in zip(Gradient._fields, gradient, strict=True):
-            if (grad := parameters[name].grad) is None:
-                parameters[name].grad = value
-            else:
-                grad.add_(value)
-        return contrast
+        _add(machine.by_parameter(*gradient), gradient, parameters)
+        return info
 
     def loss(self, model: Callable, guide: Callable | None, batch: Tensor) -> float:
         """The contrast alone: no gradient, and the chains stay where they are."""
         machine = _machine(model, guide)
-        batch = _checked(batch, machine)
-        state = self._start(machine, batch)
-        return float(step(state, batch, machine=machine, **self.options)[2].contrast)
+        return float(self.observe(machine, _checked(batch, machine)).contrast)
+
+    def observe(self, machine: BoltzmannMachine, batch: Tensor) -> Info:
+        """What `accumulate` would see; nothing moves."""
+        return step(self._start(machine, batch), batch, machine=machine, **self.options)[2]
 
     def state_dict(self) -> dict[str, Tensor]:
         """The tensors that a resumed run needs: chains and offsets; empty before the first step."""
@@ -231,19 +251,36 @@ class ContrastiveDivergence:
         if self.state is None:
             return init(machine, batch, persistent=self.persistent, chains=self.chains)
         sides = len(self.state.visible_offset), len(self.state.hidden_offset)
-        if sides != tuple(machine.weight.shape):
+        expected = len(machine.visible_bias), len(machine.hidden_bias)
+        if sides != expected:
             raise ValueError(
                 f"this ContrastiveDivergence holds the state of a machine with {sides} units, and "
-                f"got one with {tuple(machine.weight.shape)}: make one loss for each machine"
+                f"got one with {expected}: make one loss for each machine"
             )
         return self.state
 
-    def _buffer(self, name: str, parameter: Parameter) -> Tensor:
+    def _memory(self, machine: BoltzmannMachine, parameters: Mapping[str, Parameter]) -> Gradient:
         # Memory for the gradient is kept: fresh pages for it cost as much as a matrix product.
-        buffer = self._scratch.get(name)
-        if buffer is None or buffer is parameter.grad or buffer.shape != parameter.shape:
-            buffer = self._scratch[name] = torch.empty_like(parameter, requires_grad=False)
-        return buffer
+        sides = machine.visible_bias, machine.hidden_bias
+        shapes = (tuple(map(len, sides)), sides[0].shape, sides[1].shape)
+        kept, taken = self._scratch, {id(p.grad) for p in parameters.values()}
+        if kept is None or any(
+            id(tensor) in taken or tensor.shape != shape or tensor.dtype != sides[0].dtype
+            for tensor, shape in zip(kept, shapes, strict=True)
+        ):
+            kept = Gradient(*(sides[0].detach().new_zeros(shape) for shape in shapes))
+            self._scratch = kept
+        return kept
+
+
+def _add(parts: Mapping[str, Tensor], whole: Gradient, parameters: Mapping[str, Parameter]) -> None:
+    for name, value in parts.items():
+        if (grad := parameters[name].grad) is not None:
+            grad.add_(value)
+        elif any(value is tensor for tensor in whole):
+            parameters[name].grad = value
+        else:  # a view, of memory that the next step overwrites
+            parameters[name].grad = value.clone(memory_format=torch.contiguous_format)
 
 
 def _machine(model: Callable, guide: Callable | None) -> BoltzmannMachine:
@@ -259,18 +296,18 @@ def _machine(model: Callable, guide: Callable | None) -> BoltzmannMachine:
 
 
 def _checked(batch: Tensor, machine: BoltzmannMachine) -> Tensor:
-    units = machine.weight.shape[0]
+    units = machine.visible
     if batch.dim() != 2 or batch.shape[1] != units or len(batch) == 0:
         raise ValueError(
             f"ContrastiveDivergence: expected a batch of shape (B, {units}) with B > 0, got "
             f"{tuple(batch.shape)}"
         )
-    return batch.to(machine.weight)
+    return batch.to(machine.visible_bias)
 
 
-def _parameters(machine: BoltzmannMachine) -> dict[str, Parameter]:
-    """The machine's parameters; under SVI also shown to Pyro, which steps only what it saw."""
-    parameters = dict(machine.named_parameters())
+def shown_parameters(story: Any) -> dict[str, Parameter]:
+    """A module's parameters; under SVI also shown to Pyro, which steps only what it saw."""
+    parameters = dict(story.named_parameters())
     if am_i_wrapped():
         for name, parameter in parameters.items():
             if pyro.param(name, parameter) is not parameter:

@@ -13,8 +13,9 @@ from ppgen.types import BoltzmannMachine
 class BlockGibbs(MCMCKernel):
     """Alternate the two sides of a Boltzmann machine, all units of a side at once.
 
-    The state of a chain is a whole visible side: ``x`` for an RBM. All rows of `start` move
-    together, as one draw of shape ``(chains, D)``.
+    The state of a chain is a whole visible side: ``x`` for an RBM, ``(x, h2, ...)`` for a deep
+    machine, of which x is the first `machine.visible` units; x alone would be another chain. All
+    rows of `start` move together, as one draw of shape ``(chains, D)``.
 
     Args:
         machine: what is sampled; its parameters stay as they are.
@@ -34,7 +35,7 @@ class BlockGibbs(MCMCKernel):
     def __init__(
         self, machine: BoltzmannMachine, start: Tensor, *, sweeps: int = 1, site: str = "x"
     ) -> None:
-        units = machine.weight.shape[0]
+        units = len(machine.visible_bias)
         if start.dim() != 2 or start.shape[1] != units or len(start) == 0:
             raise ValueError(
                 f"start: expected shape (chains, {units}) with chains > 0, got {tuple(start.shape)}"
@@ -43,7 +44,7 @@ class BlockGibbs(MCMCKernel):
             raise ValueError(f"sweeps: expected at least 1, got {sweeps}")
         self.machine, self.sweeps, self.site = machine, sweeps, site
         self.transforms: dict[str, Any] = {}  # MCMC asks for it after the last draw
-        self.initial_params = {site: start.to(machine.weight.detach())}
+        self.initial_params = {site: start.to(machine.visible_bias.detach())}
 
     @property
     def initial_params(self) -> dict[str, Tensor]:

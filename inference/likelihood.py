@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ppgen.types import BoltzmannMachine, ExactDensity, ImportanceWeighted, Likelihood
+from ppgen.types import ExactDensity, ImportanceWeighted, Likelihood, UnnormalisedDensity
 
 NUMBERS_PER_PIXEL = 16  # of a story's intermediate results, per pixel and draw; a guess
 
@@ -25,18 +26,18 @@ def log_likelihood(
     """Mean log-likelihood of `data` under a trained story, in nats per example.
 
     What the number is depends on what the story offers: ``log_prob`` gives the exact value,
-    ``log_weights`` a lower bound by importance sampling, ``free_energy`` and ``sweep`` (a
-    Boltzmann machine) bounds by annealed importance sampling. A module is put in evaluation mode
-    for the while.
+    ``log_weights`` a lower bound by importance sampling; a Boltzmann machine, or one under
+    directed layers, has bounds by annealed importance sampling of its log Z. A module is put in
+    evaluation mode for the while.
 
     Args:
-        story: an `ExactDensity`, an `ImportanceWeighted` or a `BoltzmannMachine`.
+        story: an `ExactDensity`, an `ImportanceWeighted` or an `UnnormalisedDensity`.
         data: examples, ``(N, D)``.
         samples: importance draws per example, K.
         seed: makes a stochastic bound reproducible; the generator is given back as it was.
         options: for importance sampling ``memory=``, bytes that a batch may take (256 MB); for
             a Boltzmann machine those of
-            `ppgen.inference.annealed_importance_sampling.boltzmann_likelihood`.
+            `ppgen.inference.boltzmann_likelihood.boltzmann_likelihood`.
 
     Raises:
         TypeError: when the story offers none of these; the message says what to add.
@@ -62,10 +63,10 @@ def log_likelihood(
 
 
 def _dispatch(story: object, data: Tensor, samples: int, options: dict[str, Any]) -> Likelihood:
-    if isinstance(story, BoltzmannMachine):
-        from ppgen.inference.annealed_importance_sampling import boltzmann_likelihood
+    if isinstance(story, UnnormalisedDensity):
+        from ppgen.inference.boltzmann_likelihood import boltzmann_likelihood
 
-        return boltzmann_likelihood(story, data, **options)
+        return boltzmann_likelihood(story, data, samples=samples, **options)
     if isinstance(story, ExactDensity):
         if options:
             raise TypeError(f"an exact density takes no options; got {sorted(options)}")
@@ -75,8 +76,8 @@ def _dispatch(story: object, data: Tensor, samples: int, options: dict[str, Any]
     raise TypeError(
         f"{type(story).__name__} offers no likelihood: give it log_prob(x) -> (N,) where the "
         "density is a formula, or log_weights(x, samples) -> (samples, N) where it has a guide "
-        "(log p(x, z) - log q(z | x), z ~ q), or free_energy(x) and sweep(side, "
-        "inverse_temperature) where it is a Boltzmann machine"
+        "(log p(x, z) - log q(z | x), z ~ q), or machine, machine_side, log_unnormalised and "
+        "unnormalised_log_weights where a Boltzmann machine is in it"
     )
 
 
@@ -103,10 +104,34 @@ def importance_weighted_likelihood(
     ``elbo``, ``examples_error`` (over examples, as a sample of others), ``effective_draws``
     (median over examples of ``(sum w)^2 / sum w^2``: a handful means a loose bound).
     """
+    found = importance_bound(story.log_weights, data, samples, memory=memory)
+    value = found.each.mean().item()
+    return Likelihood(
+        "lower", value, None, found.error, None, found.method, len(data), found.details
+    )
+
+
+class ImportanceBound(NamedTuple):
+    """The importance weighted bound of each example."""
+
+    each: Tensor  # (N,), float64, nats
+    error: float  # Monte Carlo standard error of its mean
+    method: str  # in words
+    details: dict[str, Any]  # see `importance_weighted_likelihood`
+
+
+def importance_bound(
+    log_weights: Callable[[Tensor, int], Tensor],
+    data: Tensor,
+    samples: int,
+    *,
+    memory: float = 2.56e8,
+) -> ImportanceBound:
+    """Log of the mean of `samples` weights, ``log_weights(x, samples) -> (samples, B)``."""
     if samples < 1:
         raise ValueError(f"samples must be at least 1; got {samples}")
     budget = max(1, int(memory / (NUMBERS_PER_PIXEL * data.element_size() * data[0].numel())))
-    parts = [_streamed(story, x, samples, budget) for x in data.split(min(budget, 256))]
+    parts = [_streamed(log_weights, x, samples, budget) for x in data.split(min(budget, 256))]
     bound, elbo, variance, effective = (
         torch.cat(column).cpu() for column in zip(*parts, strict=True)
     )
@@ -119,11 +144,11 @@ def importance_weighted_likelihood(
     }
     error = math.sqrt(variance.sum().item()) / len(data) if samples > 1 else math.inf
     method = f"importance sampling with {samples} draws"
-    return Likelihood("lower", bound.mean().item(), None, error, None, method, len(data), details)
+    return ImportanceBound(bound, error, method, details)
 
 
 def _streamed(
-    story: ImportanceWeighted, x: Tensor, samples: int, budget: int
+    log_weights: Callable[[Tensor, int], Tensor], x: Tensor, samples: int, budget: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Bound, ELBO, Monte Carlo variance of the bound, effective draws; each ``(B,)``."""
     shape = (len(x),)
@@ -132,7 +157,7 @@ def _streamed(
     done = 0
     while done < samples:
         count = min(samples - done, max(1, budget // len(x)))
-        w = story.log_weights(x, count)
+        w = log_weights(x, count)
         if w.shape != (count, *shape):
             raise ValueError(
                 f"log_weights must return (samples, examples) = {(count, *shape)}; "

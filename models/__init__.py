@@ -1,6 +1,8 @@
 """Generative stories, one file each."""
 
 from ppgen.models.base_rate import BaseRate as BaseRate
+from ppgen.models.dbm import DBM as DBM
+from ppgen.models.dbn import DBN as DBN
 from ppgen.models.dequantized_flow import DequantizedFlow as DequantizedFlow
 from ppgen.models.eight_schools import eight_schools as eight_schools
 from ppgen.models.eight_schools import eight_schools_centred as eight_schools_centred

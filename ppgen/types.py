@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -54,49 +54,123 @@ class Statistics(NamedTuple):
 
 @runtime_checkable
 class BoltzmannMachine(Protocol):
-    """A bipartite machine of binary units, ``log p(x, h) = a.x + b.h + x.W.h - log Z``.
+    """A bipartite machine of binary units, ``log p(s, t) = a.s + b.t + s.W.t - log Z``.
 
     A layered machine is bipartite: its *visible side* is its even layers (x, and every second
-    layer above), its *hidden side* the odd ones; each is independent given the other.
+    layer above), its *hidden side* the odd ones; each is independent given the other. Below, `x`
+    is the data layer, alone in the visible side of a machine with one hidden layer.
     """
 
     if TYPE_CHECKING:  # from Python 3.12 on, isinstance does not see the parameters of a module
-        weight: Tensor  # W between the sides, (D, H)
-        visible_bias: Tensor  # a, (D,)
-        hidden_bias: Tensor  # b, (H,)
+        visible: int  # units of x, the first of the visible side
+
+        # Read alone: parameters, or assembled from those of the layers.
+        @property
+        def weight(self) -> Tensor: ...  # W between the sides, (D, H)
+
+        @property
+        def visible_bias(self) -> Tensor: ...  # a, (D,)
+
+        @property
+        def hidden_bias(self) -> Tensor: ...  # b, (H,)
+
+        @property
+        def couplings(self) -> tuple[tuple[slice, slice], ...]:  # blocks of W that are not zero
+            ...
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]: ...
 
-    def hidden_logits(self, x: Tensor) -> Tensor:
+    def hidden_logits(self, s: Tensor) -> Tensor:
         """Log-odds of the hidden side given the visible, ``(*, D) -> (*, H)``."""
         ...
 
-    def visible_logits(self, h: Tensor) -> Tensor:
+    def visible_logits(self, t: Tensor) -> Tensor:
         """Log-odds of the visible side given the hidden, ``(*, H) -> (*, D)``."""
         ...
 
-    def free_energy(self, x: Tensor) -> Tensor:
-        """``-log sum_h exp(-energy(x, h))``: ``(*, D) -> (*)``, nats."""
+    def free_energy(self, s: Tensor) -> Tensor:
+        """``-log sum_t exp(-energy(s, t))``: ``(*, D) -> (*)``, nats."""
         ...
 
     def marginal(self) -> RestrictedBoltzmann:
         """The law of the visible side, normalised where log Z is known."""
         ...
 
-    def sample_visible(self, h: Tensor) -> Tensor:
+    def sample_visible(self, t: Tensor) -> Tensor:
         """Draw the visible side given the hidden, ``(*, H) -> (*, D)``."""
         ...
 
-    def sweep(self, x: Tensor) -> Tensor:
+    def sweep(self, s: Tensor) -> Tensor:
         """One block Gibbs update of the visible side through the hidden side."""
         ...
 
     def positive_phase(self, x: Tensor) -> Statistics:
-        """Statistics with the data clamped, ``(N, D)``."""
+        """Statistics with the data clamped, ``(N, visible)``."""
         ...
 
-    def statistics(self, x: Tensor) -> Statistics:
+    def statistics(self, s: Tensor) -> Statistics:
         """Statistics of states of the visible side, ``(N, D)``."""
+        ...
+
+    def by_parameter(
+        self, weight: Tensor, visible_bias: Tensor, hidden_bias: Tensor
+    ) -> dict[str, Tensor]:
+        """A gradient in W, a and b as the gradient in each parameter, by its name."""
+        ...
+
+
+@runtime_checkable
+class UnnormalisedDensity(Protocol):
+    """A story whose ``log p(x)`` is known, or bounded from below, up to the log Z of a machine.
+
+    The machine is the story itself for RBM and DBM, and the one on top for a DBN.
+    """
+
+    if TYPE_CHECKING:
+        visible: int  # units of x
+
+    @property
+    def machine(self) -> BoltzmannMachine: ...
+
+    def machine_side(self, x: Tensor) -> Tensor:
+        """Mean or draw of the machine's visible side with the data clamped, ``(N, D)``."""
+        ...
+
+    def log_unnormalised(self, x: Tensor) -> Tensor | None:
+        """Exact ``log p(x) + log Z``, ``(N,)``, nats; None where it is no feasible sum."""
+        ...
+
+    def unnormalised_log_weights(self, x: Tensor, samples: int) -> Tensor:
+        """``log p(x, z) + log Z - log q(z | x)``, z ~ q: ``(N, D) -> (samples, N)``, nats."""
+        ...
+
+
+@runtime_checkable
+class DirectedLayers(UnnormalisedDensity, Protocol):
+    """Directed layers under a machine, with a recognition pass of their own: a DBN.
+
+    `layers` is ``[x, h1, ..., s]``, s being the visible side of the machine; ``(N, units)`` each.
+    """
+
+    if TYPE_CHECKING:
+        tied: bool  # whether the recognition pass shares the generative weights
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]: ...
+
+    def recognise(self, x: Tensor) -> list[Tensor]:
+        """Layers drawn upwards from x."""
+        ...
+
+    def generate(self, side: Tensor) -> list[Tensor]:
+        """Layers drawn downwards from s."""
+        ...
+
+    def log_generative(self, layers: Sequence[Tensor]) -> Tensor:
+        """``log p(x, h1, ... | s)``, ``(N,)``, nats."""
+        ...
+
+    def log_recognition(self, layers: Sequence[Tensor]) -> Tensor:
+        """``log q(h1, ..., s | x)``, ``(N,)``, nats."""
         ...
 
 

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from ppgen.cli import exits, run
@@ -111,7 +112,7 @@ def test_a_failing_story_is_explained_by_line_shapes_and_sites(files, capsys):
         (["fit", "eight_schools", "--device", "cuda:99"], exits.USAGE, "not available"),
         (["fit", "eight_schools", "--sed", "3"], exits.USAGE, "--seed"),
         (["compare", "eight_schools", "--reference", "NUTS"], exits.USAGE, "not among"),
-        (["train", "eight_schools"], exits.USAGE, "rbm, vae, flow"),
+        (["train", "eight_schools"], exits.USAGE, "rbm, dbm, dbn, vae, flow"),
         (["train", "rbm", "--epochs", "0"], exits.USAGE, "epochs"),
         (["train", "rbm", "--data", "broken.csv"], exits.BAD_DATA, "row 3"),
         (["resume", "nowhere"], None, "nowhere"),
@@ -131,6 +132,21 @@ def test_exit_codes_and_what_is_said(files, capsys, command, code, says):
     assert says in printed.out + printed.err
     if found and command[0] != "data":  # `data check` reports on stdout
         assert len(printed.err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("model", ["dbm", "dbn"])
+def test_deep_machines_are_trained_evaluated_sampled_and_resumed(model, files, capsys):
+    train = ["train", model, "--epochs", "1", "--hidden", "6", "--out", "run", "--quiet"]
+    assert run(train) == exits.DONE
+    assert run(["resume", "run", "--epochs", "2", "--quiet"]) == exits.DONE
+    capsys.readouterr()
+    assert run(["evaluate", "run", "--samples", "20", "--json", "--quiet"]) == exits.DONE
+    found = json.loads(capsys.readouterr().out)
+    assert found["kind"] == ("exact" if model == "dbm" else "lower")
+    assert -60 < found["lower"] < -15
+    sample = ["sample", "run", "--count", "4", "--gibbs-steps", "2", "--out", "x.npy", "--quiet"]
+    assert run(sample) == exits.DONE
+    assert np.load(files / "x.npy").shape == (4, 64)
 
 
 def test_a_run_is_trained_evaluated_sampled_resumed_and_reported(files, capsys):

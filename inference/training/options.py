@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from ppgen import checkpoint
-from ppgen.types import BoltzmannMachine
+from ppgen.types import BoltzmannMachine, DirectedLayers
 
 LARGEST_LEARNING_RATE = 100.0
 _KEPT = ("batch_size", "learning_rate", "averaging", "seed", "loss", "optimizer", "schedule")
@@ -59,11 +59,15 @@ def check_story(story: nn.Module) -> list[nn.Parameter]:
 
 
 def default_loss(story: nn.Module) -> Any:
-    """Contrastive divergence for a Boltzmann machine, an ELBO for every other story."""
+    """Contrastive divergence for a Boltzmann machine, up-down for a DBN, else an ELBO."""
     if isinstance(story, BoltzmannMachine):
         from ppgen.inference.contrastive_divergence import ContrastiveDivergence
 
         return ContrastiveDivergence()
+    if isinstance(story, DirectedLayers):
+        from ppgen.inference.up_down import UpDown
+
+        return UpDown()
     from ppgen.inference.elbo import ELBO
 
     return ELBO()

@@ -91,12 +91,14 @@ def _loss_per_example(story: Any, loss: Any, held_out: Minibatches) -> float:
 
 
 def _free_energy_gap(machine: Any, held_out: Minibatches, batches: Minibatches) -> float:
-    examples = held_out.examples
+    # of a deep machine the variational free energies, which its positive phase minimises
     theirs, ours = (
-        torch.cat([machine.free_energy(x) for x, *_ in islice(source.in_order(), len(held_out))])
+        torch.cat([x for x, *_ in islice(source.in_order(), len(held_out))])[: held_out.examples]
         for source in (held_out, batches)
     )
-    return float(theirs.mean() - ours[:examples].mean())
+    return float(
+        machine.positive_phase(theirs).free_energy - machine.positive_phase(ours).free_energy
+    )
 
 
 def _as_training_data(data: Any, batches: Minibatches) -> Minibatches:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -19,11 +20,12 @@ if TYPE_CHECKING:
     from ppgen.data import Dataset
     from ppgen.types import Likelihood
 
-Model = Annotated[str, Parameter(help="rbm, vae or flow.")]
+Model = Annotated[str, Parameter(help="rbm, dbm, dbn, vae or flow.")]
 Run = Annotated[Path, Parameter(help="A run folder that `ppgen train` wrote.")]
 Binarisation = Literal["static", "dynamic", "threshold", "none"]
 
 _HELD_OUT = 0.1  # of the training data, for the validation curve
+_LEARNING_RATES = {"rbm": 0.05, "dbm": 0.1, "dbn": 0.02, "vae": 1e-3, "flow": 3e-3}
 
 
 def train(
@@ -48,7 +50,7 @@ def train(
     checkpoint_every: int | None = None,
     common: Common | None = None,
 ) -> int:
-    """Train an RBM, a VAE or a flow on images or on a table of 0 and 1.
+    """Train a Boltzmann machine, a VAE or a flow on images or on a table of 0 and 1.
 
     Try:
 
@@ -61,8 +63,10 @@ def train(
         binarisation: of grey images; static for the named data sets.
         epochs: passes over the training data.
         batch_size: examples of one step.
-        learning_rate: 0.05 for an RBM, 0.003 for a flow, 0.001 for a VAE.
-        hidden: hidden units; 200 for an RBM, 400 for a VAE, 512 for a flow.
+        learning_rate: 0.05 for an RBM, 0.1 for a DBM, 0.02 for a DBN (0.05 for its layers before),
+            0.003 for a flow, 0.001 for a VAE.
+        hidden: hidden units; 200 for an RBM, 400 for a VAE, 512 for a flow; 200 in the first layer
+            of a DBM, which has half as many in the second, and in both of a DBN.
         latent: dimensions of a VAE's code.
         gibbs_steps: of contrastive divergence.
         persistent: chains go on from step to step.
@@ -88,8 +92,8 @@ def train(
         "seed": common.seed,
         "epochs": epochs,
         "batch_size": batch_size,
-        "learning_rate": learning_rate or {"rbm": 0.05, "vae": 1e-3, "flow": 3e-3}[model],
-        "hidden": hidden or {"rbm": 200, "vae": 400, "flow": 512}[model],
+        "learning_rate": learning_rate or _LEARNING_RATES[model],
+        "hidden": hidden or {"vae": 400, "flow": 512}.get(model, 200),
         "latent": latent,
         "gibbs_steps": gibbs_steps,
         "persistent": persistent,
@@ -142,8 +146,8 @@ def evaluate(
         data: other data than the run was trained on.
         folder: where the files of a named data set lie.
         split: of the data.
-        samples: of importance sampling, for a VAE or a flow.
-        chains: of annealed importance sampling, for an RBM too large to enumerate.
+        samples: of importance sampling, for all but an RBM.
+        chains: of annealed importance sampling, for a Boltzmann machine too large to enumerate.
         temperatures: likewise.
     """
     common = common or Common()
@@ -177,7 +181,7 @@ def sample(
 
     Args:
         count: how many.
-        gibbs_steps: of an RBM's chains.
+        gibbs_steps: of a Boltzmann machine's chains.
         out: a .png or .npy file; samples.png in the run folder when not given.
     """
     import numpy as np
@@ -228,6 +232,11 @@ def build(settings: dict[str, Any], examples: Dataset) -> nn.Module:
         torch.manual_seed(settings["seed"])
         if settings["model"] == "rbm":
             return made.from_data(examples.x, settings["hidden"])
+        if settings["model"] == "dbm":
+            hidden = settings["hidden"], max(1, settings["hidden"] // 2)
+            return made.from_data(examples.x, hidden, weight_scale=0.05)
+        if settings["model"] == "dbn":
+            return made(dim, (settings["hidden"], settings["hidden"]), tied=False)
         if settings["model"] == "vae":
             return made(dim, settings["latent"], (settings["hidden"],))
         return made(dim, hidden=(settings["hidden"],))
@@ -238,12 +247,11 @@ def optimisation(settings: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     options: dict[str, Any] = {}
-    if settings["model"] == "rbm":
-        from ppgen.inference import ContrastiveDivergence
+    if settings["model"] in ("rbm", "dbm", "dbn"):
+        from ppgen.inference import ContrastiveDivergence, UpDown
 
-        options["loss"] = ContrastiveDivergence(
-            settings["gibbs_steps"], persistent=settings["persistent"]
-        )
+        loss = UpDown if settings["model"] == "dbn" else ContrastiveDivergence
+        options["loss"] = loss(settings["gibbs_steps"], persistent=settings["persistent"])
         options["optimizer"] = partial(torch.optim.SGD, momentum=0.5, fused=True)
     elif settings["model"] == "flow":
         options["optimizer"] = partial(torch.optim.AdamW, weight_decay=1e-2, fused=True)
@@ -274,6 +282,8 @@ def _train(
     check_binary(examples.x, examples.name)
     kept, validation = _split(examples)
     story = build(settings, kept)
+    if settings["model"] == "dbn" and not resume:
+        _pretrain(story, settings, kept, common)
     result = ppgen.train(
         story,
         kept,
@@ -310,6 +320,34 @@ def _train(
          "seconds": result.seconds, "stopped": result.stopped},
     )  # fmt: skip
     return DONE
+
+
+def _pretrain(story: Any, settings: dict[str, Any], examples: Dataset, common: Common) -> None:
+    """Greedy layer-wise training: as many epochs for each layer as for the whole afterwards."""
+    import torch
+
+    from ppgen.inference import ContrastiveDivergence, greedy
+    from ppgen.models import RBM
+
+    loss = partial(
+        ContrastiveDivergence, settings["gibbs_steps"], persistent=settings["persistent"]
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(settings["seed"])
+        stack = [RBM(below, above) for below, above in pairwise(story.sizes)]
+    options = {**optimisation(settings), "loss": loss}
+    greedy(
+        stack,
+        examples.x,
+        epochs=settings["epochs"],
+        batch_size=min(settings["batch_size"], len(examples)),
+        learning_rate=_LEARNING_RATES["rbm"],
+        averaging=settings["averaging"],
+        seed=settings["seed"],
+        device=common.device,
+        **options,
+    )
+    story.assemble(stack)
 
 
 def _split(examples: Dataset) -> tuple[Dataset, Dataset]:
@@ -363,13 +401,11 @@ def _likelihood(
     temperatures: int = 1000,
 ) -> Likelihood:
     import ppgen
-    from ppgen.types import BoltzmannMachine
+    from ppgen.types import UnnormalisedDensity
 
-    options = (
-        {"chains": chains, "temperatures": temperatures}
-        if isinstance(story, BoltzmannMachine)
-        else {"samples": samples}
-    )
+    options: dict[str, int] = {"samples": samples}
+    if isinstance(story, UnnormalisedDensity):
+        options |= {"chains": chains, "temperatures": temperatures}
     return ppgen.log_likelihood(story, examples.x.to(common.device), seed=common.seed, **options)
 
 
@@ -377,18 +413,19 @@ def draw_examples(story: Any, examples: Dataset, count: int, gibbs_steps: int, s
     """New examples, ``(count, D)``; a machine's chains start at rows of the data."""
     import torch
 
-    from ppgen.types import BoltzmannMachine
+    from ppgen.types import DirectedLayers, UnnormalisedDensity
 
     device = next(story.parameters()).device
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
-        if not isinstance(story, BoltzmannMachine):
+        if not isinstance(story, UnnormalisedDensity):
             return story.sample(count).cpu().numpy()
         rows = torch.randint(len(examples), (count,))
-        x = examples.x[rows].to(device)
+        side = story.machine_side(examples.x[rows].to(device))
         for _ in range(gibbs_steps):
-            x = story.sweep(x)
-        return x.cpu().numpy()
+            side = story.machine.sweep(side)
+        x = story.generate(side)[0] if isinstance(story, DirectedLayers) else side
+        return x[:, : story.visible].cpu().numpy()
 
 
 def _picture(x: Any, examples: Dataset, model: str) -> Any:

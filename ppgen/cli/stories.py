@@ -62,6 +62,20 @@ BUNDLED = {
     "rbm": Bundled(
         "ppgen.models.rbm", "RBM", "deep", "restricted Boltzmann machine", "Hinton 2002"
     ),
+    "dbm": Bundled(
+        "ppgen.models.dbm",
+        "DBM",
+        "deep",
+        "deep Boltzmann machine, two hidden layers",
+        "Salakhutdinov & Hinton 2009; Montavon & Müller 2012",
+    ),
+    "dbn": Bundled(
+        "ppgen.models.dbn",
+        "DBN",
+        "deep",
+        "deep belief network, two hidden layers",
+        "Hinton, Osindero & Teh 2006",
+    ),
     "vae": Bundled(
         "ppgen.models.vae", "VAE", "deep", "variational autoencoder", "Kingma & Welling 2014"
     ),

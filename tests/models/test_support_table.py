@@ -14,8 +14,10 @@ from pyro.infer.inspect import get_model_relations
 from pyro.infer.mcmc import MCMC, NUTS
 from pyro.optim import Adam
 
-from ppgen.inference import ELBO, BlockGibbs, ContrastiveDivergence
+from ppgen.inference import ELBO, BlockGibbs, ContrastiveDivergence, ParallelTempering, UpDown
 from ppgen.models import (
+    DBM,
+    DBN,
     RBM,
     VAE,
     BaseRate,
@@ -63,6 +65,12 @@ CASES = {
     "logistic_regression": bayes(logistic_regression, logistic_data),
     "RBM": deep(lambda: RBM(6, 3), BITS, (ContrastiveDivergence(), pyro.infer.Trace_ELBO())),
     "large RBM": deep(lambda: RBM(30, 30), BITS.repeat(1, 5), (ContrastiveDivergence(),)),
+    "DBM": deep(lambda: DBM(6, (3, 2)), BITS, (ContrastiveDivergence(), pyro.infer.Trace_ELBO())),
+    "large DBM": deep(lambda: DBM(30, (25, 25)), BITS.repeat(1, 5), (ContrastiveDivergence(),)),
+    "DBN": deep(
+        lambda: DBN(6, (3, 2), tied=False), BITS, (UpDown(), pyro.infer.Trace_ELBO(), ELBO())
+    ),
+    "large DBN": deep(lambda: DBN(30, (25, 25), tied=False), BITS.repeat(1, 5), (UpDown(),)),
     "VAE": deep(
         lambda: VAE(6, 2, (8,)),
         BITS,
@@ -99,18 +107,21 @@ def test_pyros_own_mcmc_runs(name):
     assert all(torch.isfinite(v).all() for v in mcmc.get_samples().values())
 
 
-@pytest.mark.parametrize("name", ["RBM", "large RBM"])
-def test_a_machine_runs_under_mcmc_with_block_gibbs(name):
+@pytest.mark.parametrize("kernel", [BlockGibbs, ParallelTempering])
+@pytest.mark.parametrize("name", ["RBM", "large RBM", "DBM", "large DBM", "DBN"])
+def test_a_machine_runs_under_mcmc_with_our_kernels(name, kernel):
+    """That of a DBN is the one on top."""
     case = CASES[name]()
+    start = case.story.machine_side(case.args[0])
     mcmc = MCMC(
-        BlockGibbs(case.story, case.args[0]), num_samples=5, warmup_steps=2, disable_progbar=True
+        kernel(case.story.machine, start), num_samples=5, warmup_steps=2, disable_progbar=True
     )
     mcmc.run()
     (draws,) = mcmc.get_samples().values()
     assert set(draws.unique().tolist()) <= {0.0, 1.0}
 
 
-@pytest.mark.parametrize("name", [n for n in CASES if n != "large RBM"])
+@pytest.mark.parametrize("name", [n for n in CASES if "large" not in n])
 def test_predictive_and_the_graph_run(name):
     case = CASES[name]()
     blind = pyro.poutine.uncondition(case.model)
@@ -122,7 +133,8 @@ def test_predictive_and_the_graph_run(name):
     assert relations["sample_sample"]
 
 
-def test_an_elbo_on_a_machine_whose_log_partition_is_unknown_raises():
-    case = CASES["large RBM"]()
+@pytest.mark.parametrize("name", ["large RBM", "large DBM", "large DBN"])
+def test_an_elbo_on_a_machine_whose_log_partition_is_unknown_raises(name):
+    case = CASES[name]()
     with pytest.raises(ValueError, match=r"(?i)log partition|log Z|partition function"):
         pyro.infer.Trace_ELBO().loss(case.model, case.guide, *case.args)

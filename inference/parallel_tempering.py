@@ -1,0 +1,143 @@
+r"""Parallel tempering of a Boltzmann machine, as a kernel for ``pyro.infer.MCMC``.
+
+Replicas at inverse temperatures ``0 = beta_0 < ... < beta_K = 1`` stand on the path from a base of
+independent units that annealed importance sampling also takes. Each makes block Gibbs updates, and
+neighbours swap their states with probability
+
+.. math:: \min\Big(1, \frac{p^*_{\beta_i}(s_j)\, p^*_{\beta_j}(s_i)}
+          {p^*_{\beta_i}(s_i)\, p^*_{\beta_j}(s_j)}\Big)
+
+on the *tempered marginals* ``p*_beta(s)``, hidden side summed out at that temperature. Swapping on
+``beta F(s)``, the free energy at temperature 1 times beta, would be no Markov chain of any of them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
+from torch import Tensor
+
+from ppgen.inference.annealed_importance_sampling import base_biases, increment, move, schedule
+from ppgen.inference.gibbs import BlockGibbs
+from ppgen.types import BoltzmannMachine
+
+
+class State(NamedTuple):
+    """What the next step needs."""
+
+    ladder: Tensor  # visible sides, hottest first, (rungs, chains, D)
+
+
+class Info(NamedTuple):
+    """What a caller may log."""
+
+    accepted: Tensor  # share of the chains that swapped, between neighbours, (rungs - 1,)
+
+
+def init(start: Tensor, rungs: int) -> State:
+    """Every replica at `start`, ``(chains, D)``."""
+    return State(start.expand(rungs, *start.shape).clone())
+
+
+@torch.no_grad()
+def step(
+    state: State, *, machine: BoltzmannMachine, base: Tensor, betas: list[float], sweeps: int = 1
+) -> tuple[State, Info]:
+    """`sweeps` Gibbs updates of every replica, then swaps of the even and of the odd pairs."""
+    ladder = state.ladder
+    beta = ladder.new_tensor(betas)[:, None, None]
+    for _ in range(sweeps):
+        ladder = move(machine, base, machine.hidden_logits(ladder), beta)
+    logits = machine.hidden_logits(ladder)
+    accepted = ladder.new_zeros(len(betas) - 1)
+    for parity in (0, 1):
+        for i in range(parity, len(betas) - 1, 2):
+            pair = slice(i, i + 2)
+            ratio = swap_log_ratio(
+                machine, base, ladder[pair], logits[pair], betas[i], betas[i + 1]
+            )
+            swap = torch.rand_like(ratio).log() < ratio
+            accepted[i] = swap.to(accepted).mean()
+            for states in (ladder, logits):
+                states[pair] = torch.where(swap[:, None], states[pair].flip(0), states[pair])
+    return State(ladder), Info(accepted)
+
+
+def swap_log_ratio(
+    machine: BoltzmannMachine, base: Tensor, sides: Tensor, logits: Tensor, hot: float, cold: float
+) -> Tensor:
+    """Log of the ratio above for ``sides = (s_hot, s_cold)``: ``(2, C, D) -> (C,)``, float64."""
+    up = increment(machine, base, sides[0], logits[0], hot, cold)
+    down = increment(machine, base, sides[1], logits[1], cold, hot)
+    return up + down
+
+
+class ParallelTempering(MCMCKernel):
+    """Block Gibbs at several temperatures, whose swaps carry a chain from mode to mode.
+
+    The draws are those at temperature 1: a whole visible side for each chain, as `BlockGibbs` has
+    it. The other replicas stay in the kernel (`state`).
+
+    Args:
+        machine: what is sampled; its parameters stay as they are.
+        start: visible sides to start from, ``(chains, D)`` in {0, 1}.
+        temperatures: number of equal steps of beta, or the betas: increasing, from 0 to 1 exactly.
+        base: biases of the visible side at beta = 0, ``(D,)``; uniform if None. Log-odds of the
+            data's base rates make do with fewer temperatures.
+        sweeps: block Gibbs updates of every replica for each draw.
+        site: name of the draws.
+
+    References:
+        | Replica Monte Carlo simulation of spin-glasses (Swendsen, Wang, 1986)
+        | Parallel tempering for training of restricted Boltzmann machines (Desjardins et al., 2010)
+
+    Example:
+        >>> from pyro.infer import MCMC; from ppgen.models.rbm import RBM
+        >>> kernel = ParallelTempering(RBM(6, 4), start=torch.zeros(10, 6), temperatures=5)
+        >>> mcmc = MCMC(kernel, num_samples=3, warmup_steps=2, disable_progbar=True)
+        >>> mcmc.run()
+        >>> tuple(mcmc.get_samples()["x"].shape), len(kernel.diagnostics()["swap acceptance"])
+        ((3, 10, 6), 5)
+    """
+
+    def __init__(
+        self,
+        machine: BoltzmannMachine,
+        start: Tensor,
+        *,
+        temperatures: int | Tensor = 10,
+        base: Tensor | None = None,
+        sweeps: int = 1,
+        site: str = "x",
+    ) -> None:
+        inner = BlockGibbs(machine, start, sweeps=sweeps, site=site)  # the same arguments, checked
+        self.machine, self.sweeps, self.site = machine, sweeps, site
+        self.betas = schedule(temperatures)
+        self.base = base_biases(machine, base).detach()
+        self.transforms: dict[str, Any] = {}  # MCMC asks for it after the last draw
+        self.initial_params = inner.initial_params
+        self.state = init(self.initial_params[site], len(self.betas))
+        self._accepted, self._steps = torch.zeros(len(self.betas) - 1), 0
+
+    @property
+    def initial_params(self) -> dict[str, Tensor]:
+        return self._initial_params
+
+    @initial_params.setter
+    def initial_params(self, params: dict[str, Tensor]) -> None:
+        self._initial_params = params
+
+    def sample(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
+        self.state.ladder[-1] = params[self.site]
+        self.state, info = step(
+            self.state, machine=self.machine, base=self.base, betas=self.betas, sweeps=self.sweeps
+        )
+        self._accepted += info.accepted.to(self._accepted)
+        self._steps += 1
+        return {self.site: self.state.ladder[-1].clone()}
+
+    def diagnostics(self) -> dict[str, list[float]]:
+        """Mean share of accepted swaps between neighbours, hottest pair first."""
+        return {"swap acceptance": (self._accepted / max(self._steps, 1)).tolist()}

@@ -1,0 +1,110 @@
+"""The up-down algorithm: wake-sleep fine-tuning of a deep belief network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppgen.inference.contrastive_divergence import (
+    ContrastiveDivergence,
+    Info,
+    shown_parameters,
+)
+from ppgen.types import DirectedLayers
+
+
+class UpDown:
+    r"""Loss that trains all layers of a deep belief network at once.
+
+    Up (wake): layers drawn by the recognition pass from the data teach the generative weights,
+    ``-log p(x, h1, ... | s)``, and s teaches the machine on top by contrastive divergence. Down
+    (sleep): layers drawn by the generative pass from the machine's own states teach the recognition
+    weights, ``-log q(h1, ..., s | x)``. Each phase averages over its own count.
+
+    In Pyro: ``SVI(dbn.model, dbn.guide, optim, loss=UpDown())``; also a loss for ``ppgen.train``.
+    The float that comes back is the variational free energy of the data less the free energy of
+    the machine's states, nats: neither a likelihood nor the objective.
+
+    Args:
+        gibbs_steps: sweeps of the machine on top a step.
+        persistent: its chains go on across steps; else each step starts at the data.
+        options: others of its `ContrastiveDivergence`.
+
+    Raises:
+        ValueError: from a step, when the network is still tied: `untie` it first.
+
+    References:
+        | The wake-sleep algorithm for unsupervised neural networks (Hinton et al., 1995)
+        | A fast learning algorithm for deep belief nets (Hinton, Osindero, Teh, 2006), appendix B
+    """
+
+    reduction = "mean"
+
+    def __init__(self, gibbs_steps: int = 5, persistent: bool = True, **options: Any) -> None:
+        self.top = ContrastiveDivergence(gibbs_steps, persistent, **options)
+        self.options = {"persistent": persistent, "chains": self.top.chains, **self.top.options}
+
+    def __call__(self, model: Callable, guide: Callable | None, batch: Tensor) -> float:
+        """What SVI calls; without gradients (`SVI.evaluate_loss`) nothing moves."""
+        compute = self.loss_and_grads if torch.is_grad_enabled() else self.loss
+        return compute(model, guide, batch)
+
+    def loss_and_grads(self, model: Callable, guide: Callable | None, batch: Tensor) -> float:
+        network = _network(model, guide)
+        batch = _checked(batch, network)
+        shown_parameters(network)
+        layers = network.recognise(batch)
+        info = self.top.accumulate(network.machine, layers[-1])
+        wake = -network.log_generative(layers).mean()
+        sleep = -network.log_recognition(network.generate(info.fantasies)).mean()
+        if len(layers) > 1:
+            (wake + sleep).backward()
+        return _contrast(network, layers, info)
+
+    def loss(self, model: Callable, guide: Callable | None, batch: Tensor) -> float:
+        """The number alone: no gradient, and the chains stay where they are."""
+        network = _network(model, guide)
+        layers = network.recognise(_checked(batch, network))
+        return _contrast(network, layers, self.top.observe(network.machine, layers[-1]))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The tensors that a resumed run needs: chains and offsets of the machine on top."""
+        return self.top.state_dict()
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        self.top.load_state_dict(tensors)
+
+
+@torch.no_grad()
+def _contrast(network: DirectedLayers, layers: list[Tensor], info: Info) -> float:
+    directed = network.log_recognition(layers) - network.log_generative(layers)
+    return float(directed.mean() + info.contrast)
+
+
+def _network(model: Callable, guide: Callable | None) -> DirectedLayers:
+    network = getattr(model, "__self__", model)
+    if not isinstance(network, DirectedLayers):
+        raise TypeError(
+            f"UpDown: expected the `model` of a deep belief network (dbn.model), got {model!r}; a "
+            "Boltzmann machine has ContrastiveDivergence, other stories an ELBO"
+        )
+    if guide is not None and getattr(guide, "__self__", guide) is not network:
+        raise ValueError("UpDown: model and guide belong to different networks")
+    if network.tied:
+        raise ValueError(
+            "UpDown: the recognition pass shares the generative weights, so that the phases would "
+            "train them against each other: call `untie()` on the network first"
+        )
+    return network
+
+
+def _checked(batch: Tensor, network: DirectedLayers) -> Tensor:
+    units = network.visible
+    if batch.dim() != 2 or batch.shape[1] != units or len(batch) == 0:
+        raise ValueError(
+            f"UpDown: expected a batch of shape (B, {units}) with B > 0, got {tuple(batch.shape)}"
+        )
+    return batch.to(network.machine.visible_bias)

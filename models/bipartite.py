@@ -1,0 +1,152 @@
+"""What every bipartite Boltzmann machine can do: written once, on its two sides."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution
+from pyro.nn import PyroModule
+from torch import Tensor
+
+from ppgen.distributions.restricted_boltzmann import (
+    KnownLogPartition,
+    RestrictedBoltzmann,
+    sample_units,
+    softplus,
+)
+from ppgen.types import Statistics
+
+
+class Bipartite(PyroModule):
+    r"""Boltzmann machine of two sides of binary units, without ties within a side.
+
+    .. math:: p(s, t) = e^{-E(s, t)} / Z, \qquad E(s, t) = -a^\top s - b^\top t - s^\top W t
+
+    A layered machine is one: the even layers, ``s = (x, h2, h4, ...)``, are its visible side, the
+    odd ones, ``t = (h1, h3, ...)``, its hidden side. A machine is a subclass that has `weight` W,
+    `visible_bias` a and `hidden_bias` b, as parameters or assembled from those of its layers.
+
+    Shapes:
+        ``s``: ``(*, D)`` and ``t``: ``(*, H)`` in {0, 1}; energies ``(*)`` in nats; W ``(D, H)``.
+    """
+
+    if TYPE_CHECKING:  # tensors: parameters, or properties
+        weight: Any
+        visible_bias: Any
+        hidden_bias: Any
+    visible: int  # units of x, the first of the visible side
+    _known: KnownLogPartition | None = None
+
+    def energy(self, s: Tensor, t: Tensor) -> Tensor:
+        return -(self.hidden_logits(s) * t).sum(-1) - s @ self.visible_bias
+
+    def free_energy(self, s: Tensor) -> Tensor:
+        """``-log sum_t exp(-energy(s, t))``: ``(*, D) -> (*)``, nats."""
+        return -softplus(self.hidden_logits(s)).sum(-1) - s @ self.visible_bias
+
+    def hidden_logits(self, s: Tensor) -> Tensor:
+        return affine(s, self.weight, self.hidden_bias)
+
+    def visible_logits(self, t: Tensor) -> Tensor:
+        return affine(t, self.weight.T, self.visible_bias)
+
+    def hidden_given_visible(self, s: Tensor) -> TorchDistribution:
+        return dist.Bernoulli(logits=self.hidden_logits(s)).to_event(1)
+
+    def visible_given_hidden(self, t: Tensor) -> TorchDistribution:
+        return dist.Bernoulli(logits=self.visible_logits(t)).to_event(1)
+
+    def marginal(self) -> RestrictedBoltzmann:
+        """The law of the visible side, normalised where log Z is known."""
+        return RestrictedBoltzmann(*self._sides(), known=self._known)
+
+    def hidden_marginal(self) -> RestrictedBoltzmann:
+        """The law of the hidden side, normalised where log Z is known."""
+        weight, visible, hidden = self._sides()
+        known = self._known
+        if known is not None:
+            W, a, b = known.parameters
+            known = KnownLogPartition(known.value, (W.T, b, a))
+        return RestrictedBoltzmann(weight.T, hidden, visible, known=known)
+
+    def log_partition(self, limit: int = 25) -> Tensor:
+        """Exact, differentiable log Z, nats; the smaller side has at most `limit` units."""
+        return self.marginal().log_partition(limit)
+
+    def normalise(self, log_partition: float) -> None:
+        """Take `log_partition` for log Z (nats) until a parameter moves."""
+        copies = tuple(p.detach().clone() for p in self._sides())
+        self._known = KnownLogPartition(float(log_partition), copies)
+
+    @torch.no_grad()
+    def sample_visible(self, t: Tensor) -> Tensor:
+        """Draw the visible side given the hidden, ``(*, H) -> (*, D)``."""
+        return sample_units(self.visible_logits(t).sigmoid_())
+
+    @torch.no_grad()
+    def sweep(self, s: Tensor) -> Tensor:
+        """One block Gibbs update of the visible side: the hidden given it, then it anew."""
+        return self.sample_visible(sample_units(self.hidden_logits(s).sigmoid_()))
+
+    @torch.no_grad()
+    def statistics(self, s: Tensor) -> Statistics:
+        """What a phase whose visible side is `s`, ``(N, D)``, contributes to the gradient."""
+        logits = self.hidden_logits(s)
+        visible_mean = s.mean(0)
+        free_energy = -visible_mean @ self.visible_bias - softplus(logits).sum() / len(s)
+        hidden = logits.sigmoid_()
+        return Statistics(s, hidden, visible_mean, hidden.mean(0), free_energy)
+
+    def positive_phase(self, x: Tensor) -> Statistics:
+        """Data clamped, ``(N, visible)``; here x is the whole visible side."""
+        return self.statistics(x)
+
+    @property
+    def couplings(self) -> tuple[tuple[slice, slice], ...]:
+        """Blocks of `weight`, (rows, columns), outside of which it is zero by design."""
+        return ((slice(None), slice(None)),)
+
+    def by_parameter(
+        self, weight: Tensor, visible_bias: Tensor, hidden_bias: Tensor
+    ) -> dict[str, Tensor]:
+        """A gradient in the sides as the gradient in each parameter, by name."""
+        return {"weight": weight, "visible_bias": visible_bias, "hidden_bias": hidden_bias}
+
+    # Where log p(x) is known up to log Z
+
+    @property
+    def machine(self) -> Bipartite:
+        """The machine whose log Z normalises this story: itself."""
+        return self
+
+    def machine_side(self, x: Tensor) -> Tensor:
+        """The visible side, its mean where it is latent, with the data clamped: ``(N, D)``."""
+        return self.positive_phase(x).visible
+
+    def log_unnormalised(self, x: Tensor) -> Tensor | None:
+        """``log p(x) + log Z``, ``(N,)``, nats; None where it is no feasible sum."""
+        return -self.free_energy(x)
+
+    def unnormalised_log_weights(self, x: Tensor, samples: int) -> Tensor:
+        """``log p(x) + log Z`` itself, `samples` times: nothing is left to be sampled."""
+        return (-self.free_energy(x)).expand(samples, -1)
+
+    def _sides(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.weight, self.visible_bias, self.hidden_bias
+
+
+def affine(side: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """``side @ weight + bias``; names the number of units where it is wrong."""
+    if side.shape[-1] != weight.shape[0]:
+        raise ValueError(
+            f"expected units of shape (..., {weight.shape[0]}), got {tuple(side.shape)}"
+        )
+    return torch.addmm(bias, side, weight) if side.dim() == 2 else side @ weight + bias
+
+
+def require_rows(x: Tensor) -> None:
+    """Refuse what is not ``(N, D)`` with N > 0."""
+    if x.dim() != 2 or len(x) == 0:
+        raise ValueError(f"x: expected shape (N, D) with N > 0, got {tuple(x.shape)}")
