@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_ch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from pyro.distributions import TorchDistribution
     from torch.nn import Parameter
 
     from ppgen.distributions import RestrictedBoltzmann
@@ -97,6 +98,29 @@ class BoltzmannMachine(Protocol):
 
     def statistics(self, x: Tensor) -> Statistics:
         """Statistics of states of the visible side, ``(N, D)``."""
+        ...
+
+
+@runtime_checkable
+class Conjugate(Protocol):
+    """A story whose posterior is a formula; `data` are the arguments of its ``model``."""
+
+    def model(self, *data: Any) -> Any: ...
+
+    def guide(self, *data: Any) -> Any:
+        """The exact posterior, jointly: its ELBO is the log evidence, for every draw."""
+        ...
+
+    def exact_posterior(self, *data: Any) -> dict[str, TorchDistribution]:
+        """The marginal law of each latent site."""
+        ...
+
+    def log_evidence(self, *data: Any) -> Tensor:
+        """``log p(data)``, ``()``, nats."""
+        ...
+
+    def predictive(self, *data: Any) -> TorchDistribution:
+        """The law of one more observation, given the data."""
         ...
 
 

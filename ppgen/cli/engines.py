@@ -7,6 +7,7 @@ from typing import Any
 
 from ppgen.types import Engine
 
+_ENGINES = ("HMC", "NUTS", "VI", "MAP", "MLE", "Laplace", "Exact")
 _GUIDES = ("mean-field", "full-rank", "low-rank", "flow")
 
 
@@ -20,7 +21,7 @@ def engine(text: str) -> Engine:
 
     from ppgen import inference
 
-    known = {n: getattr(inference, n) for n in ("HMC", "NUTS", "VI", "MAP", "MLE", "Laplace")}
+    known = {n: getattr(inference, n) for n in _ENGINES}
     name, options = _parse(text)
     matches = [n for n in known if n.lower() == name.lower()]
     if not matches:

@@ -21,6 +21,7 @@ ENGINES = {
     "NUTS": ("Pyro's no-U-turn sampler", "Hoffman & Gelman 2014"),
     "VI": ("stochastic variational inference, any guide", "Hoffman et al. 2013; Kingma & Welling"),
     "Laplace": ("Gaussian at the mode", "Tierney & Kadane 1986"),
+    "Exact": ("the formula of a conjugate story", "-"),
     "MAP": ("the mode of the posterior", "-"),
     "MLE": ("the maximum of the likelihood", "-"),
 }

@@ -25,7 +25,9 @@ class Bundled:
     paper: str
 
     def load(self) -> Any:
-        return getattr(import_module(self.module), self.name)
+        """The story: a function, a class to build, or the `model` of a class as it comes."""
+        found = getattr(import_module(self.module), self.name)
+        return found().model if self.kind == "bayes" and isinstance(found, type) else found
 
 
 BUNDLED = {
@@ -56,6 +58,48 @@ BUNDLED = {
         "bayes",
         "binary y",
         "-",
+    ),
+    "beta_bernoulli": Bundled(
+        "ppgen.models.beta_bernoulli",
+        "BetaBernoulli",
+        "bayes",
+        "a coin of unknown bias, conjugate",
+        "Gelman et al. 2013",
+    ),
+    "normal_normal": Bundled(
+        "ppgen.models.normal_normal",
+        "NormalNormal",
+        "bayes",
+        "a mean with known noise, conjugate",
+        "Gelman et al. 2013",
+    ),
+    "normal_gamma": Bundled(
+        "ppgen.models.normal_gamma",
+        "NormalGamma",
+        "bayes",
+        "mean and precision of a normal, conjugate",
+        "Bishop 2006",
+    ),
+    "dirichlet_categorical": Bundled(
+        "ppgen.models.dirichlet_categorical",
+        "DirichletCategorical",
+        "bayes",
+        "shares of classes, conjugate",
+        "Gelman et al. 2013",
+    ),
+    "gamma_poisson": Bundled(
+        "ppgen.models.gamma_poisson",
+        "GammaPoisson",
+        "bayes",
+        "a rate of rare events, conjugate",
+        "Gelman et al. 2013",
+    ),
+    "conjugate_regression": Bundled(
+        "ppgen.models.conjugate_regression",
+        "ConjugateRegression",
+        "bayes",
+        "linear regression, conjugate",
+        "Gelman et al. 2013",
     ),
     "rbm": Bundled(
         "ppgen.models.rbm", "RBM", "deep", "restricted Boltzmann machine", "Hinton 2002"
