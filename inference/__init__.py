@@ -4,6 +4,7 @@ from ppgen.inference.annealed_importance_sampling import LogPartition as LogPart
 from ppgen.inference.annealed_importance_sampling import (
     boltzmann_likelihood as boltzmann_likelihood,
 )
+from ppgen.inference.cavi import CAVI as CAVI
 from ppgen.inference.compare import Comparison as Comparison
 from ppgen.inference.compare import compare as compare
 from ppgen.inference.contrastive_divergence import ContrastiveDivergence as ContrastiveDivergence
@@ -12,6 +13,8 @@ from ppgen.inference.exact import Exact as Exact
 from ppgen.inference.fit import fit as fit
 from ppgen.inference.flow_guides import flow_guide as flow_guide
 from ppgen.inference.gibbs import BlockGibbs as BlockGibbs
+from ppgen.inference.gibbs_engine import ConditionalGibbs as ConditionalGibbs
+from ppgen.inference.gibbs_engine import Gibbs as Gibbs
 from ppgen.inference.hmc_engine import HMC as HMC
 from ppgen.inference.laplace import Laplace as Laplace
 from ppgen.inference.likelihood import log_likelihood as log_likelihood

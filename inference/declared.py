@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -19,8 +20,8 @@ P = TypeVar("P")
 
 def declared(
     engine: str, protocol: type[P], model: Story | Program, args: Any, kwargs: Any
-) -> tuple[P, Program]:
-    """The story that the bound method `model` belongs to, and the program of it with its data.
+) -> tuple[P, Program, tuple[Any, ...]]:
+    """The story that the bound method `model` belongs to, its program, and its data in order.
 
     Raises:
         ValueError: where it does not declare what `protocol` asks for.
@@ -37,8 +38,10 @@ def declared(
             f"{name} has no {', '.join(lacking or wanted)}: use HMC or VI, which ask for nothing"
         )
     if method is story:
-        model = story.model
-    return story, as_program(model, args, kwargs)
+        model = method.model
+    program = as_program(model, args, kwargs)
+    bound = inspect.signature(program.model).bind(*program._args, **program._kwargs)
+    return story, program, bound.args
 
 
 def story_name(model: Story | Program) -> str:
@@ -52,17 +55,17 @@ def story_name(model: Story | Program) -> str:
 def unconstrained(
     program: Program, values: Mapping[str, Tensor], laws: Mapping[str, TorchDistribution]
 ) -> tuple[Tensor, Tensor]:
-    """Draws of named sites as flat vectors, and their log density under `laws` on that scale.
+    """Draws of named sites as flat vectors.
 
     Args:
         program: says where each site stands in the vector.
         values: of each latent site, ``(*batch, *shape)``.
-        laws: what they were drawn from; the support of each is that of the site.
+        laws: their supports are those of the sites.
 
     Returns:
-        z, ``(*batch, D)``, and ``log q(z)``, ``(*batch)``, nats.
+        z, ``(*batch, D)``, and ``log |det d values / d z|``, ``(*batch)``, nats.
     """
-    parts, total = [], torch.zeros(())
+    parts, total = [], torch.zeros((), dtype=program.dtype)
     for name in program.sites:
         value = values[name].to(program.dtype)
         batch = value.shape[: value.dim() - len(program.anatomy.sites[name].shape)]
@@ -70,6 +73,17 @@ def unconstrained(
         point = transform.inv(value)
         parts.append(point.reshape(*batch, -1))
         jacobian = transform.log_abs_det_jacobian(point, value)
-        for term in (laws[name].log_prob(values[name]), jacobian):
-            total = total + term.reshape(*batch, -1).sum(-1)
+        total = total + jacobian.reshape(*batch, -1).sum(-1)
     return torch.cat(parts, -1), total
+
+
+def log_prob(
+    program: Program, values: Mapping[str, Tensor], laws: Mapping[str, TorchDistribution]
+) -> Tensor:
+    """Log density of draws ``(*batch, *shape)`` under `laws`, all sites together: ``(*batch)``."""
+    total = torch.zeros((), dtype=program.dtype)
+    for name in program.sites:
+        value = values[name]
+        batch = value.shape[: value.dim() - len(program.anatomy.sites[name].shape)]
+        total = total + laws[name].log_prob(value).reshape(*batch, -1).sum(-1)
+    return total

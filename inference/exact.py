@@ -9,7 +9,7 @@ from typing import Any
 import pyro
 import torch
 
-from ppgen.inference.declared import declared, unconstrained
+from ppgen.inference.declared import declared, log_prob, unconstrained
 from ppgen.posterior import Cost, Posterior
 from ppgen.program import Program
 from ppgen.story import sandbox
@@ -44,17 +44,13 @@ class Exact:
 
     def run(self, model: Story | Program, *args: Any, **kwargs: Any) -> Posterior:
         begin = time.perf_counter()
-        story, program = declared("Exact", Conjugate, model, args, kwargs)
+        story, program, data = declared("Exact", Conjugate, model, args, kwargs)
         with sandbox(program.dtype), torch.no_grad(), pyro.plate("draws", self.draws):
-            trace: Any = pyro.poutine.trace(story.guide).get_trace(
-                *program._args, **program._kwargs
-            )
-        nodes = {name: trace.nodes[name] for name in program.sites}
-        z, log_guide = unconstrained(
-            program,
-            {name: node["value"] for name, node in nodes.items()},
-            {name: node["fn"] for name, node in nodes.items()},
-        )
+            trace: Any = pyro.poutine.trace(story.guide).get_trace(*data)
+        values = {name: trace.nodes[name]["value"] for name in program.sites}
+        laws = {name: trace.nodes[name]["fn"] for name in program.sites}
+        z, log_jacobian = unconstrained(program, values, laws)
+        log_guide = log_prob(program, values, laws) + log_jacobian
         log_density = program.log_density(z)
         recording = program.seconds_recording
         return Posterior.from_program(

@@ -28,6 +28,8 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from ppgen.hyperparameters import require_positive
+from ppgen.moments import expected_log_gamma, expected_square, mean_log, square_length
+from ppgen.types import Coordinate, Factors
 
 
 def data() -> dict[str, Tensor]:
@@ -95,6 +97,38 @@ class ConjugateRegression:
         x_new = x if x_new is None else x_new
         leverage = torch.linalg.solve_triangular(factor, x_new.mT, upper=False).square().sum(0)
         return dist.StudentT(2 * shape, x_new @ loc, (rate / shape * (1 + leverage)).sqrt())
+
+    # -- mean field and Gibbs ----------------------------------------------------------------
+
+    def start(self, count: int, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """Precisions around that of the residuals."""
+        *_, shape, rate = self._updated(x, y)
+        return {"tau": torch.rand(count).to(y).add(0.5) * shape / rate}
+
+    def coordinates(self, x: Tensor, y: Tensor) -> dict[str, Coordinate]:
+        loc, factor, *_ = self._updated(x, y)
+        gram = factor @ factor.mT
+
+        def w(q: Factors) -> TorchDistribution:
+            precision = q["tau"].mean[..., None, None] * gram
+            return dist.MultivariateNormal(loc, precision_matrix=precision)
+
+        def tau(q: Factors) -> TorchDistribution:
+            shape = self.shape + 0.5 * (len(y) + x.shape[1])
+            return dist.Gamma(shape, self.rate + 0.5 * self._square(q, x, y))
+
+        return {"w": w, "tau": tau}
+
+    def expected_log_joint(self, factors: Factors, x: Tensor, y: Tensor) -> Tensor:
+        terms = len(y) + x.shape[1]
+        quadratic = factors["tau"].mean * self._square(factors, x, y)
+        normals = terms * (mean_log(factors["tau"]) - math.log(2 * math.pi)) - quadratic
+        prior = expected_log_gamma(factors["tau"], self.shape, self.rate)
+        return 0.5 * normals - x.shape[1] * math.log(self.scale) + prior
+
+    def _square(self, q: Factors, x: Tensor, y: Tensor) -> Tensor:
+        """``E[|y - X w|^2 + |w|^2 / s^2]``, ``(*batch)``."""
+        return expected_square(x, y, q["w"]) + square_length(q["w"]) / self.scale**2
 
     def _updated(self, x: Tensor, y: Tensor) -> _Updated:
         factor = torch.linalg.cholesky(x.mT @ x + torch.eye(x.shape[1]).to(x) / self.scale**2)

@@ -24,6 +24,8 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from ppgen.hyperparameters import require_finite, require_positive
+from ppgen.moments import expected_log_gamma, mean_log, second_moment
+from ppgen.types import Coordinate, Factors
 
 _DENSITY_OF_THE_EARTH = """
     5.50 5.61 4.88 5.07 5.26 5.55 5.36 5.29 5.58 5.65 5.57 5.53 5.62 5.29 5.44 5.34 5.79 5.10 5.27
@@ -84,6 +86,36 @@ class NormalGamma:
     def predictive(self, x: Tensor) -> TorchDistribution:
         loc, count, shape, rate = self._updated(x)
         return dist.StudentT(2 * shape, loc, (rate * (1 + 1 / count) / shape).sqrt())
+
+    # -- mean field and Gibbs ----------------------------------------------------------------
+
+    def start(self, count: int, x: Tensor) -> dict[str, Tensor]:
+        """Precisions around that of the data."""
+        spread = x.var(correction=0) if len(x) > 1 else x.new_ones(())
+        return {"tau": torch.rand(count).to(x).add(0.5) / (spread + self.rate / self.shape)}
+
+    def coordinates(self, x: Tensor) -> dict[str, Coordinate]:
+        loc, count, *_ = self._updated(x)
+
+        def mu(q: Factors) -> TorchDistribution:
+            return dist.Normal(loc, (count * q["tau"].mean).rsqrt())
+
+        def tau(q: Factors) -> TorchDistribution:
+            shape = self.shape + 0.5 * (len(x) + 1)
+            return dist.Gamma(shape, self.rate + 0.5 * self._square(q, x))
+
+        return {"mu": mu, "tau": tau}
+
+    def expected_log_joint(self, factors: Factors, x: Tensor) -> Tensor:
+        log_tau, terms = mean_log(factors["tau"]), len(x) + 1
+        quadratic = factors["tau"].mean * self._square(factors, x)
+        normals = terms * (log_tau - math.log(2 * math.pi)) + math.log(self.count) - quadratic
+        return 0.5 * normals + expected_log_gamma(factors["tau"], self.shape, self.rate)
+
+    def _square(self, q: Factors, x: Tensor) -> Tensor:
+        """``E[sum_n (x_n - mu)^2 + kappa (mu - m)^2]``, ``(*batch)``."""
+        data = (x - q["mu"].mean[..., None]).square().sum(-1) + len(x) * q["mu"].variance
+        return data + self.count * second_moment(q["mu"], self.mean)
 
     def _updated(self, x: Tensor) -> tuple[Tensor, float, float, Tensor]:
         """Mean, count, shape and rate of the posterior."""

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    NamedTuple,
+    Protocol,
+    TypeAlias,
+    runtime_checkable,
+)
 
 from torch import Tensor
 
@@ -17,6 +25,12 @@ if TYPE_CHECKING:
 
 Story = Callable[..., Any]
 """Any Pyro callable: a function, a bound `model` of a module, a conditioned model."""
+
+Factors: TypeAlias = "Mapping[str, TorchDistribution]"
+"""The law of each block, ``(*batch)``; a point mass where its value is given."""
+
+Coordinate: TypeAlias = "Callable[[Factors], TorchDistribution]"
+"""The law of one block, given those of the others."""
 
 
 class Engine(Protocol):
@@ -121,6 +135,43 @@ class Conjugate(Protocol):
 
     def predictive(self, *data: Any) -> TorchDistribution:
         """The law of one more observation, given the data."""
+        ...
+
+
+@runtime_checkable
+class ConditionallyConjugate(Protocol):
+    """A story in which each block, given all others, has a law in closed form.
+
+    Its blocks are latent sites, and auxiliary variables that the story sums or integrates out,
+    such as the assignments of a mixture. Laws have batch shape ``(*batch)``, events the shape of
+    the block.
+    """
+
+    def model(self, *data: Any) -> Any: ...
+
+    def start(self, count: int, *data: Any) -> dict[str, Tensor]:
+        """Dispersed values, ``(count, *shape)``, of all blocks but the first."""
+        ...
+
+    def coordinates(self, *data: Any) -> dict[str, Coordinate]:
+        """For each block, in the order of a sweep, ``q -> exp E_q[log p(data, all)]``.
+
+        With point masses for the others that is the full conditional (Gibbs), with laws the
+        best factor (coordinate ascent).
+        """
+        ...
+
+    def expected_log_joint(self, factors: Factors, *data: Any) -> Tensor:
+        """``E_q[log p(data, all blocks)]``, on their own scale, ``(*batch)``, nats."""
+        ...
+
+
+@runtime_checkable
+class Exchangeable(Protocol):
+    """A story whose posterior stays the same when its components change their numbers."""
+
+    def canonical(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The same values, ``(*batch, *shape)`` of each block, in an order that is unique."""
         ...
 
 
