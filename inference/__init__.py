@@ -4,6 +4,8 @@ from ppgen.inference.annealed_importance_sampling import LogPartition as LogPart
 from ppgen.inference.annealed_importance_sampling import (
     boltzmann_likelihood as boltzmann_likelihood,
 )
+from ppgen.inference.calibrate import calibrate as calibrate
+from ppgen.inference.calibration import Calibration as Calibration
 from ppgen.inference.cavi import CAVI as CAVI
 from ppgen.inference.compare import Comparison as Comparison
 from ppgen.inference.compare import compare as compare

@@ -30,7 +30,10 @@ class SignedNormal(TorchDistribution):
         | https://doi.org/10.1080/01621459.1993.10476321
     """
 
-    arg_constraints: ClassVar = {"loc": constraints.real, "sign": constraints.real}
+    arg_constraints: ClassVar[dict] = {  # pyright: ignore[reportIncompatibleMethodOverride]
+        "loc": constraints.real,
+        "sign": constraints.real,
+    }
     support = constraints.real  # type: ignore[assignment]
     has_rsample = False
 
