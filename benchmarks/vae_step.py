@@ -1,11 +1,13 @@
 """What a VAE's training step costs: bare PyTorch, ppgen's ELBO, Pyro's two ELBOs.
 
 One step is forward, backward and fused Adam on a 784-400-20 VAE with a batch of 128; all arms
-have the same networks. The arms take turns, step by step, so that a busy machine slows all of
-them alike; the ratio is the median over rounds of arm over bare in the same round. The second
-bare arm shows the noise.
+have the same networks. The arms take turns, so that a busy machine slows all of them alike, in
+blocks of ten steps, because training repeats one step (turns of single steps, a block of 1,
+measure how each arm fares when the four others have emptied the processor's caches); the ratio
+is the median over rounds of arm over bare in the same round. The second bare arm shows the
+noise.
 
-Run: OMP_NUM_THREADS=2 python benchmarks/vae_step.py [rounds]
+Run: OMP_NUM_THREADS=2 python benchmarks/vae_step.py [rounds [block]]
 """
 
 from __future__ import annotations
@@ -60,7 +62,7 @@ def pair(x: torch.Tensor, loss: Trace_ELBO) -> Callable[[], float]:
     return scoped if not isinstance(loss, ELBO) else step
 
 
-def main(rounds: int = 300) -> None:
+def main(rounds: int = 100, block: int = 10) -> None:
     torch.set_num_threads(2)
     torch.manual_seed(0)
     x = torch.bernoulli(torch.rand(128, 784))
@@ -72,12 +74,13 @@ def main(rounds: int = 300) -> None:
         "Pyro TraceMeanField_ELBO": pair(x, TraceMeanField_ELBO()),
     }
     seconds: dict[str, list[float]] = {name: [] for name in arms}
-    for turn in range(rounds + 20):
+    for turn in range(rounds + 5):
         for name, step in arms.items():
             start = time.perf_counter()
-            step()
-            if turn >= 20:  # the first steps warm the caches
-                seconds[name].append(time.perf_counter() - start)
+            for _ in range(block):
+                step()
+            if turn >= 5:  # the first rounds warm up
+                seconds[name].append((time.perf_counter() - start) / block)
     base = seconds["bare PyTorch"]
     quick = statistics.quantiles(base, n=10)[0]
     print(f"{'arm':26s} {'median ms':>10s} {'ratio':>7s} {'ratio of fastest tenths':>24s}")

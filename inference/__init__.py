@@ -17,6 +17,9 @@ from ppgen.inference.flow_guides import flow_guide as flow_guide
 from ppgen.inference.gibbs import BlockGibbs as BlockGibbs
 from ppgen.inference.gibbs_engine import ConditionalGibbs as ConditionalGibbs
 from ppgen.inference.gibbs_engine import Gibbs as Gibbs
+from ppgen.inference.guides import full_rank_guide as full_rank_guide
+from ppgen.inference.guides import low_rank_guide as low_rank_guide
+from ppgen.inference.guides import mean_field_guide as mean_field_guide
 from ppgen.inference.hmc_engine import HMC as HMC
 from ppgen.inference.laplace import Laplace as Laplace
 from ppgen.inference.likelihood import log_likelihood as log_likelihood

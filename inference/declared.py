@@ -40,7 +40,7 @@ def declared(
     if method is story:
         model = method.model
     program = as_program(model, args, kwargs)
-    bound = inspect.signature(program.model).bind(*program._args, **program._kwargs)
+    bound = inspect.signature(program.model).bind(*program.args, **program.kwargs)
     return story, program, bound.args
 
 

@@ -67,7 +67,7 @@ def fit_pyro_guide(
     program = None
     if isinstance(model, Program) or not _subsampled(model, args, kwargs):
         program = as_program(model, args, kwargs)
-        model, args, kwargs = program.model, program._args, program._kwargs
+        model, args, kwargs = program.model, program.args, program.kwargs
     recorded = program.seconds_recording if program else 0.0
     dtype = _dtype(guide, program)
     args, kwargs = tree_map(lambda v: _cast(v, dtype), (args, kwargs))

@@ -24,6 +24,7 @@ from ppgen.story import (
     default_dtype,
     evaluate,
     not_finite,
+    outside_domain,
     sandbox,
     simulate,
     simulate_all,
@@ -32,7 +33,7 @@ from ppgen.types import Story
 from ppgen.writing import writable
 
 _CHECKED_ROWS = 2  # rows of the first batch whose recorded value is compared with Pyro's own
-
+_DOMAIN_ROWS = 8  # starting points at which the parameters of distributions are checked
 
 Part = Literal["density", "map", "likelihood"]
 
@@ -65,8 +66,8 @@ class Program:
 
     Args:
         model: the story, any Pyro callable.
-        args: its arguments; tensors in them are the data.
-        kwargs: its keyword arguments.
+        args: its arguments; tensors in them are the data. Kept, in the program's dtype.
+        kwargs: its keyword arguments, kept likewise.
 
     Shapes:
         `z` is ``(..., D)``; log densities are ``(...)`` in nats.
@@ -102,12 +103,12 @@ class Program:
             self._prepare()
 
     def _prepare(self) -> None:
-        self._args, self._kwargs = tree_map(self._cast, self._given)
+        self.args, self.kwargs = tree_map(self._cast, self._given)
         self._untrained: dict[str, Any] = {"params": {}, "constraints": {}}
-        own = {id(t) for _, t in slots(self.model, self._args, self._kwargs)}
+        own = {id(t) for _, t in slots(self.model, self.args, self.kwargs)}
         with self._sandbox():
             before = pyro.get_param_store().get_state()
-            self.anatomy: Anatomy = dissect(self.model, self._args, self._kwargs)
+            self.anatomy: Anatomy = dissect(self.model, self.args, self.kwargs)
             after = pyro.get_param_store().get_state()
         # pyro.param statements that nobody has run yet hold what they start with
         for name, tensor in after["params"].items():
@@ -221,7 +222,7 @@ class Program:
                 parts.append(biject_to(support).inv(value).flatten())
 
         with self._sandbox(), torch.random.fork_rng(devices=[]), _Each(read):
-            simulate(self.model, values, self._args, self._kwargs, keep_data=True)
+            simulate(self.model, values, self.args, self.kwargs, keep_data=True)
         return torch.cat(parts)
 
     def observed(self) -> dict[str, Tensor]:
@@ -230,14 +231,14 @@ class Program:
         z = self.anatomy.prototype
         values = {name: value[0] for name, value in self.constrain(z[None]).items()}
         with self._sandbox(), torch.random.fork_rng(devices=[]):
-            found = simulate(self.model, values, self._args, self._kwargs, keep_data=True)
+            found = simulate(self.model, values, self.args, self.kwargs, keep_data=True)
         return {name: found[name] for name in names}
 
     def replicate(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Draw the data anew, given ``(N, *shape)`` of each latent site: ``(N, *shape)`` each."""
         latent = {name: self._cast(values[name]) for name in self.sites}
         with self._sandbox():
-            return simulate_all(self.model, latent, self._args, self._kwargs)
+            return simulate_all(self.model, latent, self.args, self.kwargs)
 
     def initial(self, chains: int) -> Tensor:
         """Dispersed starting points of finite log density and gradient, ``(chains, D)``.
@@ -250,9 +251,11 @@ class Program:
         """
         z = torch.empty(chains, self.dim, dtype=self.dtype, device=self.device).uniform_(-2, 2)
         scale, bad = 1.0, torch.ones(chains, dtype=torch.bool)
-        for _ in range(50):
+        for attempt in range(50):
             value, gradient = self.value_and_grad(z)
             bad = ~(torch.isfinite(value) & torch.isfinite(gradient).all(-1))
+            if attempt == 0:
+                self._warn_of_domains(torch.cat([z[bad], z[~bad]])[:_DOMAIN_ROWS])
             if not bool(bad.any()):
                 return z
             scale *= 0.9
@@ -264,20 +267,37 @@ class Program:
             "them)"
         )
 
+    def _warn_of_domains(self, rows: Tensor) -> None:
+        """A prior that reaches where a distribution is not defined is cut off there: say so."""
+        found: dict[str, str] = {}
+        with self._sandbox(), torch.random.fork_rng(devices=[]):
+            for z in rows:
+                story = (self.model, self.anatomy, z, self.args, self.kwargs)
+                found = {**outside_domain(*story), **found}
+        if found:
+            sites = ", ".join(f"{parameter} at site {site}" for site, parameter in found.items())
+            warnings.warn(
+                f"a prior of the story reaches values that the distributions below it do not "
+                f"allow: {sites}. Such values count as impossible or mean nothing; give the "
+                "parameter a prior with the right support, or map it there (exp, softplus, "
+                "sigmoid)",
+                stacklevel=4,
+            )
+
     def _culprits(self, z: Tensor) -> str:
         """What is not finite at `z`, in words."""
         names: list[Any] = []
         with suppress(TypeError, ValueError):  # without a signature, positions will do
             names += list(inspect.signature(self.model).parameters)
-        names += range(len(names), len(self._args))
-        given = {**dict(zip(names, self._args, strict=False)), **self._kwargs}
+        names += range(len(names), len(self.args))
+        given = {**dict(zip(names, self.args, strict=False)), **self.kwargs}
         data = [
             f"; argument {name!r} holds values that are not finite"
             for name, value in given.items()
             if not all(bool(torch.isfinite(t).all()) for t in _tensors(value))
         ]
         with self._sandbox(), torch.random.fork_rng(devices=[]):
-            sites = not_finite(self.model, self.anatomy, z, self._args, self._kwargs)
+            sites = not_finite(self.model, self.anatomy, z, self.args, self.kwargs)
         named = [f"; the log density of {site} is {value} there" for site, value in sites.items()]
         return "".join([*named, *data])
 
@@ -289,7 +309,7 @@ class Program:
         other.seconds_recording = 0.0
         other._recordings = {}
         other._prepare()
-        old, new = _tensors(self._args, self._kwargs), _tensors(other._args, other._kwargs)
+        old, new = _tensors(self.args, self.kwargs), _tensors(other.args, other.kwargs)
         if other.anatomy.sites == self.anatomy.sites and len(old) == len(new):
             swap = {id(a): b for a, b in zip(old, new, strict=True)}
             for key, recording in self._recordings.items():
@@ -301,7 +321,7 @@ class Program:
     # -- recording ---------------------------------------------------------------------------
 
     def _single(self, z: Tensor) -> Evaluation:
-        return evaluate(self.model, self.anatomy, z, self._args, self._kwargs)
+        return evaluate(self.model, self.anatomy, z, self.args, self.kwargs)
 
     def _run(
         self, name: str, single: Callable[[Tensor], Any], z: Tensor, compile: bool = False
@@ -379,9 +399,9 @@ class Program:
     def _inputs(self, point: Tensor) -> list[tuple[Callable[[], Tensor], Tensor]]:
         """Every tensor that the story reads from outside, each with where to find it later."""
         read = externals(lambda z: self._single(z).log_density(), point)
-        read += _tensors(self._args, self._kwargs)
+        read += _tensors(self.args, self.kwargs)
         known = {id(t) for t in self.anatomy.indices.values()}
-        places = {id(t): getter for getter, t in slots(self.model, self._args, self._kwargs)}
+        places = {id(t): getter for getter, t in slots(self.model, self.args, self.kwargs)}
         store = pyro.get_param_store()
         for name, tensor in store._params.items():
             places.setdefault(id(tensor), lambda name=name, t=tensor: store._params.get(name, t))

@@ -48,12 +48,12 @@ class Simulator:
     def draw(self) -> dict[str, Tensor]:
         """Every site, drawn from the prior; call it where torch is seeded."""
         with self.program._sandbox():
-            return simulate(self.program.model, {}, self.program._args, self.program._kwargs)
+            return simulate(self.program.model, {}, self.program.args, self.program.kwargs)
 
     def with_data(self, drawn: dict[str, Tensor]) -> Program:
         """The story with the data among `drawn`; it shares the recordings of the one before."""
         data = {name: drawn[name] for name in self.observed}
-        args, kwargs = self.program._args, self.program._kwargs
+        args, kwargs = self.program.args, self.program.kwargs
         if self.arguments is None:
             if self._latest is self.program:
                 self._latest = Program(Replicated(self.program.model), data, *args, **kwargs)
@@ -71,7 +71,7 @@ class Simulator:
     def _trace(self) -> Any:
         with self.program._sandbox(), torch.random.fork_rng(devices=[]), torch.no_grad():
             story = pyro.poutine.trace(self.program.model)
-            return story.get_trace(*self.program._args, **self.program._kwargs)
+            return story.get_trace(*self.program.args, **self.program.kwargs)
 
     def _refuse(self, trace: Any) -> None:
         factors = self.program.anatomy.of_kind("factor")
@@ -96,7 +96,7 @@ class Simulator:
         Stories that declare conditionals or a formula are asked with their own arguments; for
         all others :class:`Replicated` does the same.
         """
-        places = [*enumerate(self.program._args), *self.program._kwargs.items()]
+        places = [*enumerate(self.program.args), *self.program.kwargs.items()]
         nodes, found = self._trace().nodes, {}
         for name in self.observed:
             given = nodes[name]["value"]
@@ -117,7 +117,7 @@ class Simulator:
         data = {name: drawn[name] for name in self.observed}
         own = self.with_data(drawn)
         other = Program(
-            Replicated(self.program.model), data, *self.program._args, **self.program._kwargs
+            Replicated(self.program.model), data, *self.program.args, **self.program.kwargs
         )
         z = self.program.anatomy.prototype[None].to(self.program.dtype)
         return torch.allclose(own.log_density(z), other.log_density(z), rtol=1e-6)

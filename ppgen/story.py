@@ -19,7 +19,7 @@ from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
-from torch.distributions import biject_to
+from torch.distributions import biject_to, constraints
 
 from ppgen.anatomy import Anatomy, Subsample, innermost
 from ppgen.enumeration import Factor, Term, sum_out
@@ -234,6 +234,34 @@ def not_finite(
         total = float(_direct_term(anatomy, msg).log_density.sum())
         if not math.isfinite(total):
             found[f"'{msg['name']}' ({anatomy.sites[msg['name']].distribution})"] = str(total)
+    return found
+
+
+def outside_domain(
+    model: Story, anatomy: Anatomy, z: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, str]:
+    """Sites whose distribution gets a parameter outside its domain at `z`, and its value.
+
+    Such as a negative scale. Pyro's validation would raise; a recording gives NaN, or a number
+    that means nothing.
+    """
+    handler = _Evaluate(anatomy, z)
+    with torch.no_grad(), handler:
+        model(*args, **kwargs)
+    found = {}
+    for msg in handler.visited:
+        base: Any = innermost(msg["fn"])
+        for name, domain in getattr(base, "arg_constraints", {}).items():
+            value = base.__dict__.get(name)
+            if not isinstance(value, Tensor) or domain.is_discrete or domain.event_dim:
+                continue
+            margin = 1e-6 * (1 + value.abs())  # rounding is no mistake of the story's
+            if constraints.is_dependent(domain) or not value.isfinite().all():
+                continue
+            wrong = ~(domain.check(value - margin) | domain.check(value + margin))
+            if bool(wrong.any()):
+                place = f"'{msg['name']}' ({anatomy.sites[msg['name']].distribution})"
+                found[place] = f"{name} {value[wrong].flatten()[0].item():.3g}"
     return found
 
 

@@ -205,10 +205,12 @@ class Likelihood:
         if self.kind == "exact":
             text = f"{self.lower:.2f} nats per example (exact)"
         elif self.kind == "bounds" and self.upper is not None:
-            text = (
-                f"between {self.lower:.2f} +- {self.lower_error:.2f} and {self.upper:.2f} "
-                f"+- {self.upper_error or 0.0:.2f} nats per example (bounds)"
-            )
+            below = f"{self.lower:.2f} +- {self.lower_error:.2f}"
+            above = f"{self.upper:.2f} +- {self.upper_error or 0.0:.2f}"
+            if self.lower <= self.upper:
+                text = f"between {below} and {above} nats per example (bounds)"
+            else:  # each is off by its Monte Carlo error
+                text = f"{below} from below, {above} from above, nats per example (bounds, crossed)"
         else:
             text = f">= {self.lower:.2f} +- {self.lower_error:.2f} nats per example (lower bound)"
         return f"{text}, {self.method}, {self.examples} examples"

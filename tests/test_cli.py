@@ -53,6 +53,40 @@ def test_a_story_is_explained(files, capsys):
     assert "recorded as" in printed
 
 
+GROUPED = """
+import pyro, pyro.distributions as dist
+
+def model(y, group):
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(mu[group], 1.0), obs=y)
+
+def wrong(y, group):
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+    return mu * y
+"""
+
+
+def test_a_column_that_the_story_uses_as_an_index_is_one(files, capsys):
+    (files / "grouped.py").write_text(GROUPED)
+    (files / "groups.csv").write_text("y,group\n1.5,0\n2.5,1\n1,2\n0,1\n")
+    assert run(["explain", "grouped.py:model", "--data", "groups.csv"]) == exits.DONE
+    assert "recorded as" in capsys.readouterr().out
+
+
+def test_a_failing_story_is_explained_by_line_shapes_and_sites(files, capsys):
+    (files / "grouped.py").write_text(GROUPED)
+    (files / "groups.csv").write_text("y,group\n1.5,0\n2.5,1\n1,2\n0,7\n")
+    assert run(["fit", "grouped.py:wrong", "--data", "groups.csv"]) == exits.USAGE
+    said = capsys.readouterr().err
+    assert "grouped.py, line 11: return mu * y: RuntimeError" in said
+    assert "arguments: y (4,), group (4,); sites before: mu (3,)" in said
+    assert run(["fit", "grouped.py:model", "--data", "groups.csv"]) == exits.USAGE
+    assert "index 7 is out of bounds" in capsys.readouterr().err
+    assert run(["fit", "grouped.py:model"]) == exits.USAGE
+    assert "missing a required argument: 'y'. Give --data" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("command", "code", "says"),
     [

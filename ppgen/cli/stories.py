@@ -10,6 +10,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ppgen.cli.trial import arguments_that_run
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -134,10 +136,11 @@ def bayes_story(name: str, data: str | None) -> tuple[Callable[..., Any], dict[s
     else:
         model = _from_file(name)
     if data is None:
-        return model, _own_data(model)
+        return model, arguments_that_run(model, _own_data(model), columns=False)
     from ppgen.data import arguments_for, read_table
 
-    return model, arguments_for(model, read_table(data))
+    given = arguments_for(model, read_table(data))
+    return model, arguments_that_run(model, given, columns=True)
 
 
 def _own_data(model: Callable[..., Any]) -> dict[str, Tensor]:

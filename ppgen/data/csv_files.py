@@ -92,7 +92,7 @@ def _columns(
         try:
             values.extend(list(map(float, cells)))
         except ValueError:  # rare, and slow enough to keep out of the common path
-            values.extend(_number_oris_missing(row[c], path, line, labels[c]) for c in numeric)
+            values.extend(_number_or_missing(row[c], path, line, labels[c]) for c in numeric)
         for c in textual:
             texts[c].append(row[c])
         lines.append(line)
@@ -101,7 +101,7 @@ def _columns(
     return Parsed(names, numbers, texts, np.array(lines, dtype=np.int64))
 
 
-def _number_oris_missing(cell: str, path: Path, line: int, column: int | str) -> float:
+def _number_or_missing(cell: str, path: Path, line: int, column: int | str) -> float:
     if is_missing(cell):
         return float("nan")
     number = _number(cell)

@@ -10,8 +10,10 @@ from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO, autoguide
 from pyro.nn import PyroModule, PyroParam, pyro_method
 from torch import nn
+from torch.autograd import gradcheck, gradgradcheck
+from torch.distributions import kl_divergence
 
-from ppgen.inference.elbo import ELBO
+from ppgen.inference.elbo import ELBO, NormalDivergence
 from ppgen.models.vae import VAE
 
 
@@ -102,6 +104,18 @@ def test_a_vae_equals_pyro(analytic):
     ours = value_and_gradients(ELBO(analytic=analytic), vae, x)
     pyros = TraceMeanField_ELBO() if analytic else Trace_ELBO()
     assert_alike(ours, value_and_gradients(pyros, vae, x))
+
+
+def test_the_divergence_of_normals_and_its_derivatives_of_both_orders():
+    raw = [torch.randn(3, 2) for _ in range(4)]
+    inputs = [raw[0], raw[1].exp(), raw[2], raw[3].exp()]
+    for x in inputs:
+        x.requires_grad_()
+    loc, scale, prior_loc, prior_scale = inputs
+    expected = kl_divergence(dist.Normal(loc, scale), dist.Normal(prior_loc, prior_scale)).sum()
+    torch.testing.assert_close(NormalDivergence.apply(*inputs), expected)
+    assert gradcheck(NormalDivergence.apply, inputs)
+    assert gradgradcheck(NormalDivergence.apply, inputs)
 
 
 def test_divergence_is_not_analytic_where_the_guide_draws_a_parent_later():

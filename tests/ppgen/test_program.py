@@ -524,6 +524,22 @@ def test_starting_points_are_finite_and_dispersed():
         Program(hopeless).initial(2)
 
 
+def test_a_prior_that_leaves_the_domain_of_a_distribution_is_named():
+    def negative_scale(y):
+        s = pyro.sample("s", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(0.0, s).expand([3]).to_event(1), obs=y)
+
+    def clamped_probability(y):  # its density is finite there, and wrong
+        p = pyro.sample("p", dist.Normal(0.5, 1.0))
+        pyro.sample("y", dist.Bernoulli(p).expand([3]).to_event(1), obs=y)
+
+    y = torch.tensor([1.0, 0.0, 1.0])
+    with pytest.warns(UserWarning, match=r"scale -\d.* at site 'y' \(Normal\)"):
+        Program(negative_scale, y).initial(16)
+    with pytest.warns(UserWarning, match=r"probs .* at site 'y' \(Bernoulli\)"):
+        Program(clamped_probability, y).initial(16)
+
+
 def test_an_empty_batch_and_a_wrong_width():
     program = Program(eight_schools)
     assert program.log_density(torch.zeros(0, 10)).shape == (0,)
