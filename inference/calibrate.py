@@ -110,7 +110,8 @@ def _simulate(program: Program, engine: Engine, simulations: int, draws: int) ->
             try:
                 with quiet():
                     replicate = simulator.with_data(drawn)
-                    posterior = fit(replicate, using=engine, seed=None)
+                    # every engine of ppgen takes a program in the place of a story
+                    posterior = fit(replicate, using=engine, seed=None)  # type: ignore[arg-type]
             except (ValueError, ArithmeticError) as error:
                 failures.append(str(error))
                 continue

@@ -77,11 +77,11 @@ class Calibration:
         u, size = self.pit[name] - 0.5, len(self.pit[name])
         shift = u.mean() * math.sqrt(12 * size)
         spread = (12 * (u**2).mean() - 1) * math.sqrt(1.25 * size)  # Var[12 u^2] = 4/5
-        if max(abs(shift), abs(spread)) < 3:
-            return "ranks uneven"
-        if abs(shift) > abs(spread):
+        if abs(shift) > 4:  # a large shift spreads the ranks as well; a wrong width shifts nothing
             return "draws too low" if shift > 0 else "draws too high"
-        return "draws too narrow" if spread > 0 else "draws too wide"
+        if abs(spread) > 3:
+            return "draws too narrow" if spread > 0 else "draws too wide"
+        return "ranks uneven"
 
     def verdict(self) -> str:
         """One sentence."""

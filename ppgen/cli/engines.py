@@ -7,7 +7,7 @@ from typing import Any
 
 from ppgen.types import Engine
 
-_ENGINES = ("HMC", "NUTS", "VI", "MAP", "MLE", "Laplace", "Exact")
+_ENGINES = ("HMC", "NUTS", "VI", "MAP", "MLE", "Laplace", "CAVI", "Gibbs", "Exact")
 _GUIDES = ("mean-field", "full-rank", "low-rank", "flow")
 
 

@@ -103,6 +103,27 @@ BUNDLED = {
         "linear regression, conjugate",
         "Gelman et al. 2013",
     ),
+    "shrinkage_regression": Bundled(
+        "ppgen.models.shrinkage_regression",
+        "ShrinkageRegression",
+        "bayes",
+        "linear regression that learns its shrinkage",
+        "Bishop 2006",
+    ),
+    "probit_regression": Bundled(
+        "ppgen.models.probit_regression",
+        "ProbitRegression",
+        "bayes",
+        "binary y, latent outcomes",
+        "Albert & Chib 1993",
+    ),
+    "gaussian_mixture": Bundled(
+        "ppgen.models.gaussian_mixture",
+        "GaussianMixture",
+        "bayes",
+        "mixture with diagonal covariances",
+        "Bishop 2006",
+    ),
     "rbm": Bundled(
         "ppgen.models.rbm", "RBM", "deep", "restricted Boltzmann machine", "Hinton 2002"
     ),

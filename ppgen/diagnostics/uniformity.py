@@ -56,7 +56,7 @@ def uniformity(u: Any) -> float:
     n, z = len(u), _grid(len(u))
     counts = np.searchsorted(np.sort(u), z, side="right")
     tails = np.minimum(binom.cdf(counts, n, z), binom.sf(counts - 1, n, z))
-    return min(1.0, 1.0 - _coverage(n, float(2 * tails.min())))
+    return max(0.0, 1.0 - _coverage(n, float(2 * tails.min())))
 
 
 def symmetry(u: Any, flips: int = 2000, seed: int = 0) -> float:

@@ -1,6 +1,5 @@
 """Calibration calibrated: exact engines pass at the stated rate, planted bugs are flagged."""
 
-import dataclasses
 import json
 from dataclasses import dataclass
 
@@ -20,9 +19,11 @@ from ppgen.models import (
     GaussianMixture,
     NormalGamma,
     NormalNormal,
+    ProbitRegression,
     eight_schools,
 )
 from ppgen.models.eight_schools import data as schools
+from ppgen.posterior import Posterior
 from ppgen.program import Program
 from ppgen.progress import quiet
 from ppgen.replication import Simulator
@@ -30,6 +31,7 @@ from ppgen.replication import Simulator
 FAILURE_RATE = 2e-5
 STORY = NormalGamma(0.0, 0.5, 3.0, 2.0)
 X = torch.zeros(6).double()
+ROWS = torch.tensor([[1.0, 0.9], [1.0, 1.1], [-1.0, -0.95], [0.5, 0.6]]).double()
 
 
 @pytest.fixture(autouse=True)
@@ -47,13 +49,13 @@ class Twisted:
     prior: NormalGamma | None = None  # in the place of the story's own
 
     def run(self, model):
-        data = (model.args[0] + self.shift,)
-        story = self.prior or STORY
-        posterior = Exact(200).run(Program(story.model, *data))
-        z = posterior.unconstrained
-        moved = z.mean(1, keepdim=True) + self.scale * (z - z.mean(1, keepdim=True))
-        draws = model.constrain(moved)
-        return dataclasses.replace(posterior, draws=draws, unconstrained=moved)
+        with torch.no_grad(), pyro.plate("draws", 100):
+            trace = pyro.poutine.trace((self.prior or STORY).guide)
+            nodes = trace.get_trace(model.args[0] + self.shift).nodes
+        z = torch.stack([nodes["tau"]["value"].log(), nodes["mu"]["value"]], -1)[None]
+        z = z.mean(1, keepdim=True) + self.scale * (z - z.mean(1, keepdim=True))
+        draws = {"tau": z[..., 0].exp(), "mu": z[..., 1]}
+        return Posterior(draws, "Twisted", "independent", unconstrained=z)
 
 
 def test_an_exact_engine_passes_and_says_what_that_rests_on():
@@ -95,15 +97,11 @@ def test_an_engine_that_ignores_the_data_is_found_by_the_likelihood_alone():
     @dataclass(frozen=True)
     class Prior:
         def run(self, model):
-            rows = [Simulator(model).draw() for _ in range(50)]
-            draws = {n: torch.stack([r[n] for r in rows])[None] for n in model.sites}
-            posterior = Exact(50).run(model)
-            z = model.unconstrain({n: v[0] for n, v in draws.items()})[None]
-            return dataclasses.replace(posterior, draws=draws, unconstrained=z)
+            mu = torch.randn(1, 50)
+            return Posterior({"mu": mu}, "Prior", "independent", unconstrained=mu[..., None])
 
-    found = ppgen.calibrate(
-        NormalNormal(0.0, 1.0, 1.0).model, Prior(), X, simulations=100, draws=50
-    )
+    story = NormalNormal(0.0, 1.0, 1.0)
+    found = ppgen.calibrate(story.model, Prior(), X, simulations=100, draws=50)
     assert found.flagged == (LIKELIHOOD,)
 
 
@@ -151,13 +149,12 @@ def test_hmc_passes_on_eight_schools():
 
 
 def test_mean_field_is_too_narrow_without_bias():
-    """Two predictors that hang together: mean field has the means, and a third of the widths."""
-    x = torch.tensor([[1.0, 0.9], [1.0, 1.1], [-1.0, -0.95], [0.5, 0.6]]).double()
-    story, y = ConjugateRegression(3.0, 50.0, 50.0), torch.zeros(4).double()
+    """Probit: coefficients depend on the latent outcomes, which mean field takes as independent."""
+    x = torch.linspace(-2, 2, 20)[:, None].double()
+    story, y = ProbitRegression(1.0), torch.zeros(20).double()
     found = ppgen.calibrate(story.model, CAVI(draws=100, restarts=1), x, y, simulations=150)
-    assert {"w[0]", "w[1]"} <= set(found.flagged)
+    assert "w[0]" in found.flagged
     assert found.reading("w[0]") == "draws too narrow"
-    assert "widths only, no bias is seen" in found.verdict()
 
 
 def test_a_story_with_derived_data_is_calibrated_all_the_same():

@@ -25,8 +25,11 @@ from ppgen.models import (
     DirichletCategorical,
     Flow,
     GammaPoisson,
+    GaussianMixture,
     NormalGamma,
     NormalNormal,
+    ProbitRegression,
+    ShrinkageRegression,
     eight_schools,
     eight_schools_centred,
     linear_regression,
@@ -37,10 +40,13 @@ from ppgen.models.conjugate_regression import data as conjugate_regression_data
 from ppgen.models.dirichlet_categorical import data as dirichlet_categorical_data
 from ppgen.models.eight_schools import data as schools_data
 from ppgen.models.gamma_poisson import data as gamma_poisson_data
+from ppgen.models.gaussian_mixture import data as gaussian_mixture_data
 from ppgen.models.linear_regression import data as linear_data
 from ppgen.models.logistic_regression import data as logistic_data
 from ppgen.models.normal_gamma import data as normal_gamma_data
 from ppgen.models.normal_normal import data as normal_normal_data
+from ppgen.models.probit_regression import data as probit_regression_data
+from ppgen.models.shrinkage_regression import data as shrinkage_regression_data
 
 
 @dataclass
@@ -64,6 +70,13 @@ def bayes(model, data):
     return case
 
 
+def mixture():
+    """Its assignments are summed out, so that the guide knows nothing of them."""
+    model, x = GaussianMixture().model, gaussian_mixture_data()["x"]
+    guide = AutoNormal(pyro.poutine.block(model, hide=["z"]))
+    return Case(model, guide, (x,), losses=(pyro.infer.TraceEnum_ELBO(max_plate_nesting=1),))
+
+
 def deep(make, x, losses=None):
     def case():
         story = make()
@@ -83,6 +96,9 @@ CASES = {
     "DirichletCategorical": bayes(DirichletCategorical().model, dirichlet_categorical_data),
     "GammaPoisson": bayes(GammaPoisson().model, gamma_poisson_data),
     "ConjugateRegression": bayes(ConjugateRegression().model, conjugate_regression_data),
+    "ProbitRegression": bayes(ProbitRegression().model, probit_regression_data),
+    "ShrinkageRegression": bayes(ShrinkageRegression().model, shrinkage_regression_data),
+    "GaussianMixture": mixture,
     "RBM": deep(lambda: RBM(6, 3), BITS, (ContrastiveDivergence(), pyro.infer.Trace_ELBO())),
     "large RBM": deep(lambda: RBM(30, 30), BITS.repeat(1, 5), (ContrastiveDivergence(),)),
     "VAE": deep(
@@ -125,6 +141,9 @@ def test_svi_changes_the_parameters_twice_in_one_process(name):
         "DirichletCategorical",
         "GammaPoisson",
         "ConjugateRegression",
+        "ProbitRegression",
+        "ShrinkageRegression",
+        "GaussianMixture",
     ],
 )
 def test_pyros_own_mcmc_runs(name):

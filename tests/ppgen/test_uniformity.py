@@ -1,4 +1,4 @@
-"""Exact bands and p-values of uniform samples, by simulation; a symmetric law, and one that is not."""
+"""Bands and p-values of uniform samples, by simulation; laws with and without symmetry."""
 
 import math
 
