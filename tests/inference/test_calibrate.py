@@ -148,6 +148,7 @@ def test_hmc_passes_on_eight_schools():
     assert "theta[7]" in found.pit
 
 
+@pytest.mark.slow  # 7 s
 def test_mean_field_is_too_narrow_without_bias():
     """Probit: coefficients depend on the latent outcomes, which mean field takes as independent."""
     x = torch.linspace(-2, 2, 20)[:, None].double()
