@@ -2,14 +2,20 @@
 
 from ppgen.inference.annealed_importance_sampling import LogPartition as LogPartition
 from ppgen.inference.boltzmann_likelihood import boltzmann_likelihood as boltzmann_likelihood
+from ppgen.inference.calibrate import calibrate as calibrate
+from ppgen.inference.calibration import Calibration as Calibration
+from ppgen.inference.cavi import CAVI as CAVI
 from ppgen.inference.compare import Comparison as Comparison
 from ppgen.inference.compare import compare as compare
 from ppgen.inference.contrastive_divergence import ContrastiveDivergence as ContrastiveDivergence
 from ppgen.inference.dadvi import DADVI as DADVI
 from ppgen.inference.elbo import ELBO as ELBO
+from ppgen.inference.exact import Exact as Exact
 from ppgen.inference.fit import fit as fit
 from ppgen.inference.flow_guides import flow_guide as flow_guide
 from ppgen.inference.gibbs import BlockGibbs as BlockGibbs
+from ppgen.inference.gibbs_engine import ConditionalGibbs as ConditionalGibbs
+from ppgen.inference.gibbs_engine import Gibbs as Gibbs
 from ppgen.inference.greedy import greedy as greedy
 from ppgen.inference.guides import full_rank_guide as full_rank_guide
 from ppgen.inference.guides import low_rank_guide as low_rank_guide

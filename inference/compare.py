@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ppgen.inference.declared import story_name
 from ppgen.inference.fit import fit
 from ppgen.inference.verdict import THRESHOLDS, Marginal, Verdict, marginals, verdict
 from ppgen.posterior import Posterior
@@ -164,7 +165,7 @@ def compare(
                 break
     if reference not in posteriors:
         raise KeyboardInterrupt("the comparison was stopped before its reference was fitted")
-    return comparison(posteriors, reference, _name(model))
+    return comparison(posteriors, reference, story_name(model))
 
 
 def comparison(
@@ -194,10 +195,6 @@ def _refuse_trainable(model: Story, args: tuple[Any, ...], kwargs: Mapping[str, 
             "trainable parameters, so that each method could fit another model: freeze them with "
             "requires_grad_(False) first, or give them priors"
         )
-
-
-def _name(model: Story) -> str:
-    return getattr(model, "__name__", type(model).__name__)
 
 
 def _file_name(label: str) -> str:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from ppgen._version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from ppgen.inference.calibrate import calibrate as calibrate
+    from ppgen.inference.calibration import Calibration as Calibration
     from ppgen.inference.compare import Comparison as Comparison
     from ppgen.inference.compare import compare as compare
     from ppgen.inference.fit import fit as fit
@@ -20,7 +22,9 @@ if TYPE_CHECKING:
     from ppgen.types import Likelihood as Likelihood
 
 _HOME = {
+    "Calibration": "ppgen.inference.calibration",
     "Comparison": "ppgen.inference.compare",
+    "calibrate": "ppgen.inference.calibrate",
     "compare": "ppgen.inference.compare",
     "fit": "ppgen.inference.fit",
     "log_likelihood": "ppgen.inference.likelihood",

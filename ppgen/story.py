@@ -17,6 +17,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.infer.enum import config_enumerate
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 
@@ -315,6 +316,14 @@ def _factor(anatomy: Anatomy, msg: Any) -> Factor:
     )
 
 
+class _DrawAnew(UnconditionMessenger):
+    """Pyro's own draws deterministic sites anew as well, once for each element of a plate."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["infer"].get("_deterministic"):
+            super()._pyro_sample(msg)
+
+
 def simulate(
     model: Story,
     values: Mapping[str, Tensor],
@@ -328,7 +337,7 @@ def simulate(
     Returns:
         The value of every other site; observed sites are drawn anew unless `keep_data`.
     """
-    story = model if keep_data else pyro.poutine.uncondition(model)
+    story = model if keep_data else _DrawAnew()(model)
     story = pyro.poutine.condition(story, data=dict(values))
     with torch.no_grad():
         trace: Any = pyro.poutine.trace(story).get_trace(*args, **kwargs)

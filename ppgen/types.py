@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    NamedTuple,
+    Protocol,
+    TypeAlias,
+    runtime_checkable,
+)
 
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from pyro.distributions import TorchDistribution
     from torch.nn import Parameter
 
     from ppgen.distributions import RestrictedBoltzmann
@@ -16,6 +25,12 @@ if TYPE_CHECKING:
 
 Story = Callable[..., Any]
 """Any Pyro callable: a function, a bound `model` of a module, a conditioned model."""
+
+Factors: TypeAlias = "Mapping[str, TorchDistribution]"
+"""The law of each block, ``(*batch)``; a point mass where its value is given."""
+
+Coordinate: TypeAlias = "Callable[[Factors], TorchDistribution]"
+"""The law of one block, given those of the others."""
 
 
 class Engine(Protocol):
@@ -171,6 +186,66 @@ class DirectedLayers(UnnormalisedDensity, Protocol):
 
     def log_recognition(self, layers: Sequence[Tensor]) -> Tensor:
         """``log q(h1, ..., s | x)``, ``(N,)``, nats."""
+        ...
+
+
+@runtime_checkable
+class Conjugate(Protocol):
+    """A story whose posterior is a formula; `data` are the arguments of its ``model``."""
+
+    def model(self, *data: Any) -> Any: ...
+
+    def guide(self, *data: Any) -> Any:
+        """The exact posterior, jointly: its ELBO is the log evidence, for every draw."""
+        ...
+
+    def exact_posterior(self, *data: Any) -> dict[str, TorchDistribution]:
+        """The marginal law of each latent site."""
+        ...
+
+    def log_evidence(self, *data: Any) -> Tensor:
+        """``log p(data)``, ``()``, nats."""
+        ...
+
+    def predictive(self, *data: Any) -> TorchDistribution:
+        """The law of one more observation, given the data."""
+        ...
+
+
+@runtime_checkable
+class ConditionallyConjugate(Protocol):
+    """A story in which each block, given all others, has a law in closed form.
+
+    Its blocks are latent sites, and auxiliary variables that the story sums or integrates out,
+    such as the assignments of a mixture. Laws have batch shape ``(*batch)``, events the shape of
+    the block.
+    """
+
+    def model(self, *data: Any) -> Any: ...
+
+    def start(self, count: int, *data: Any) -> dict[str, Tensor]:
+        """Dispersed values, ``(count, *shape)``, of all blocks but the first."""
+        ...
+
+    def coordinates(self, *data: Any) -> dict[str, Coordinate]:
+        """For each block, in the order of a sweep, ``q -> exp E_q[log p(data, all)]``.
+
+        With point masses for the others that is the full conditional (Gibbs), with laws the
+        best factor (coordinate ascent).
+        """
+        ...
+
+    def expected_log_joint(self, factors: Factors, *data: Any) -> Tensor:
+        """``E_q[log p(data, all blocks)]``, on their own scale, ``(*batch)``, nats."""
+        ...
+
+
+@runtime_checkable
+class Exchangeable(Protocol):
+    """A story whose posterior stays the same when its components change their numbers."""
+
+    def canonical(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The same values, ``(*batch, *shape)`` of each block, in an order that is unique."""
         ...
 
 

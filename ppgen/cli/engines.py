@@ -7,7 +7,10 @@ from typing import Any
 
 from ppgen.types import Engine
 
-_ENGINES = ("HMC", "NUTS", "VI", "MAP", "MLE", "Laplace", "Pathfinder", "DADVI")
+_ENGINES = (
+    *("HMC", "NUTS", "Gibbs", "VI", "DADVI", "CAVI", "Pathfinder", "Laplace"),
+    *("MAP", "MLE", "Exact"),
+)
 _GUIDES = ("mean-field", "full-rank", "low-rank", "flow")
 
 

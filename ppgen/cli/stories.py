@@ -27,7 +27,9 @@ class Bundled:
     paper: str
 
     def load(self) -> Any:
-        return getattr(import_module(self.module), self.name)
+        """The story: a function, a class to build, or the `model` of a class as it comes."""
+        found = getattr(import_module(self.module), self.name)
+        return found().model if self.kind == "bayes" and isinstance(found, type) else found
 
 
 BUNDLED = {
@@ -58,6 +60,69 @@ BUNDLED = {
         "bayes",
         "binary y",
         "-",
+    ),
+    "beta_bernoulli": Bundled(
+        "ppgen.models.beta_bernoulli",
+        "BetaBernoulli",
+        "bayes",
+        "a coin of unknown bias, conjugate",
+        "Gelman et al. 2013",
+    ),
+    "normal_normal": Bundled(
+        "ppgen.models.normal_normal",
+        "NormalNormal",
+        "bayes",
+        "a mean with known noise, conjugate",
+        "Gelman et al. 2013",
+    ),
+    "normal_gamma": Bundled(
+        "ppgen.models.normal_gamma",
+        "NormalGamma",
+        "bayes",
+        "mean and precision of a normal, conjugate",
+        "Bishop 2006",
+    ),
+    "dirichlet_categorical": Bundled(
+        "ppgen.models.dirichlet_categorical",
+        "DirichletCategorical",
+        "bayes",
+        "shares of classes, conjugate",
+        "Gelman et al. 2013",
+    ),
+    "gamma_poisson": Bundled(
+        "ppgen.models.gamma_poisson",
+        "GammaPoisson",
+        "bayes",
+        "a rate of rare events, conjugate",
+        "Gelman et al. 2013",
+    ),
+    "conjugate_regression": Bundled(
+        "ppgen.models.conjugate_regression",
+        "ConjugateRegression",
+        "bayes",
+        "linear regression, conjugate",
+        "Gelman et al. 2013",
+    ),
+    "shrinkage_regression": Bundled(
+        "ppgen.models.shrinkage_regression",
+        "ShrinkageRegression",
+        "bayes",
+        "linear regression that learns its shrinkage",
+        "Bishop 2006",
+    ),
+    "probit_regression": Bundled(
+        "ppgen.models.probit_regression",
+        "ProbitRegression",
+        "bayes",
+        "binary y, latent outcomes",
+        "Albert & Chib 1993",
+    ),
+    "gaussian_mixture": Bundled(
+        "ppgen.models.gaussian_mixture",
+        "GaussianMixture",
+        "bayes",
+        "mixture with diagonal covariances",
+        "Bishop 2006",
     ),
     "rbm": Bundled(
         "ppgen.models.rbm", "RBM", "deep", "restricted Boltzmann machine", "Hinton 2002"

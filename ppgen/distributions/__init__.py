@@ -1,3 +1,4 @@
 """Pyro distributions that Pyro lacks."""
 
 from ppgen.distributions.restricted_boltzmann import RestrictedBoltzmann as RestrictedBoltzmann
+from ppgen.distributions.signed_normal import SignedNormal as SignedNormal

@@ -5,6 +5,7 @@ notebook a figure that is a cell's last value shows itself; ``figure.savefig("na
 it.
 """
 
+from ppgen.plots.calibration import ecdf_difference as ecdf_difference
 from ppgen.plots.chains import rank_histogram as rank_histogram
 from ppgen.plots.chains import trace as trace
 from ppgen.plots.curves import elbo_curve as elbo_curve

@@ -21,16 +21,34 @@ from ppgen.models import (
     RBM,
     VAE,
     BaseRate,
+    BetaBernoulli,
+    ConjugateRegression,
     DequantizedFlow,
+    DirichletCategorical,
     Flow,
+    GammaPoisson,
+    GaussianMixture,
+    NormalGamma,
+    NormalNormal,
+    ProbitRegression,
+    ShrinkageRegression,
     eight_schools,
     eight_schools_centred,
     linear_regression,
     logistic_regression,
 )
+from ppgen.models.beta_bernoulli import data as beta_bernoulli_data
+from ppgen.models.conjugate_regression import data as conjugate_regression_data
+from ppgen.models.dirichlet_categorical import data as dirichlet_categorical_data
 from ppgen.models.eight_schools import data as schools_data
+from ppgen.models.gamma_poisson import data as gamma_poisson_data
+from ppgen.models.gaussian_mixture import data as gaussian_mixture_data
 from ppgen.models.linear_regression import data as linear_data
 from ppgen.models.logistic_regression import data as logistic_data
+from ppgen.models.normal_gamma import data as normal_gamma_data
+from ppgen.models.normal_normal import data as normal_normal_data
+from ppgen.models.probit_regression import data as probit_regression_data
+from ppgen.models.shrinkage_regression import data as shrinkage_regression_data
 
 
 @dataclass
@@ -47,7 +65,18 @@ POINTS = torch.linspace(-1, 1, 8, dtype=torch.float64).reshape(4, 2)
 
 
 def bayes(model, data):
-    return lambda: Case(model, AutoNormal(model), tuple(v.double() for v in data().values()))
+    def case():
+        floating = (v.double() if v.is_floating_point() else v for v in data().values())
+        return Case(model, AutoNormal(model), tuple(floating))
+
+    return case
+
+
+def mixture():
+    """Its assignments are summed out, so that the guide knows nothing of them."""
+    model, x = GaussianMixture().model, gaussian_mixture_data()["x"]
+    guide = AutoNormal(pyro.poutine.block(model, hide=["z"]))
+    return Case(model, guide, (x,), losses=(pyro.infer.TraceEnum_ELBO(max_plate_nesting=1),))
 
 
 def deep(make, x, losses=None):
@@ -63,6 +92,15 @@ CASES = {
     "eight_schools_centred": bayes(eight_schools_centred, schools_data),
     "linear_regression": bayes(linear_regression, linear_data),
     "logistic_regression": bayes(logistic_regression, logistic_data),
+    "BetaBernoulli": bayes(BetaBernoulli().model, beta_bernoulli_data),
+    "NormalNormal": bayes(NormalNormal().model, normal_normal_data),
+    "NormalGamma": bayes(NormalGamma().model, normal_gamma_data),
+    "DirichletCategorical": bayes(DirichletCategorical().model, dirichlet_categorical_data),
+    "GammaPoisson": bayes(GammaPoisson().model, gamma_poisson_data),
+    "ConjugateRegression": bayes(ConjugateRegression().model, conjugate_regression_data),
+    "ProbitRegression": bayes(ProbitRegression().model, probit_regression_data),
+    "ShrinkageRegression": bayes(ShrinkageRegression().model, shrinkage_regression_data),
+    "GaussianMixture": mixture,
     "RBM": deep(lambda: RBM(6, 3), BITS, (ContrastiveDivergence(), pyro.infer.Trace_ELBO())),
     "large RBM": deep(lambda: RBM(30, 30), BITS.repeat(1, 5), (ContrastiveDivergence(),)),
     "DBM": deep(lambda: DBM(6, (3, 2)), BITS, (ContrastiveDivergence(), pyro.infer.Trace_ELBO())),
@@ -99,7 +137,23 @@ def test_svi_changes_the_parameters_twice_in_one_process(name):
             assert any(moved)
 
 
-@pytest.mark.parametrize("name", ["eight_schools", "linear_regression", "logistic_regression"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "eight_schools",
+        "linear_regression",
+        "logistic_regression",
+        "BetaBernoulli",
+        "NormalNormal",
+        "NormalGamma",
+        "DirichletCategorical",
+        "GammaPoisson",
+        "ConjugateRegression",
+        "ProbitRegression",
+        "ShrinkageRegression",
+        "GaussianMixture",
+    ],
+)
 def test_pyros_own_mcmc_runs(name):
     case = CASES[name]()
     mcmc = MCMC(NUTS(case.model), num_samples=5, warmup_steps=5, disable_progbar=True)

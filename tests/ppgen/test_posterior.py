@@ -171,3 +171,18 @@ def test_a_story_that_observes_nothing_says_that_it_is_the_prior():
     posterior = Posterior.from_program(program, z, engine="test", kind="chains")
     assert posterior.converged
     assert "nothing is observed: this is the prior" in posterior.headline()
+
+
+def test_predictions_below_a_deterministic_site_in_a_plate_have_the_shape_of_the_data():
+    """Pyro's uncondition draws such a site anew, once for each element of its plate."""
+
+    def story(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", 3):
+            eta = pyro.sample("eta", dist.Normal(0.0, 1.0))
+            theta = pyro.deterministic("theta", mu + eta)
+            pyro.sample("y", dist.Normal(theta, 1.0), obs=y)
+
+    draws = {"mu": torch.zeros(1, 5), "eta": torch.zeros(1, 5, 3)}
+    found = Posterior(draws, "test", "independent").predict(story, torch.zeros(3))
+    assert found["theta"].shape == found["y"].shape == (5, 3)

@@ -1,0 +1,65 @@
+"""Independent draws from a posterior that is a formula."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyro
+import torch
+
+from ppgen.inference.declared import declared, log_prob, unconstrained
+from ppgen.posterior import Cost, Posterior
+from ppgen.program import Program
+from ppgen.story import sandbox
+from ppgen.types import Conjugate, Story
+
+
+@dataclass(frozen=True)
+class Exact:
+    """The posterior of a conjugate story, drawn from its formula: a reference without error.
+
+    Every importance weight ``log_density - log_guide`` of the result is the log evidence.
+
+    Args:
+        draws: independent draws.
+
+    Raises:
+        ValueError: from `run`, for a story that declares no exact posterior.
+
+    Example:
+        >>> import torch
+        >>> from ppgen.models import BetaBernoulli
+        >>> posterior = Exact().run(BetaBernoulli().model, torch.tensor([1.0, 0.0, 1.0]))
+        >>> posterior["theta"].shape
+        torch.Size([1, 4000])
+    """
+
+    draws: int = 4000
+
+    def __post_init__(self) -> None:
+        if self.draws < 1:
+            raise ValueError(f"Exact(draws=...) must be at least 1, got {self.draws!r}")
+
+    def run(self, model: Story | Program, *args: Any, **kwargs: Any) -> Posterior:
+        begin = time.perf_counter()
+        story, program, data = declared("Exact", Conjugate, model, args, kwargs)
+        with sandbox(program.dtype), torch.no_grad(), pyro.plate("draws", self.draws):
+            trace: Any = pyro.poutine.trace(story.guide).get_trace(*data)
+        values = {name: trace.nodes[name]["value"] for name in program.sites}
+        laws = {name: trace.nodes[name]["fn"] for name in program.sites}
+        z, log_jacobian = unconstrained(program, values, laws)
+        log_guide = log_prob(program, values, laws) + log_jacobian
+        log_density = program.log_density(z)
+        recording = program.seconds_recording
+        return Posterior.from_program(
+            program,
+            z[None],
+            engine="Exact",
+            kind="independent",
+            options=asdict(self),
+            log_density=log_density[None],
+            log_guide=log_guide[None],
+            cost=Cost(recording=recording, sampling=time.perf_counter() - begin - recording),
+        )

@@ -1,0 +1,203 @@
+"""Gibbs sampling of stories that declare their full conditionals, many chains side by side."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import torch
+from pyro.distributions import TorchDistribution
+from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
+from torch import Tensor
+
+from ppgen.inference.declared import declared, unconstrained
+from ppgen.moments import point
+from ppgen.posterior import Cost, Posterior
+from ppgen.program import Program
+from ppgen.progress import Progress, interruptible
+from ppgen.story import sandbox
+from ppgen.types import ConditionallyConjugate, Coordinate, Exchangeable, Story
+
+
+class State(NamedTuple):
+    """What the next sweep needs."""
+
+    values: dict[str, Tensor]  # of each block, (chains, *shape)
+
+
+class Info(NamedTuple):
+    """What a sweep went through."""
+
+    laws: dict[str, TorchDistribution]  # the full conditional that each block was drawn from
+
+
+def init(story: ConditionallyConjugate, chains: int, data: tuple[Any, ...]) -> State:
+    """Dispersed values of all blocks but the first, which a sweep draws given the others."""
+    return State(story.start(chains, *data))
+
+
+def step(state: State, coordinates: Mapping[str, Coordinate]) -> tuple[State, Info]:
+    """One sweep: each block in turn, drawn from its law given all others."""
+    values, laws = dict(state.values), {}
+    for name, conditional in coordinates.items():
+        laws[name] = conditional({other: point(value) for other, value in values.items()})
+        values[name] = laws[name].sample()
+    return State(values), Info(laws)
+
+
+@dataclass(frozen=True)
+class Gibbs:
+    """Block Gibbs, for stories that declare their full conditionals.
+
+    Such a story is a :class:`ppgen.types.ConditionallyConjugate`. Nothing is tuned, nothing is
+    rejected. Where components have no numbers of their own (:class:`ppgen.types.Exchangeable`) the
+    draws are put into the order that the story calls canonical, and the result says so.
+
+    Args:
+        chains: run in one batch.
+        draws: kept of each chain.
+        warmup: sweeps discarded before the first draw.
+        thin: sweeps to a draw.
+        keep: auxiliary blocks to keep beside the sites, such as the assignments of a mixture.
+
+    Raises:
+        ValueError: from `run`, for a story without conditionals, or an unknown block in `keep`.
+
+    References:
+        | Sampling-Based Approaches to Calculating Marginal Densities (Gelfand & Smith, 1990)
+    """
+
+    chains: int = 16
+    draws: int = 1000
+    warmup: int = 200
+    thin: int = 1
+    keep: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, least in (("chains", 1), ("draws", 1), ("warmup", 0), ("thin", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(
+                    f"Gibbs({name}=...) must be at least {least}, got {getattr(self, name)!r}"
+                )
+
+    def run(self, model: Story | Program, *args: Any, **kwargs: Any) -> Posterior:
+        begin = time.perf_counter()
+        story, program, data = declared("Gibbs", ConditionallyConjugate, model, args, kwargs)
+        with sandbox(program.dtype), torch.no_grad():
+            state, coordinates = init(story, self.chains, data), story.coordinates(*data)
+            self._check_kept(coordinates, program)
+            adapted, kept, info = self._sample(state, coordinates, program)
+        found = {name: torch.stack([row[name] for row in kept], 1) for name in kept[0]}
+        messages = () if len(kept) == self.draws else (f"stopped after {len(kept)} draws",)
+        if isinstance(story, Exchangeable):
+            found = story.canonical(found)
+            messages = (*messages, "components are numbered in the story's canonical order")
+        z, _ = unconstrained(program, found, info.laws)
+        sampled = time.perf_counter()
+        lp = program.log_density(z)
+        posterior = Posterior.from_program(
+            program,
+            z,
+            engine="Gibbs",
+            kind="chains",
+            messages=messages,
+            options=asdict(self),
+            log_density=lp,
+            stats={"lp": lp},
+            cost=Cost(
+                recording=program.seconds_recording,
+                adapting=adapted - begin,
+                sampling=sampled - adapted,
+            ),
+        )
+        # after the diagnosis: R-hat of a label means nothing
+        extra = {name: found[name] for name in self.keep}
+        return dataclasses.replace(
+            posterior,
+            draws={**posterior.draws, **extra},
+            deterministic=(*posterior.deterministic, *extra),
+        )
+
+    def _sample(
+        self, state: State, coordinates: Mapping[str, Coordinate], program: Program
+    ) -> tuple[float, list[dict[str, Tensor]], Info]:
+        """When warm-up ended, the draws kept, and the last conditionals."""
+        kept: list[dict[str, Tensor]] = []
+        names, adapted = (*program.sites, *self.keep), time.perf_counter()
+        total = self.warmup + self.draws * self.thin
+        info = Info({})
+        with interruptible() as interrupt, Progress("Gibbs", total) as progress:
+            for t in range(1, total + 1):
+                state, info = step(state, coordinates)
+                progress.advance()
+                if t == self.warmup:
+                    adapted = time.perf_counter()
+                if t > self.warmup and (t - self.warmup) % self.thin == 0:
+                    kept.append({name: state.values[name] for name in names})
+                if interrupt:
+                    break
+        if not kept:
+            raise KeyboardInterrupt("Gibbs was stopped before its first draw")
+        return adapted, kept, info
+
+    def _check_kept(self, coordinates: Mapping[str, Coordinate], program: Program) -> None:
+        auxiliary = [name for name in coordinates if name not in program.sites]
+        unknown = [name for name in self.keep if name not in auxiliary]
+        if unknown:
+            raise ValueError(
+                f"Gibbs(keep=...): no auxiliary block {unknown[0]!r}; the story has "
+                f"{auxiliary or 'none'}, and keeps its sites {list(program.sites)} anyway"
+            )
+
+
+class ConditionalGibbs(MCMCKernel):
+    """The same sweep as a kernel for ``pyro.infer.MCMC``.
+
+    All chains move together, as one draw of shape ``(chains, *shape)`` of each block.
+
+    Args:
+        model: the bound ``model`` of a :class:`ppgen.types.ConditionallyConjugate` story.
+        data: its arguments.
+        chains: started from dispersed values.
+        sweeps: for each draw.
+
+    Example:
+        >>> import torch
+        >>> from pyro.infer import MCMC
+        >>> from ppgen.models import NormalGamma
+        >>> kernel = ConditionalGibbs(NormalGamma().model, torch.tensor([1.0, 2.0]), chains=10)
+        >>> mcmc = MCMC(kernel, num_samples=3, warmup_steps=2, disable_progbar=True)
+        >>> mcmc.run()
+        >>> tuple(mcmc.get_samples()["mu"].shape)
+        (3, 10)
+    """
+
+    def __init__(self, model: Story, *data: Any, chains: int = 1, sweeps: int = 1) -> None:
+        for name, value in (("chains", chains), ("sweeps", sweeps)):
+            if value < 1:
+                raise ValueError(f"{name}: expected at least 1, got {value}")
+        story, program, given = declared("Gibbs", ConditionallyConjugate, model, data, {})
+        self.sweeps, self.dtype = sweeps, program.dtype
+        with sandbox(self.dtype), torch.no_grad():
+            self.coordinates = story.coordinates(*given)
+            state = init(story, chains, given)
+            self._initial_params = step(state, self.coordinates)[0].values
+        self.transforms: dict[str, Any] = {}  # MCMC asks for it after the last draw
+
+    @property
+    def initial_params(self) -> dict[str, Tensor]:
+        return self._initial_params
+
+    @initial_params.setter
+    def initial_params(self, params: dict[str, Tensor]) -> None:
+        self._initial_params = params
+
+    def sample(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
+        state = State(dict(params))
+        with sandbox(self.dtype), torch.no_grad():
+            for _ in range(self.sweeps):
+                state, _ = step(state, self.coordinates)
+        return state.values
