@@ -59,6 +59,8 @@ def tidy(graph: fx.Graph) -> None:
             continue
         if node.target in _FILLED and (form := _form(node)) is not None:
             node = _fill(graph, node, form)
+        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            continue  # each draws numbers of its own
         key = (node.target, _key(node.args), _key(node.kwargs))
         same = _same_value(node) or known.setdefault(key, node)
         if same is not node:

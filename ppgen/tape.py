@@ -39,11 +39,32 @@ def trace(
     Raises:
         Unrecordable: where Python looks at a value that does.
     """
-    tape = _Tape(z, inputs)
+    tape = _Tape([z, *inputs])
+    tape.moving.add(tape.nodes[z])
     with tape:
         result = function(z)
-    tape.graph.output(tree_map_only(Tensor, tape.node, result))
-    return fx.GraphModule(tape.root, tape.graph), tape.looked
+    return tape.module(result), bool(tape.looks)
+
+
+def trace_step(
+    function: Callable[[], Any], inputs: list[Tensor]
+) -> tuple[fx.GraphModule, list[float]]:
+    """The operations of a step that reads `inputs` alone, random numbers among them.
+
+    Numbers at which Python looks on the way (a check of the data) are results too: a replay in
+    which they differ from what the trace saw would have gone another way.
+
+    Returns:
+        The graph, ``inputs -> (results, numbers looked at)``, and the numbers that the trace saw.
+
+    Raises:
+        Unrecordable: where the step writes to an input, reads another tensor, or looks at more
+            than a number.
+    """
+    tape = _Tape(inputs, closed=True)
+    with tape:
+        result = function()
+    return tape.module((result, [node for node, _ in tape.looks])), [v for _, v in tape.looks]
 
 
 class Mode(TorchDispatchMode):
@@ -55,29 +76,33 @@ class Mode(TorchDispatchMode):
 
 
 class _Tape(Mode):
-    def __init__(self, z: Tensor, inputs: list[Tensor]) -> None:
+    def __init__(self, inputs: list[Tensor], *, closed: bool = False) -> None:
         super().__init__()
         self.graph = fx.Graph()
         self.root = torch.nn.Module()  # holds the constants
         self.nodes: Any = WeakTensorKeyDictionary()
         self.sharing: dict[int, Any] = {}  # of each storage, the tensors on it
-        self.looked = False
-        for index, tensor in enumerate((z, *inputs)):
+        self.looks: list[tuple[fx.Node, Any]] = []
+        self.moving: set[fx.Node] = set()  # what depends on the point
+        for index, tensor in enumerate(inputs):
             self._know(tensor, self.graph.placeholder(f"input_{index}"))
-        self.moving = {self.nodes[z]}
+        self.closed = closed  # whether nothing but the inputs may be read, and they not written
+        self.given = set(self.sharing)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self.closed:
+            self._refuse_outside(func, args, kwargs)
         given = tree_map_only(Tensor, self.node, (args, kwargs))
         moves = self._moves(given)
-        if any(tag in func.tags for tag in _LOOK) and (sight := _looked_at(func, args)) is not None:
-            if self._moves(tree_map_only(Tensor, self.node, sight)):
-                raise Unrecordable(
-                    "it looks at a value that it has drawn or computed (a branch, .item(), "
-                    "float(...))"
-                )
-            self.looked = True
+        sight = _looked_at(func, args)
+        if sight is not None and self._moves(tree_map_only(Tensor, self.node, sight)):
+            raise Unrecordable(
+                "it looks at a value that it has drawn or computed (a branch, .item(), float(...))"
+            )
         result = func(*args, **kwargs)
+        if sight is not None:
+            self.looks.append((given[0][0], result))
         if result is not None and not tree_any(_is_tensor, result):
             return result
         node = self.graph.call_function(self._target(func, args), *given)
@@ -93,6 +118,21 @@ class _Tape(Mode):
                     if moves:
                         self.moving.add(item)
         return result
+
+    def module(self, result: Any) -> fx.GraphModule:
+        """The graph with these results, tensors or nodes."""
+        self.graph.output(tree_map_only(Tensor, self.node, result))
+        return fx.GraphModule(self.root, self.graph)
+
+    def _refuse_outside(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        if func is not _aten.lift_fresh.default and not all(t in self.nodes for t in tensors):
+            raise Unrecordable("it reads a tensor that is no parameter, buffer or argument")
+        places = {t.untyped_storage()._cdata for t in tensors}
+        if mutates_schema(func) and places & self.given:
+            raise Unrecordable("it writes to its parameters, buffers or arguments")
+        if func is not _aten._local_scalar_dense.default and _looked_at(func, args) is not None:
+            raise Unrecordable("it looks at more than a number")
 
     def _target(self, func: Any, args: tuple[Any, ...]) -> Any:
         """The operation to write down for `func`, which makes a new tensor where that is all."""
@@ -130,11 +170,12 @@ class _Tape(Mode):
 
 
 def _looked_at(func: Any, args: tuple[Any, ...]) -> Any:
-    """The values that decide what Python gets; None where there are none after all."""
+    """The values that decide what Python gets, or None."""
+    if not any(tag in func.tags for tag in _LOOK):
+        return None
     if func is not _aten.index.Tensor:
         return args
-    masks = [i for i in args[1] if i is not None and i.dtype in (torch.bool, torch.uint8)]
-    return masks or None
+    return [i for i in args[1] if i is not None and i.dtype in (torch.bool, torch.uint8)] or None
 
 
 def _is_tensor(value: Any) -> bool:
