@@ -34,8 +34,14 @@ class Form(NamedTuple):
     """What a tensor is like; each node that stands for a tensor has one in its ``meta``."""
 
     shape: torch.Size
+    stride: tuple[int, ...]  # which a later ``view`` may rest on
     dtype: torch.dtype
     device: torch.device
+
+    @property
+    def compact(self) -> bool:
+        """Whether it is laid out as a new tensor of its shape is."""
+        return torch.empty(self.shape, device="meta").stride() == self.stride
 
 
 def mutates(node: fx.Node) -> bool:
@@ -57,7 +63,7 @@ def tidy(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         if node.op != "call_function":
             continue
-        if node.target in _FILLED and (form := _form(node)) is not None:
+        if node.target in _FILLED and (form := _form(node)) is not None and form.compact:
             node = _fill(graph, node, form)
         if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
             continue  # each draws numbers of its own

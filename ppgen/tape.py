@@ -163,7 +163,7 @@ class _Tape(Mode):
         return known
 
     def _know(self, tensor: Tensor, node: fx.Node) -> None:
-        node.meta["form"] = Form(tensor.shape, tensor.dtype, tensor.device)
+        node.meta["form"] = Form(tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
         self.nodes[tensor] = node
         place = tensor.untyped_storage()._cdata
         self.sharing.setdefault(place, WeakTensorKeyDictionary())[tensor] = None

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.func import vmap
 
-from ppgen.simplify import mutates
+from ppgen.simplify import mutates, tidy
 from ppgen.tape import Unrecordable, trace
 
 DATA = torch.arange(12.0, dtype=torch.float64).reshape(3, 4)
@@ -94,6 +94,18 @@ def test_gradients_of_a_batch_are_recorded_with_their_saved_values():
 def test_a_look_at_the_point_is_refused(look):
     with pytest.raises(Unrecordable, match="looks at a value"):
         trace(look, torch.randn(3, 3), [DATA])
+
+
+def test_tidying_keeps_the_layout_that_views_rest_on():
+    def function(z):
+        rows = z.transpose(0, 1).clone(memory_format=torch.contiguous_format).view(-1)
+        return rows + torch.zeros_like(z.t()).t().view(-1) + (z.t() * 1).t().view(-1)
+
+    graph, _ = trace(function, torch.randn(3, 4), [])
+    tidy(graph.graph)
+    graph.recompile()
+    z = torch.randn(3, 4)
+    torch.testing.assert_close(graph(z), function(z))
 
 
 def test_a_look_at_the_data_is_noted():
