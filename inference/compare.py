@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 
 from ppgen.inference.declared import story_name
 from ppgen.inference.fit import fit
+from ppgen.inference.psis import repair
 from ppgen.inference.verdict import THRESHOLDS, Marginal, Verdict, marginals, verdict
 from ppgen.posterior import Posterior
 from ppgen.program import Program
@@ -26,6 +27,26 @@ _SHOWN = 6  # scalars of each engine in the printed table, worst first
 
 
 @dataclass(frozen=True)
+class Repair:
+    """An approximation resampled by its importance weights, against the same reference."""
+
+    posterior: Posterior
+    marginals: tuple[Marginal, ...]  # none where the weights are not to be trusted
+    verdict: Verdict
+
+    def __str__(self) -> str:
+        left = f" ({self.posterior.count:,} draws left)" if self.marginals else ""
+        return f"{self.verdict}{left}"
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "verdict": asdict(self.verdict),
+            "draws": self.posterior.count,
+            "marginals": [json_ready(asdict(row)) for row in self.marginals],
+        }
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Posteriors of one story side by side, with the distance of each from the reference.
 
@@ -35,6 +56,8 @@ class Comparison:
         marginals: by label, every scalar against the reference, worst first.
         verdicts: by label, what may be claimed.
         story: the story's name.
+        repairs: by label, what resampling by importance weights makes of those approximations
+            that do not pass.
     """
 
     posteriors: dict[str, Posterior]
@@ -42,6 +65,7 @@ class Comparison:
     marginals: dict[str, tuple[Marginal, ...]]
     verdicts: dict[str, Verdict]
     story: str
+    repairs: dict[str, Repair] = field(default_factory=dict)
 
     def __getitem__(self, label: str) -> Posterior:
         return self.posteriors[label]
@@ -68,7 +92,11 @@ class Comparison:
                 parts.append(
                     f"{label} against {self.reference}, worst first{note}\n" + columns(table)
                 )
-        verdicts = [f"{label}: {self.verdicts[label]}" for label in self.posteriors]
+        verdicts = []
+        for label in self.posteriors:
+            verdicts.append(f"{label}: {self.verdicts[label]}")
+            if label in self.repairs:
+                verdicts.append(f"  resampled by its weights: {self.repairs[label]}")
         return "\n\n".join([*parts, "\n".join(verdicts), f"Thresholds: {THRESHOLDS}."])
 
     def diagnosis_and_cost(self, label: str) -> dict[str, float | int | str | None]:
@@ -105,6 +133,7 @@ class Comparison:
                     "cost": {**asdict(posterior.cost), "seconds": posterior.cost.seconds},
                     "diagnosis": json_ready(posterior.diagnosis()),
                     "marginals": [json_ready(asdict(row)) for row in self.marginals[label]],
+                    "repaired": self.repairs[label].to_json() if label in self.repairs else None,
                 }
                 for label, posterior in self.posteriors.items()
             },
@@ -178,7 +207,26 @@ def comparison(
         label: verdict(p, truth, rows[label], is_reference=label == reference)
         for label, p in posteriors.items()
     }
-    return Comparison(dict(posteriors), reference, rows, verdicts, story)
+    repairs = {}
+    for label, posterior in posteriors.items():
+        judged = label != reference and truth.converged and verdicts[label].level != "pass"
+        if judged and (found := _repaired(posterior, truth)) is not None:
+            repairs[label] = found
+    return Comparison(dict(posteriors), reference, rows, verdicts, story, repairs)
+
+
+def _repaired(posterior: Posterior, truth: Posterior) -> Repair | None:
+    """The gain of importance resampling, where there is anything to resample by."""
+    if posterior.kind != "independent" or posterior.log_weights is None:
+        return None
+    try:
+        better = repair(posterior)
+    except ValueError:  # resampled already, or no weight in any draw
+        return None
+    if posterior.converged and not better.converged:
+        return Repair(better, (), Verdict("fail", f"no repair: {better.messages[-1]}"))
+    rows = marginals(better, truth)
+    return Repair(better, rows, verdict(better, truth, rows, is_reference=False))
 
 
 def _refuse_trainable(model: Story, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:

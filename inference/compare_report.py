@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -58,7 +58,12 @@ def _overall(found: Comparison) -> Verdict:
 
 
 def _verdicts(found: Comparison) -> Section:
-    rows = [[label, v.level, v.sentence] for label, v in found.verdicts.items()]
+    rows: list[list[Any]] = []
+    for label, v in found.verdicts.items():
+        rows.append([label, v.level, v.sentence])
+        if label in found.repairs:
+            mended = found.repairs[label].verdict
+            rows.append([f"{label}, resampled by its weights", mended.level, mended.sentence])
     marks = {(i, 1): _MARKS[str(row[1])] for i, row in enumerate(rows)}
     table = Table(["method", "verdict", "why"], rows, marks=marks)  # type: ignore[arg-type]
     return Section("Verdicts", text=[f"Thresholds: {THRESHOLDS}."], tables=[table])

@@ -90,6 +90,26 @@ def test_khat_fails_only_where_importance_sampling_is_inefficient_too():
         assert comparison({"mcmc": normal(), "q": q}, "mcmc").verdicts["q"].level == level
 
 
+@pytest.mark.parametrize(("sd", "level"), [(1.6, "pass"), (0.3, "fail")])
+def test_what_resampling_repairs_is_measured(sd, level):
+    """A wide guide is repaired; in a narrow one the tails are missing, and its weights say so."""
+    truth = torch.distributions.Normal(0.0, 1.0)
+    guide = torch.distributions.Normal(0.0, sd)
+    z = guide.sample((1, 20_000))
+    found = Posterior(
+        draws={"a": z},
+        engine="test",
+        kind="independent",
+        unconstrained=z[..., None],
+        log_density=truth.log_prob(z),
+        log_guide=guide.log_prob(z),
+    )
+    compared = comparison({"mcmc": normal(names=("a",)), "q": found}, "mcmc")
+    assert compared.verdicts["q"].level == "fail"
+    assert compared.repairs["q"].verdict.level == level
+    assert f"resampled by its weights: {level.upper()}" in str(compared)
+
+
 def test_different_scalars_cannot_be_compared():
     with pytest.raises(ValueError, match="different scalars"):
         comparison({"one": normal(), "two": normal(names=("a", "c"))}, "one")
