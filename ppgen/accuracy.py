@@ -47,6 +47,16 @@ class Accuracy:
     ess: float
     k_hat: float
 
+    @property
+    def passed(self) -> bool:
+        """R-hat <= 1.01, MCSE <= .02 sd, means within .05 sd, sds within 5%: where they apply.
+
+        Independent draws have no R-hat; a point has no spread, and does not pass.
+        """
+        mixed = math.isnan(self.rhat) or self.rhat <= 1.01
+        near = self.shift <= 0.05 and self.mcse <= 0.02
+        return mixed and near and self.low_ratio >= 0.95 and self.high_ratio <= 1.05
+
 
 def accuracy(posterior: Posterior, reference: Mapping[str, np.ndarray]) -> Accuracy:
     """Compare a posterior with reference draws ``(chains, draws, *shape)`` by site.

@@ -1,4 +1,4 @@
-r"""Linear recursions without a loop: all of :math:`x_t = a_t x_{t-1} + b_t` in log2 T batched steps.
+r"""Linear recursions without a loop: :math:`x_t = a_t x_{t-1} + b_t` in log2 T batched steps.
 
 Two successive steps of a linear recursion are one step of another,
 
@@ -35,8 +35,9 @@ def linear_recursion(coefficient: Tensor, drive: Tensor) -> Tensor:
     r"""All :math:`x_t = a_t x_{t-1} + b_t`, beginning with :math:`x_1 = b_1`.
 
     Stochastic volatility, :math:`h_t = \mu + \phi (h_{t-1} - \mu) + \sigma z_t`, is this for
-    :math:`h - \mu` with :math:`b_1 = \sigma z_1 / \sqrt{1 - \phi^2}`; the residuals of an ARMA(1, 1)
-    are this with :math:`a = -\theta`. For a = 1, a random walk, ``drive.cumsum(-1)`` is the same.
+    :math:`h - \mu` with :math:`b_1 = \sigma z_1 / \sqrt{1 - \phi^2}`; the residuals of an
+    ARMA(1, 1) are this with :math:`a = -\theta`. For a = 1, a random walk, ``drive.cumsum(-1)``
+    is the same.
 
     Args:
         coefficient: a. What stands at t = 1 is not used.

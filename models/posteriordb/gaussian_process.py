@@ -45,9 +45,10 @@ def gp_regr(x: Tensor, y: Tensor) -> None:
 
 
 def gp_pois_regr(x: Tensor, k: Tensor | None = None) -> None:
-    r"""Counts, non-centred: :math:`f = L \tilde f, \tilde f \sim N(0, I), k_i \sim Poisson(e^{f_i})`.
+    r"""Counts, :math:`k_i \sim \mathrm{Poisson}(e^{f_i})`, by a process that is not centred.
 
-    `L` is the factor of :math:`K + 10^{-10} I`. In float32 that fails on many points.
+    :math:`f = L \tilde f` with :math:`\tilde f \sim N(0, I)` and `L` the factor of
+    :math:`K + 10^{-10} I`, which in float32 does not exist at many points.
     """
     rho, alpha = _hyperparameters()
     with pyro.plate("data", len(x)):

@@ -35,9 +35,7 @@ def _likelihood(mean: Tensor, sigma: Tensor, y: Tensor | None) -> None:
         pyro.sample("y", dist.Normal(mean, sigma), obs=y)
 
 
-def kidscore_interaction(
-    mom_hs: Tensor, mom_iq: Tensor, kid_score: Tensor | None = None
-) -> None:
+def kidscore_interaction(mom_hs: Tensor, mom_iq: Tensor, kid_score: Tensor | None = None) -> None:
     r"""Test scores of children by their mothers' school, IQ and both; :math:`\beta` flat.
 
     .. math:: \sigma \sim \mathrm{Cauchy}^+(0, 2.5)

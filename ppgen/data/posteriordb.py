@@ -17,13 +17,14 @@ import re
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ppgen.data.errors import DataError, refusing
 
 VARIABLE = "PPGEN_POSTERIORDB"
+MOMENTS = Path(__file__).parent / "files" / "posteriordb.json"
 
 _LARGEST = 2**29  # bytes of JSON in one archive
 _SCALAR = re.compile(r"([A-Za-z]\w*)(?:\[(\d+(?:,\d+)*)\])?")
@@ -99,6 +100,27 @@ def read_reference(posterior: str, folder: str | Path | None = None) -> dict[str
                     path,
                 )
         return _stacked(scalars, path)
+
+
+class Moments(NamedTuple):
+    """Of one scalar under the reference draws, with the Monte Carlo errors of both."""
+
+    mean: float
+    sd: float
+    mcse_mean: float
+    mcse_sd: float
+
+
+def moments(posterior: str) -> dict[str, Moments]:
+    """Reference means and standard deviations that ship with ppgen, by scalar: ``theta[0]``.
+
+    Raises:
+        DataError: for a posterior that they do not cover.
+    """
+    shipped = json.loads(MOMENTS.read_bytes())["posteriors"]
+    if posterior not in shipped:
+        raise DataError(f"no posterior {posterior!r}{_among(list(shipped))}", MOMENTS, missing=True)
+    return {name: Moments(*row) for name, row in shipped[posterior].items()}
 
 
 def _stacked(scalars: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
