@@ -37,6 +37,7 @@ class NUTS:
 
     Args:
         chains: run side by side, each from its own dispersed start with its own adaptation.
+            Where data are few, 16 cost no more time than four and are worth four times the draws.
         draws: kept of each chain.
         warmup: iterations of adaptation (step size and metric), discarded.
         target_accept: mean acceptance that the step size aims at.
@@ -50,7 +51,7 @@ class NUTS:
           | https://arxiv.org/abs/1701.02434
     """
 
-    chains: int = 4
+    chains: int = 16
     draws: int = 1000
     warmup: int = 1000
     target_accept: float = 0.8

@@ -66,7 +66,8 @@ class Spread:
     """
 
     def __init__(self, dim: int, *, metric: MetricName) -> None:
-        self.metric, self.count = metric, 0
+        self.metric: MetricName = metric
+        self.count = 0
         dense = metric == "dense" or (metric == "auto" and dim <= DENSE_LIMIT)
         self.mean = np.zeros(dim)
         self.squares = np.zeros((dim, dim) if dense else dim)  # of deviations, summed

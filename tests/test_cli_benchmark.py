@@ -11,7 +11,6 @@ from ppgen.cli.benchmark_table import markdown
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(40, 2))
-SERIES = np.cumsum(RNG.normal(size=30)) * 0.1
 
 
 def pack(path, content):
@@ -44,14 +43,12 @@ def clone(tmp_path, monkeypatch):
     sd = 2 * np.sqrt(np.linalg.inv(X.T @ X).diagonal())
     draws = {f"beta[{k + 1}]": (fit[k], sd[k]) for k in range(2)}
     add(root, "sblrc-blr", {"X": X.tolist(), "y": y.tolist()}, {**draws, "sigma": (2.0, 0.2)})
-    draws = {"alpha": (0, 1), "sigma": (1, 0.1), "beta[1]": (0, 1)}
-    add(root, "arK-arK", {"K": 1, "y": SERIES.tolist()}, draws)
     return tmp_path / "clone"
 
 
 def command(clone, *more):
     start = ["benchmark", "posteriordb", "--posteriordb", str(clone), "--out", "out", "--quiet"]
-    return [*start, "--posteriors", "arK,blr", *more]
+    return [*start, "--posteriors", "blr", *more]
 
 
 def results(tmp_path):
@@ -64,12 +61,10 @@ def test_results_are_written_resumed_and_added_to(clone, tmp_path, capsys):
     printed = capsys.readouterr()
     first = results(tmp_path)["results"]
     assert [(r["posterior"], r["label"]) for r in first] == [
-        ("arK-arK", "Laplace(draws=400)"),
-        ("arK-arK", "again"),
         ("sblrc-blr", "Laplace(draws=400)"),
         ("sblrc-blr", "again"),
     ]
-    right = first[2]
+    right = first[0]
     assert right["shift"] < 1.5  # the data's own sigma is not 2: its sd is 2 / sqrt(80) = .22
     assert 0.5 < right["low_ratio"] < right["high_ratio"] < 2
     assert right["k_hat"] is not None
@@ -79,16 +74,14 @@ def test_results_are_written_resumed_and_added_to(clone, tmp_path, capsys):
 
     assert run(command(clone, "--engines", engines)) == exits.USAGE
     assert "not empty" in capsys.readouterr().err
-    changed = "Laplace(draws=400), again=Laplace(draws=600), MAP"
+    changed = "Laplace(draws=400), again=Laplace(draws=600), MLE"
     assert run(command(clone, "--engines", changed, "--resume")) == exits.DONE
     said = capsys.readouterr().err
-    assert "again on arK-arK" in said  # its options have changed
+    assert "again on sblrc-blr" in said  # its options have changed
     assert "Laplace(draws=400) on" not in said
     second = results(tmp_path)["results"]
-    assert len(second) == 6
-    assert [r for r in first if r["label"] != "again"] == [
-        r for r in second if r["label"] == "Laplace(draws=400)"
-    ]
+    assert len(second) == 3
+    assert first[0] in second
 
 
 def test_an_engine_that_cannot_says_why_and_the_others_go_on(clone, tmp_path, capsys):

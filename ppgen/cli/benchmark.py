@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -40,7 +41,7 @@ def posteriordb(
 ) -> int:
     """Compare engines with the reference draws of posteriordb, from a local clone.
 
-    Results are written after each run: table.md, results.json and table.png. A run that was
+    results.json and table.md are written after each run, table.png after the last. A run that was
     stopped goes on with --resume, which also adds engines and posteriors to earlier ones. Try:
 
         ppgen benchmark posteriordb --posteriordb ../posteriordb --engines HMC,VI
@@ -63,18 +64,17 @@ def posteriordb(
     folder = new_folder(out, overwrite or (resume and (out / _FILE).is_file()))
     results = _earlier(folder / _FILE) if resume and (folder / _FILE).is_file() else []
     with common.active():
-        for name in names:
-            for label, engine in chosen.items():
-                settings = {"posterior": name, "label": label, "engine": repr(engine)}
-                settings |= {"seed": common.seed}
-                if any(settings.items() <= row.items() for row in results):
-                    continue
-                note(f"{label} on {name}")
-                row = settings | measure(name, engine, clone, common)
-                same = [(r["posterior"], r["label"]) == (name, label) for r in results]
-                results = [r for r, old in zip(results, same, strict=True) if not old] + [row]
-                _write(folder, results)
-    _write(folder, results)
+        for name, (label, engine) in product(names, chosen.items()):
+            settings = {"posterior": name, "label": label, "engine": repr(engine)}
+            settings |= {"seed": common.seed}
+            if any(settings.items() <= row.items() for row in results):
+                continue
+            note(f"{label} on {name}")
+            row = settings | measure(name, engine, clone, common)
+            results = [r for r in results if (r["posterior"], r["label"]) != (name, label)]
+            results.append(row)
+            _write(folder, results)
+    _draw(folder, results)
     common.print(f"{markdown(results)}\nresults: {folder}", {"results": results})
     return common.code(all(row.get("passed", False) for row in results))
 
@@ -130,17 +130,23 @@ def _earlier(path: Path) -> list[Result]:
 
 
 def _write(folder: Path, results: list[Result]) -> None:
-    """All three files, each whole or not at all."""
-    import io
-
+    """What a stopped run goes on from, and the table; each whole or not at all."""
     from ppgen.checkpoint import write_atomically
-    from ppgen.cli.benchmark_table import markdown, picture
+    from ppgen.cli.benchmark_table import markdown
     from ppgen.run_folder import surroundings
 
     document = {"format": _FORMAT, "schema": 1, **surroundings(), "results": results}
     text = json.dumps(document, indent=1, allow_nan=False) + "\n"
     write_atomically(folder / _FILE, text.encode())
     write_atomically(folder / "table.md", markdown(results).encode())
+
+
+def _draw(folder: Path, results: list[Result]) -> None:
+    import io
+
+    from ppgen.checkpoint import write_atomically
+    from ppgen.cli.benchmark_table import picture
+
     image = io.BytesIO()
     picture(results).savefig(image, format="png")
     write_atomically(folder / "table.png", image.getvalue())

@@ -54,7 +54,7 @@ def grids(
         for (i, j), error in np.ndenumerate(errors):
             known = np.isfinite(error)
             ax.text(
-                j + 0.5, i + 0.5, _short(error) if known else "–", ha="center", va="center",
+                j + 0.5, i + 0.5, _short(float(error)) if known else "–", ha="center", va="center",
                 fontsize=_SMALL, color=INK if known else MUTED,
             )  # fmt: skip
         ax.set_yticks(np.arange(len(rows)) + 0.5, [shorten(name, 22) for name in rows])

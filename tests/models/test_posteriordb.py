@@ -6,22 +6,30 @@ a port that passes has Stan's density. What 10,000 draws are too weak to see - w
 Jacobian of a well known scale - shows in the density written out by hand, which needs no clone.
 """
 
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import pyro
 import pyro.distributions as dist
+import pyro.infer
+import pyro.optim
 import pytest
 import torch
+from pyro.infer.autoguide import AutoNormal
 from pyro.poutine.messenger import Messenger
 from scipy import stats
 from torch.distributions import biject_to
 
+import ppgen
+from ppgen import diagnostics
 from ppgen.data import DataError, posteriordb
+from ppgen.inference import HMC, NUTS
 from ppgen.models import posteriordb as ports
+from ppgen.models.eight_schools import data as eight_schools_data
 from ppgen.models.eight_schools import eight_schools, eight_schools_centred
 from ppgen.models.posteriordb import POSTERIORS, Port, gaussian_process, time_series
 from ppgen.program import Program
+from ppgen.progress import quiet
 
 try:
     posteriordb.find()
@@ -207,6 +215,73 @@ def test_data_of_another_posterior_are_refused_by_name():
         POSTERIORS["sblrc-blr"].arguments(DATA["arK-arK"])
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pyro's of plates, torch's of tracing
+@pytest.mark.parametrize("name", POSTERIORS)
+def test_a_port_runs_under_plain_pyro(name):
+    """SVI, Predictive and NUTS, flat priors and ordered means included."""
+    port = POSTERIORS[name]
+    model = partial(port.story, **port.arguments(DATA[name]))
+    guide = AutoNormal(model)
+    svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 0.05}), pyro.infer.Trace_ELBO())
+    svi.step()
+    before = guide.median()
+    assert np.isfinite(svi.step())
+    assert any(not torch.equal(before[site], value) for site, value in guide.median().items())
+    blind = pyro.poutine.uncondition(model)
+    drawn = pyro.infer.Predictive(blind, num_samples=2)()
+    assert all(len(values) == 2 for values in drawn.values())
+    kernel = pyro.infer.NUTS(model, max_tree_depth=2)
+    mcmc = pyro.infer.MCMC(kernel, num_samples=2, warmup_steps=2, disable_progbar=True)
+    mcmc.run()
+    assert all(torch.isfinite(values).all() for values in mcmc.get_samples().values())
+
+
+# -- reference moments ---------------------------------------------------------------------------
+
+
+def schools_by_quadrature():
+    """Mean and sd of tau, and mean of mu, which given tau is normal."""
+    data = eight_schools_data()
+    sigma, y = data["sigma"].double().numpy(), data["y"].double().numpy()
+    # tau = 5 tan(pi v / 2) makes the Cauchy prior uniform
+    tau = 5 * np.tan(0.5 * np.pi * (np.arange(200_000) + 0.5) / 200_000)[:, None]
+    precision = 1 / (sigma**2 + tau**2)
+    total = precision.sum(1) + 1 / 25
+    mu = (precision @ y) / total
+    log_evidence = 0.5 * (np.log(precision).sum(1) - np.log(total) + total * mu**2)
+    log_evidence -= 0.5 * precision @ y**2
+    weight = np.exp(log_evidence - log_evidence.max())
+    weight /= weight.sum()
+    mean = weight @ tau[:, 0]
+    return mean, np.sqrt(weight @ (tau[:, 0] - mean) ** 2), weight @ mu
+
+
+def test_the_reference_moments_that_ship_are_those_of_quadrature():
+    found = posteriordb.moments("eight_schools-eight_schools_noncentered")
+    mean, sd, mu = schools_by_quadrature()
+    limit = stats.norm.isf(FAILURE_RATE / 6)
+    assert abs(found["tau"].mean - mean) < limit * found["tau"].mcse_mean
+    assert abs(found["tau"].sd - sd) < limit * found["tau"].mcse_sd
+    assert abs(found["mu"].mean - mu) < limit * found["mu"].mcse_mean
+    with pytest.raises(DataError, match="no posterior 'other': there are arK-arK"):
+        posteriordb.moments("other")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", [HMC(), NUTS(chains=8)])
+def test_samplers_find_the_reference_moments_of_eight_schools(engine):
+    with quiet(True):
+        posterior = ppgen.fit(eight_schools, using=engine, **eight_schools_data())
+    expected = posteriordb.moments("eight_schools-eight_schools_noncentered")
+    limit = stats.norm.isf(FAILURE_RATE / 2 / 20)
+    for name, x in posterior.scalars().items():
+        if name in expected:
+            error = np.hypot(diagnostics.mcse_mean(x), expected[name].mcse_mean)
+            assert abs(x.mean() - expected[name].mean) < limit * error, name
+            error = np.hypot(diagnostics.mcse_sd(x), expected[name].mcse_sd)
+            assert abs(x.std() - expected[name].sd) < limit * error, name
+
+
 # -- Stan's draws --------------------------------------------------------------------------------
 
 
@@ -240,6 +315,20 @@ def score_identity(name, port=None):
     z = [(x.mean(0) / x.std(0)).abs().max() * len(x) ** 0.5 for x in (g, products)]
     comparisons = program.dim + program.dim**2
     return float(max(z)), stats.norm.isf(FAILURE_RATE / 2 / comparisons)
+
+
+@needs_clone
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n in POSTERIORS if not n.endswith("_centered")])
+def test_the_moments_that_ship_are_those_of_the_draws(name):
+    scalars = posteriordb.moments(name)
+    for site, draws in posteriordb.read_reference(name).items():
+        for index in np.ndindex(*draws.shape[2:]):
+            key = site + (f"[{index[0]}]" if index else "")
+            x, found = draws[(..., *index)], scalars.pop(key)
+            assert found.mean == pytest.approx(x.mean(), rel=1e-6)
+            assert found.sd == pytest.approx(x.std(ddof=1), rel=1e-6)
+    assert not scalars
 
 
 @needs_clone
