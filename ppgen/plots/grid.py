@@ -59,7 +59,7 @@ def grids(
             )  # fmt: skip
         ax.set_yticks(np.arange(len(rows)) + 0.5, [shorten(name, 22) for name in rows])
         ax.set_xticks(
-            np.arange(len(columns)) + 0.5, [shorten(c, 22) for c in columns], rotation=40,
+            np.arange(len(columns)) + 0.5, [shorten(c, 26) for c in columns], rotation=40,
             ha="right", rotation_mode="anchor",
         )  # fmt: skip
         ax.tick_params(length=0, labelsize=_SMALL + 0.5, labelcolor=INK)
