@@ -38,6 +38,7 @@ _ACCEPTED = 0.8  # of a single leapfrog with the step size that dual averaging s
 _TRIALS = 60  # doublings or halvings of the step size
 _EARLY_DEPTH = 8  # of trees before the first metric: 2^10 leaves would be lost on bad scales
 _SETTLED = 100  # iteration of dual averaging from which the last window goes on
+_ENOUGH = 10  # draws a dimension; fewer show strong correlations where there are none
 _OPTIMISM = math.log(10.0)  # dual averaging is pulled towards ten times its start
 
 
@@ -87,6 +88,8 @@ class Spread:
         covariance = weight * self.squares / max(self.count - 1, 1)
         if covariance.ndim == 1:
             return np.sqrt(covariance + floor)
+        if self.metric == "auto" and self.count < _ENOUGH * len(self.mean):
+            return np.sqrt(covariance.diagonal() + floor)
         whole = torch.from_numpy(covariance + floor * np.eye(len(self.mean)))
         return from_covariance(whole, self.metric, self.count).factor.numpy()
 

@@ -71,8 +71,8 @@ def test_the_spread_is_the_regularised_covariance(dense):
         (0.0, 500, False),
         (0.9, 500, False),  # condition number 19: below the limit of 20, and noise is allowed for
         (0.99, 500, True),  # 199
-        (0.95, 12, False),  # 39, but too few draws to tell
-        (0.99999, 12, True),
+        (0.99999, 19, False),  # too few draws to tell
+        (0.99999, 20, True),
     ],
 )
 def test_the_metric_is_dense_where_correlations_are_strong(correlation, draws, dense):
@@ -82,6 +82,10 @@ def test_the_metric_is_dense_where_correlations_are_strong(correlation, draws, d
     for draw in rng.multivariate_normal([0, 0], covariance, draws):
         spread.add(draw)
     assert spread.factor().ndim == (2 if dense else 1)
+    few = Spread(25, metric="auto")
+    for draw in rng.standard_normal((25, 25)) * np.logspace(-2, 2, 25):
+        few.add(draw)
+    assert few.factor().ndim == 1  # 25 draws span 24 directions
     assert Spread(201, metric="auto").squares.ndim == 1  # no square matrix in high dimension
 
 
