@@ -24,7 +24,7 @@ MetricName = Literal["auto", "diag", "dense"]
 _STAGES = (0.08, 0.2, 0.35, 0.55, 0.8)  # shares of the warm-up after which the metric is renewed
 _FIRST_LEAPFROGS = 8  # steps while chains still fall into the typical set
 _CORRELATED = 20.0  # condition number of the correlations from which a dense metric pays
-_DENSE_LIMIT = 200  # dimensions; beyond it "auto" stays diagonal
+DENSE_LIMIT = 200  # dimensions; beyond it "auto" stays diagonal
 _HESSIAN_LIMIT = 500  # dimensions; beyond it no first metric is taken from the curvature
 _ROUNDS = 3  # of the search for normals to start from, where paths do not end at a top
 _WORTH = 0.4  # independent draws that a kept draw should be worth
@@ -173,7 +173,7 @@ def noise(dim: int, draws: int) -> float:
 def from_covariance(covariance: Tensor, metric: MetricName, draws: int | None = None) -> Metric:
     """Metric of the chosen kind for a covariance ``(D, D)``, estimated from that many `draws`."""
     scale = covariance.diagonal().sqrt()
-    if metric == "diag" or (metric == "auto" and len(scale) > _DENSE_LIMIT):
+    if metric == "diag" or (metric == "auto" and len(scale) > DENSE_LIMIT):
         return Metric(scale)
     correlation = covariance / scale / scale.unsqueeze(-1)
     if metric == "auto":
@@ -198,7 +198,7 @@ def renew(current: Metric, draws: Tensor, metric: MetricName) -> tuple[Metric, f
     x = x - x.mean(0)
     count, dim = x.shape
     white = current.whiten(x)
-    if metric == "diag" or (metric == "auto" and dim > _DENSE_LIMIT):
+    if metric == "diag" or (metric == "auto" and dim > DENSE_LIMIT):
         variance = (white.square().sum(0) + _PRIOR_DRAWS) / (count + _PRIOR_DRAWS)
         scale = variance.sqrt()
         renewed = Metric(current.push(scale)) if not current.dense else Metric(x.std(0))

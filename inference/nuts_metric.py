@@ -21,13 +21,12 @@ class Whitened:
     Args:
         target: log density and gradient of positions ``(C, D)``.
         origin: ``a``, ``(C, D)``; the metrics begin as the identity.
-        dense: whether ``L`` is a lower triangular matrix, ``(C, D, D)``, or its diagonal.
     """
 
-    def __init__(self, target: Target, origin: Array, *, dense: bool) -> None:
-        self.target, self.origin, self.dense = target, origin, dense
-        unit = np.eye(origin.shape[1]) if dense else np.ones(origin.shape[1])
-        self.factor = np.stack([unit.astype(origin.dtype)] * len(origin))
+    def __init__(self, target: Target, origin: Array) -> None:
+        self.target, self.origin = target, origin
+        # The diagonals of L, (C, D); or, once a chain has a dense metric, all L, (C, D, D).
+        self.factor = np.ones_like(origin)
 
     def __call__(self, w: Array) -> tuple[Array, Array]:
         """``(C, D)`` -> log density ``(C,)`` in nats and its gradient by ``w``, ``(C, D)``."""
@@ -49,8 +48,10 @@ class Whitened:
             spread: ``A`` where the new ``L`` is ``L A``: ``(D,)`` or ``(D, D)``.
         """
         self.origin[chain] = self.positions(point[:1], slice(chain, chain + 1))[0]
+        if spread.ndim == 2 and self.factor.ndim == 2:
+            self.factor = self.factor[..., None] * np.eye(len(spread), dtype=self.factor.dtype)
         factor = self.factor[chain]
-        self.factor[chain] = factor @ spread if self.dense else factor * spread
+        self.factor[chain] = factor @ spread if spread.ndim == 2 else factor * spread
         point[0] = 0.0
         point[2] = _pull(spread, point[2])
 

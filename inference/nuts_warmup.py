@@ -12,6 +12,8 @@ The metric is the regularised (co)variance of a window's `n` draws,
 .. math:: \frac{n}{n + 5} \hat\Sigma + 10^{-3} \frac{5}{n + 5} I,
 
 in the coordinates that the metric in force whitens: after the first window units do not matter.
+Other than in Stan, it is dense as soon as a window shows strong correlations (`from_covariance`):
+a regression on raw predictors then takes trees of a few leaves instead of a thousand.
 
 References:
     | Stan reference manual, MCMC sampling, automatic parameter tuning
@@ -24,8 +26,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import torch
 
 from ppgen.inference.chees import StepSize, update_step_size
+from ppgen.inference.hmc_warmup import DENSE_LIMIT, MetricName, from_covariance
 from ppgen.inference.nuts_tree import Array
 
 _FIRST, _WINDOW, _LAST = 75, 25, 50  # iterations
@@ -34,6 +38,7 @@ _ACCEPTED = 0.8  # of a single leapfrog with the step size that dual averaging s
 _TRIALS = 60  # doublings or halvings of the step size
 _EARLY_DEPTH = 8  # of trees before the first metric: 2^10 leaves would be lost on bad scales
 _SETTLED = 100  # iteration of dual averaging from which the last window goes on
+_ENOUGH = 10  # draws a dimension; fewer show strong correlations where there are none
 _OPTIMISM = math.log(10.0)  # dual averaging is pulled towards ten times its start
 
 
@@ -54,10 +59,17 @@ def windows(warmup: int) -> list[int]:
 
 
 class Spread:
-    """Running mean and (co)variance (Welford)."""
+    """Running mean and (co)variance (Welford).
 
-    def __init__(self, dim: int, *, dense: bool) -> None:
-        self.dense, self.count = dense, 0
+    Args:
+        dim: D.
+        metric: ``"diag"``, ``"dense"``, or ``"auto"``: dense where the correlations ask for it.
+    """
+
+    def __init__(self, dim: int, *, metric: MetricName) -> None:
+        self.metric: MetricName = metric
+        self.count = 0
+        dense = metric == "dense" or (metric == "auto" and dim <= DENSE_LIMIT)
         self.mean = np.zeros(dim)
         self.squares = np.zeros((dim, dim) if dense else dim)  # of deviations, summed
 
@@ -67,16 +79,19 @@ class Spread:
         before = x - self.mean
         self.mean = self.mean + before / self.count
         after = x - self.mean
-        self.squares += np.outer(after, before) if self.dense else after * before
+        self.squares += np.outer(after, before) if self.squares.ndim == 2 else after * before
 
     def factor(self) -> Array:
         """``A`` with ``A A^T`` the regularised covariance: its diagonal, or lower triangular."""
         weight = self.count / (self.count + 5.0)
         floor = 1e-3 * (1.0 - weight)
         covariance = weight * self.squares / max(self.count - 1, 1)
-        if self.dense:
-            return np.linalg.cholesky(covariance + floor * np.eye(len(self.mean)))
-        return np.sqrt(covariance + floor)
+        if covariance.ndim == 1:
+            return np.sqrt(covariance + floor)
+        if self.metric == "auto" and self.count < _ENOUGH * len(self.mean):
+            return np.sqrt(covariance.diagonal() + floor)
+        whole = torch.from_numpy(covariance + floor * np.eye(len(self.mean)))
+        return from_covariance(whole, self.metric, self.count).factor.numpy()
 
 
 class Tuner:
@@ -86,15 +101,15 @@ class Tuner:
         warmup: iterations.
         dim: D.
         target_accept: for the mean acceptance over a trajectory's leaves.
-        dense: full instead of diagonal metric.
+        metric: ``"diag"``, ``"dense"`` or ``"auto"``.
     """
 
-    def __init__(self, warmup: int, dim: int, *, target_accept: float, dense: bool) -> None:
+    def __init__(self, warmup: int, dim: int, *, target_accept: float, metric: MetricName) -> None:
         self.step_size = 1.0
         self.iteration = 0
         self.warmup, self.target_accept = warmup, target_accept
         self._edges = windows(warmup)
-        self._spread = Spread(dim, dense=dense)
+        self._spread = Spread(dim, metric=metric)
         self._seek()
 
     @property
@@ -136,7 +151,7 @@ class Tuner:
         factor = None
         if self.iteration in edges[1:]:
             factor = self._spread.factor()
-            self._spread = Spread(len(position), dense=self._spread.dense)
+            self._spread = Spread(len(position), metric=self._spread.metric)
         if self.done:
             self.step_size = math.exp(self._steps.log_average)
         elif factor is not None:

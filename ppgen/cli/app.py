@@ -6,6 +6,7 @@ from cyclopts import App
 
 from ppgen._version import __version__
 from ppgen.cli.bayes import compare, explain, fit
+from ppgen.cli.benchmark import benchmark
 from ppgen.cli.deep import evaluate, report, resume, sample, train
 from ppgen.cli.demo import demo
 from ppgen.cli.look import data, doctor, models
@@ -31,5 +32,6 @@ for _command in (
     sample,
     report,
     doctor,
+    benchmark,
 ):
     app.command(_command)

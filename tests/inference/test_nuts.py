@@ -81,7 +81,7 @@ def test_an_ill_scaled_correlated_gaussian_is_found(dense):
     def gaussian():
         pyro.sample("x", dist.MultivariateNormal(mean, scale_tril=factor))
 
-    posterior = fit(gaussian, chains=4, draws=500, warmup=500, dense_metric=dense)
+    posterior = fit(gaussian, chains=4, draws=500, warmup=500, metric="dense" if dense else "diag")
     assert posterior.diagnosis()["rhat"] < 1.05
     white = torch.linalg.solve_triangular(factor, (posterior["x"] - mean)[..., None], upper=False)
     white = white[..., 0]

@@ -54,7 +54,7 @@ def test_windows_double_and_fill_what_lies_between_the_first_and_the_last_iterat
 @pytest.mark.parametrize("dense", [False, True])
 def test_the_spread_is_the_regularised_covariance(dense):
     draws = np.random.default_rng(0).standard_normal((30, 3)) * [1.0, 10.0, 0.1] + 1e3
-    spread = Spread(3, dense=dense)
+    spread = Spread(3, metric="dense" if dense else "diag")
     for draw in draws:
         spread.add(draw)
     expected = 30 / 35 * np.cov(draws.T) + 1e-3 * 5 / 35 * np.eye(3)
@@ -65,11 +65,35 @@ def test_the_spread_is_the_regularised_covariance(dense):
         np.testing.assert_allclose(factor**2, np.diag(expected), atol=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("correlation", "draws", "dense"),
+    [
+        (0.0, 500, False),
+        (0.9, 500, False),  # condition number 19: below the limit of 20, and noise is allowed for
+        (0.99, 500, True),  # 199
+        (0.99999, 19, False),  # too few draws to tell
+        (0.99999, 20, True),
+    ],
+)
+def test_the_metric_is_dense_where_correlations_are_strong(correlation, draws, dense):
+    covariance = [[1.0, correlation], [correlation, 1.0]]
+    rng = np.random.default_rng(0)
+    spread = Spread(2, metric="auto")
+    for draw in rng.multivariate_normal([0, 0], covariance, draws):
+        spread.add(draw)
+    assert spread.factor().ndim == (2 if dense else 1)
+    few = Spread(25, metric="auto")
+    for draw in rng.standard_normal((25, 25)) * np.logspace(-2, 2, 25):
+        few.add(draw)
+    assert few.factor().ndim == 1  # 25 draws span 24 directions
+    assert Spread(201, metric="auto").squares.ndim == 1  # no square matrix in high dimension
+
+
 @pytest.mark.parametrize("dense", [False, True])
 def test_each_metric_is_that_of_its_own_window(dense):
     draws = np.random.default_rng(0).standard_normal((300, 2)) @ [[1.0, 0.5], [0.0, 1.0]]
     draws *= np.linspace(1, 5, 300)[:, None]
-    tuner = Tuner(300, 2, target_accept=0.8, dense=dense)
+    tuner = Tuner(300, 2, target_accept=0.8, metric="dense" if dense else "diag")
     factors = []
     while not tuner.done:
         at = None if tuner.trying else tuner.iteration
@@ -79,7 +103,7 @@ def test_each_metric_is_that_of_its_own_window(dense):
     edges = windows(300)
     assert len(factors) == len(edges) - 1 == 3
     for begin, end, factor in zip(edges, edges[1:], factors, strict=False):
-        spread = Spread(2, dense=dense)
+        spread = Spread(2, metric="dense" if dense else "diag")
         for draw in draws[begin:end]:
             spread.add(draw)
         np.testing.assert_allclose(factor, spread.factor())
@@ -101,7 +125,7 @@ def drive(tuner, acceptance):
 @pytest.mark.parametrize("right", [1e-6, 0.3, 1e5])
 @pytest.mark.parametrize("target", [0.6, 0.9])
 def test_dual_averaging_finds_the_step_size_of_the_target(right, target):
-    tuner = Tuner(1000, 2, target_accept=target, dense=False)
+    tuner = Tuner(1000, 2, target_accept=target, metric="diag")
     # a smooth curve that falls from 1 to 0 around the right step size
     drive(tuner, lambda step: 1 / (1 + (step / right) ** 2))
     wanted = right * math.sqrt(1 / target - 1)
@@ -111,7 +135,7 @@ def test_dual_averaging_finds_the_step_size_of_the_target(right, target):
 
 def test_the_step_size_that_is_kept_is_an_average():
     def last(acceptance):
-        tuner = Tuner(1000, 2, target_accept=0.8, dense=False)
+        tuner = Tuner(1000, 2, target_accept=0.8, metric="diag")
         while tuner.trying or tuner.iteration < 999:
             tuner.hear(1 / (1 + tuner.step_size**2), np.zeros(2))
         tuner.hear(acceptance, np.zeros(2))
@@ -122,19 +146,19 @@ def test_the_step_size_that_is_kept_is_an_average():
 
 
 def test_the_first_step_sizes_are_sought_by_doubling_and_halving():
-    up = drive(Tuner(1, 2, target_accept=0.8, dense=False), lambda step: float(step < 10))
+    up = drive(Tuner(1, 2, target_accept=0.8, metric="diag"), lambda step: float(step < 10))
     assert up == [1, 2, 4, 8, 16]
-    down = drive(Tuner(1, 2, target_accept=0.8, dense=False), lambda step: float(step < 0.2))
+    down = drive(Tuner(1, 2, target_accept=0.8, metric="diag"), lambda step: float(step < 0.2))
     assert down == [1, 0.5, 0.25, 0.125]
 
 
 def test_a_step_size_that_nothing_stops_is_not_sought_for_ever():
-    tried = drive(Tuner(5, 2, target_accept=0.8, dense=False), lambda step: 1.0)
+    tried = drive(Tuner(5, 2, target_accept=0.8, metric="diag"), lambda step: 1.0)
     assert len(tried) < 100
 
 
 def test_trees_stay_shorter_before_the_first_metric():
-    tuner = Tuner(500, 2, target_accept=0.8, dense=False)
+    tuner = Tuner(500, 2, target_accept=0.8, metric="diag")
     depths = []
     while not tuner.done:
         if not tuner.trying:
@@ -142,7 +166,7 @@ def test_trees_stay_shorter_before_the_first_metric():
         tuner.hear(0.8, np.zeros(2))
     assert set(depths[:100]) == {8}
     assert min(depths[100:]) > 20
-    assert Tuner(1, 2, target_accept=0.8, dense=False).depth == 1  # a trial
+    assert Tuner(1, 2, target_accept=0.8, metric="diag").depth == 1  # a trial
 
 
 # -- coordinates ---------------------------------------------------------------------------------
@@ -152,7 +176,7 @@ def test_trees_stay_shorter_before_the_first_metric():
 def test_whitened_coordinates_stay_consistent_when_the_metric_changes(dense):
     target = Target(Program(correlated))
     rng = np.random.default_rng(0)
-    whitened = Whitened(target, rng.standard_normal((4, 3)), dense=dense)
+    whitened = Whitened(target, rng.standard_normal((4, 3)))
     factors = np.broadcast_to(np.eye(3) if dense else np.ones(3), (4, 3, 3) if dense else (4, 3))
     for _ in range(3):
         w = rng.standard_normal((4, 3))
@@ -173,6 +197,16 @@ def test_whitened_coordinates_stay_consistent_when_the_metric_changes(dense):
         expected = np.einsum("cij,ci->cj", factors, plain) if dense else factors * plain.numpy()
         np.testing.assert_allclose(slope, expected, atol=1e-10)
         np.testing.assert_allclose(whitened.positions(w[[2, 0]], np.array([2, 0])), z[[2, 0]])
+
+
+def test_one_chain_may_become_dense_and_the_others_stay():
+    """And a diagonal change of a dense metric scales its columns."""
+    whitened = Whitened(Target(Program(correlated)), np.zeros((3, 3)))
+    diagonal, lower = np.array([2.0, 3.0, 4.0]), np.tril(np.ones((3, 3)))
+    for chain, spread in ((0, diagonal), (1, lower), (1, diagonal)):
+        whitened.renew(chain, np.zeros((3, 3)), spread)
+    expected = np.stack([np.diag(diagonal), lower * diagonal, np.eye(3)])
+    np.testing.assert_array_equal(whitened.factor, expected)
 
 
 # -- both together -------------------------------------------------------------------------------
@@ -199,7 +233,9 @@ def test_a_dense_metric_removes_correlations():
 
     program = Program(narrow)
     options = {"chains": 4, "draws": 200, "warmup": 300}
-    dense = NUTS(**options, dense_metric=True).run(program).stats["n_steps"].double().mean()
-    plain = NUTS(**options).run(program).stats["n_steps"].double().mean()
+    dense = NUTS(**options, metric="dense").run(program).stats["n_steps"].double().mean()
+    plain = NUTS(**options, metric="diag").run(program).stats["n_steps"].double().mean()
+    chosen = NUTS(**options).run(program).stats["n_steps"].double().mean()
     assert float(dense) < 8
+    assert float(chosen) < 8
     assert float(plain) > 5 * float(dense)

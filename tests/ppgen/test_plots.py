@@ -47,6 +47,12 @@ CASES = {
     "marginals, odd scale": lambda: plots.marginals({"HMC": rng.standard_cauchy((400, 2)) * 1e-7}),
     "pair": lambda: plots.pair(samples(3), ["x", "y", LONG]),
     "pair, chosen": lambda: plots.pair(samples(3), ["x", "y", "z"], "HMC", ("x", "z")),
+    "grids": lambda: plots.grids(
+        {"means": [[0.01, 2.0], [0.3, np.nan]], "sds": [[0.0, 1e5], [np.inf, 12.0]]},
+        ["HMC", LONG],
+        ["arK", LONG],
+        "Errors",
+    ),
     "ranks": lambda: plots.rank_histogram(rng.normal(size=(4, 100)), LONG),
     "ranks of many": lambda: plots.rank_histogram(rng.normal(size=(64, 20))),
     "trace": lambda: plots.trace(rng.normal(size=(4, 100)), "tau"),
