@@ -36,6 +36,13 @@ class Form(NamedTuple):
     shape: torch.Size
     dtype: torch.dtype
     device: torch.device
+    stride: tuple[int, ...]  # a view of what is laid out otherwise fails, or reads other numbers
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> Form:
+        strided = tensor.layout == torch.strided
+        stride = tensor.stride() if strided else ()
+        return cls(tensor.shape, tensor.dtype, tensor.device, stride)
 
 
 def mutates(node: fx.Node) -> bool:
@@ -57,7 +64,7 @@ def tidy(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         if node.op != "call_function":
             continue
-        if node.target in _FILLED and (form := _form(node)) is not None:
+        if node.target in _FILLED and (form := _form(node)) is not None and _in_order(form):
             node = _fill(graph, node, form)
         key = (node.target, _key(node.args), _key(node.kwargs))
         same = _same_value(node) or known.setdefault(key, node)
@@ -69,6 +76,11 @@ def tidy(graph: fx.Graph) -> None:
 
 def _form(node: Any) -> Form | None:
     return getattr(node, "meta", {}).get("form")
+
+
+def _in_order(form: Form) -> bool:
+    """Whether the tensor is laid out row by row, as a new one is."""
+    return torch.empty(form.shape, device="meta").stride() == form.stride
 
 
 def _alike(a: Any, b: Any) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_any, tree_leaves, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -19,6 +20,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from ppgen.simplify import Form, mutates_schema
 
 _aten = torch.ops.aten
+_EXPORTS = {Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__}
 _LOOK = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
 
 
@@ -40,7 +42,7 @@ def trace(
         Unrecordable: where Python looks at a value that does.
     """
     tape = _Tape(z, inputs)
-    with tape:
+    with tape, Exports(tape.look):
         result = function(z)
     tape.graph.output(tree_map_only(Tensor, tape.node, result))
     return fx.GraphModule(tape.root, tape.graph), tape.looked
@@ -52,6 +54,19 @@ class Mode(TorchDispatchMode):
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False
+
+
+class Exports(TorchFunctionMode):
+    """Tells which tensors become arrays or lists, which is no operation of torch's."""
+
+    def __init__(self, tell: Callable[[Tensor], None]) -> None:
+        super().__init__()
+        self.tell = tell
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _EXPORTS:
+            self.tell(args[0])
+        return func(*args, **(kwargs or {}))
 
 
 class _Tape(Mode):
@@ -94,6 +109,10 @@ class _Tape(Mode):
                         self.moving.add(item)
         return result
 
+    def look(self, _: Tensor) -> None:
+        """Python has a value of the data (those of the point it cannot have: vmap refuses)."""
+        self.looked = True
+
     def _target(self, func: Any, args: tuple[Any, ...]) -> Any:
         """The operation to write down for `func`, which makes a new tensor where that is all."""
         if func is _aten.lift_fresh.default:
@@ -102,12 +121,15 @@ class _Tape(Mode):
         packet, overload = func.name().removeprefix("aten::").partition(".")[::2]
         if not (mutates_schema(func) and packet.endswith("_") and isinstance(args[0], Tensor)):
             return func
+        if args[0].layout != torch.strided:
+            return func
         alone = len(self.sharing[args[0].untyped_storage()._cdata]) == 1
         made = self.nodes[args[0]].op == "call_function"
         kinds = {t.dtype for t in tree_leaves(args) if isinstance(t, Tensor)} - {torch.bool}
         pure = getattr(getattr(_aten, packet[:-1], None), overload or "default", None)
         # one kind of number: between two, writing keeps the first where a new tensor gets the wider
-        return pure if alone and made and len(kinds) < 2 and pure is not None else func
+        fitting = pure is not None and _arguments(pure) == _arguments(func)
+        return pure if alone and made and len(kinds) < 2 and fitting else func
 
     def _moves(self, nodes: Any) -> bool:
         return any(isinstance(n, fx.Node) and n in self.moving for n in tree_leaves(nodes))
@@ -117,16 +139,22 @@ class _Tape(Mode):
         known = self.nodes.get(tensor)
         if known is None:
             name = f"constant_{len(self.nodes)}_{len(self.graph.nodes)}"
-            setattr(self.root, name, tensor)
+            setattr(self.root, name, tensor.detach().clone())  # the function may write to its own
             known = self.graph.get_attr(name)
             self._know(tensor, known)
         return known
 
     def _know(self, tensor: Tensor, node: fx.Node) -> None:
-        node.meta["form"] = Form(tensor.shape, tensor.dtype, tensor.device)
+        node.meta["form"] = Form.of(tensor)
         self.nodes[tensor] = node
-        place = tensor.untyped_storage()._cdata
-        self.sharing.setdefault(place, WeakTensorKeyDictionary())[tensor] = None
+        if tensor.layout == torch.strided:  # a sparse one is never written to
+            place = tensor.untyped_storage()._cdata
+            self.sharing.setdefault(place, WeakTensorKeyDictionary())[tensor] = None
+
+
+def _arguments(func: Any) -> list[tuple[str, str]]:
+    """Names and types: ``pow_.Scalar`` takes (Tensor, number), ``pow.Scalar`` (number, Tensor)."""
+    return [(a.name, str(a.type)) for a in func._schema.arguments]
 
 
 def _looked_at(func: Any, args: tuple[Any, ...]) -> Any:
