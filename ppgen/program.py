@@ -252,7 +252,7 @@ class Program:
         is not finite are drawn again, closer to zero each time.
 
         Raises:
-            ValueError: where no such point was found.
+            ValueError: where no such point was found, or a site has no influence on the density.
         """
         z = torch.empty(chains, self.dim, dtype=self.dtype, device=self.device).uniform_(-2, 2)
         scale, bad = 1.0, torch.ones(chains, dtype=torch.bool)
@@ -262,6 +262,7 @@ class Program:
             if attempt == 0:
                 self._warn_of_domains(torch.cat([z[bad], z[~bad]])[:_DOMAIN_ROWS])
             if not bool(bad.any()):
+                self._refuse_flat(gradient)
                 return z
             scale *= 0.9
             z = torch.where(bad[:, None], torch.empty_like(z).uniform_(-2, 2) * scale, z)
@@ -271,6 +272,17 @@ class Program:
             "the data against the supports, and the scale of the priors (`ppgen explain` lists "
             "them)"
         )
+
+    def _refuse_flat(self, gradient: Tensor) -> None:
+        """What has no slope anywhere has a flat, endless posterior."""
+        flat = (gradient == 0).all(0) & (len(gradient) > 1)
+        for site in self.anatomy.of_kind("latent").values():
+            if bool(flat[site.start : site.stop].any()):
+                raise ValueError(
+                    f"the log density does not depend on site '{site.name}' ({site.distribution}): "
+                    "its posterior is flat and has no end; give it a proper prior, use it in the "
+                    "likelihood, or lift the poutine.mask around it"
+                )
 
     def _warn_of_domains(self, rows: Tensor) -> None:
         """A prior that reaches where a distribution is not defined is cut off there: say so."""

@@ -311,8 +311,9 @@ def _trace_with(
 
 
 _NOISE = (
-    "the story draws random numbers outside pyro.sample (torch.rand, dropout, ...): its log "
-    "density would be noise; draw them in a sample site, or call .eval() on the module"
+    "the story draws random numbers outside pyro.sample (torch.rand, dropout, ...), or in a site "
+    "that poutine.block hides: its log density would be noise; draw them in a sample site that "
+    "can be seen, or call .eval() on the module"
 )
 
 
