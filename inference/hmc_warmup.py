@@ -27,6 +27,8 @@ _CORRELATED = 20.0  # condition number of the correlations from which a dense me
 DENSE_LIMIT = 200  # dimensions; beyond it "auto" stays diagonal
 _HESSIAN_LIMIT = 500  # dimensions; beyond it no first metric is taken from the curvature
 _ROUNDS = 3  # of the search for normals to start from, where paths do not end at a top
+_ORDERS = 100.0  # between widths by the curvature and by the starts: the first is mistaken
+_FEW = 8  # chains that say nothing about the width
 _WORTH = 0.4  # independent draws that a kept draw should be worth
 _THINNED_LEAPFROGS = 100.0  # gradients that a kept draw may cost on account of thinning
 _PRIOR_DRAWS = 10.0  # weight of the metric in force when it is renewed, in draws
@@ -150,7 +152,19 @@ def starts(
         frame = whitening(value_and_grad, best, chains, metric)
         if hmc_starts.most_at_top(paths):
             break
-    return state, frame, moved
+    return state, believable(frame, state.z), moved
+
+
+def believable(frame: Metric, z: Tensor) -> Metric:
+    """`frame`, or the spread of the starts ``z (C, D)`` where they fill next to nothing of it.
+
+    A Laplace prior has no curvature beside its kink: it seems endlessly wide, and later metrics
+    would be slow to shrink. (A metric that is too narrow is widened at once.)
+    """
+    if len(z) < _FEW:
+        return frame
+    spread = frame.whiten(z - z.mean(0)).std(0)
+    return Metric(z.std(0)) if float(spread.min()) < 1.0 / _ORDERS else frame
 
 
 def whitening(value_and_grad: ValueAndGrad, at: Tensor, chains: int, metric: MetricName) -> Metric:

@@ -121,7 +121,7 @@ class _Dissect(Messenger):
             [self.plate_nesting, len(fn.batch_shape)]
             + [-(f.dim or 0) for f in msg["cond_indep_stack"] if f.vectorized]
         )
-        if isinstance(msg["infer"], dict) and msg["infer"].get("_deterministic"):
+        if is_deterministic(msg):
             kind: Kind = "deterministic"
         elif msg["is_observed"]:
             kind = "factor" if isinstance(fn, dist.Unit) else "observed"
@@ -155,6 +155,13 @@ class _Dissect(Messenger):
             unconstrained_shape=unconstrained,
             start=start,
         )
+
+
+def is_deterministic(msg: Any) -> bool:
+    """Whether the site is computed: ``pyro.deterministic``, or what a ``Reparam`` has replaced."""
+    fn = msg["fn"]
+    replaced = getattr(fn, "_mask", None) is False and isinstance(innermost(fn), dist.Delta)
+    return bool((msg["infer"] or {}).get("_deterministic")) or (msg["is_observed"] and replaced)
 
 
 def innermost(fn: Any) -> Any:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import pyro
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
@@ -253,6 +254,9 @@ class Posterior:
 
         Returns:
             Observed, deterministic and summed-out sites, ``(draws, *shape)`` each.
+
+        Raises:
+            ValueError: where `story` has none of the posterior's sites.
         """
         args, kwargs = tree_map(self._cast, (args, kwargs))
         with torch.random.fork_rng(enabled=seed is not None), sandbox(self._dtype):
@@ -260,6 +264,13 @@ class Posterior:
                 torch.manual_seed(seed)
             chosen = torch.randperm(self.count)[: min(draws, self.count)]
             flat = {name: self.draws[name].flatten(0, 1)[chosen] for name in self._latent}
+            with torch.random.fork_rng(devices=[]), torch.no_grad():
+                found = set(pyro.poutine.trace(story).get_trace(*args, **kwargs).nodes)
+            if flat and not found & set(flat):
+                raise ValueError(
+                    f"the story has none of the posterior's sites {list(flat)}, so it would be "
+                    "drawn from its prior: give the story that was fitted"
+                )
             return simulate_all(story, flat, args, kwargs)
 
     @property

@@ -14,7 +14,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import biject_to
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from ppgen.anatomy import Anatomy, dissect
 from ppgen.recording import (
@@ -23,6 +23,7 @@ from ppgen.recording import (
     externals,
     one_by_one,
     over_rows,
+    reason,
     record,
     slots,
 )
@@ -251,7 +252,7 @@ class Program:
         is not finite are drawn again, closer to zero each time.
 
         Raises:
-            ValueError: where no such point was found.
+            ValueError: where no such point was found, or a site has no influence on the density.
         """
         z = torch.empty(chains, self.dim, dtype=self.dtype, device=self.device).uniform_(-2, 2)
         scale, bad = 1.0, torch.ones(chains, dtype=torch.bool)
@@ -261,6 +262,7 @@ class Program:
             if attempt == 0:
                 self._warn_of_domains(torch.cat([z[bad], z[~bad]])[:_DOMAIN_ROWS])
             if not bool(bad.any()):
+                self._refuse_flat(gradient)
                 return z
             scale *= 0.9
             z = torch.where(bad[:, None], torch.empty_like(z).uniform_(-2, 2) * scale, z)
@@ -270,6 +272,17 @@ class Program:
             "the data against the supports, and the scale of the priors (`ppgen explain` lists "
             "them)"
         )
+
+    def _refuse_flat(self, gradient: Tensor) -> None:
+        """What has no slope anywhere has a flat, endless posterior."""
+        flat = (gradient == 0).all(0) & (len(gradient) > 1)
+        for site in self.anatomy.of_kind("latent").values():
+            if bool(flat[site.start : site.stop].any()):
+                raise ValueError(
+                    f"the log density does not depend on site '{site.name}' ({site.distribution}): "
+                    "its posterior is flat and has no end; give it a proper prior, use it in the "
+                    "likelihood, or lift the poutine.mask around it"
+                )
 
     def _warn_of_domains(self, rows: Tensor) -> None:
         """A prior that reaches where a distribution is not defined is cut off there: say so."""
@@ -314,8 +327,13 @@ class Program:
         other._recordings = {}
         other._prepare()
         old, new = _tensors(self.args, self.kwargs), _tensors(other.args, other.kwargs)
-        if other.anatomy.sites == self.anatomy.sites and len(old) == len(new):
-            swap = {id(a): b for a, b in zip(old, new, strict=True)}
+        swap = {id(a): b for a, b in zip(old, new, strict=False)}
+        # numbers, lists and arrays are part of a recording
+        if (
+            other.anatomy.sites == self.anatomy.sites
+            and len(old) == len(new) == len(swap)
+            and _plain(self._given) == _plain(other._given)
+        ):
             for key, recording in self._recordings.items():
                 shared = recording.rebound(swap)
                 if shared is not None and shared.fits():
@@ -364,29 +382,49 @@ class Program:
                 inputs = self._inputs(rows[0].clone())
                 recording = record(single, rows, inputs, compile=key[-1])
             self._check(recording, single, rows)
+            if key[0].startswith("gradient") and len(rows) > _CHECKED_ROWS:
+                # of one row at a mode, say, rounding would hide the slope
+                self._refuse_lost_gradient(recording, rows)
             self._recordings[key] = recording
         except Unrecordable as error:
+            self._refuse_noise(single, rows)
             recording, self.fallback = None, str(error)
             if key[0].startswith("gradient"):
-                self._refuse_lost_gradient(single, rows)
+                some = rows[:_CHECKED_ROWS]
+                self._refuse_lost_gradient(lambda z: self._direct(single, z), some)
             warnings.warn(
                 f"{self!r} is evaluated point by point, which is slow: {error}", stacklevel=5
             )
         self.seconds_recording += time.perf_counter() - start
         return recording
 
-    def _refuse_lost_gradient(self, single: Callable[[Tensor], Any], rows: Tensor) -> None:
+    def _refuse_noise(self, single: Callable[[Tensor], Any], rows: Tensor) -> None:
+        """Run the story twice at the same point: what differs there is no density."""
+
+        def compare(a: Tensor, b: Tensor) -> None:
+            if not torch.equal(a.nan_to_num(), b.nan_to_num()):
+                raise ValueError(
+                    "two runs of the story at the same point differ: it draws random numbers "
+                    "outside pyro.sample (numpy.random, random), or keeps something from run to "
+                    "run (a counter, a tensor that it writes to); take that out of the story"
+                )
+
+        tree_map(compare, *(self._direct(single, rows[:1]) for _ in range(2)))
+
+    def _refuse_lost_gradient(self, evaluate: Callable[[Tensor], Any], rows: Tensor) -> None:
         """Compare the gradient with differences of the value, along one direction."""
         eps = torch.finfo(self.dtype).eps
         reach = eps ** (1 / 3)
         direction = torch.cos(torch.arange(self.dim, dtype=self.dtype, device=rows.device))
         shift = reach * direction / direction.norm()
-        some = rows[:_CHECKED_ROWS]
-        value, slope = self._direct(single, some)
-        difference = self._direct(single, some + shift)[0] - self._direct(single, some - shift)[0]
+        with default_dtype(self.dtype), torch.no_grad():
+            value, slope = evaluate(rows)
+            difference = evaluate(rows + shift)[0] - evaluate(rows - shift)[0]
         error = (difference - 2 * slope @ shift).abs()
+        there = error.isfinite()
         # a branch may jump at one point, and rounding may hide a small slope
-        if bool((error > 0.01 * difference.abs() + 100 * eps * (1 + value.abs())).all()):
+        wrong = error > 0.01 * difference.abs() + 1e4 * eps * (1 + value.abs())
+        if float(wrong[there].double().mean()) > 0.5:  # NaN where no value is finite
             raise ValueError(
                 "the gradient of the log density is not that of its values: the story turns what "
                 "it has drawn into plain numbers (.item(), float(), math.sqrt, numpy) or "
@@ -412,15 +450,19 @@ class Program:
     def _check(self, recording: Recording, single: Callable[[Tensor], Any], rows: Tensor) -> None:
         """Compare the recording with direct runs of the story at points it was not made at."""
         fresh = 0.97 * rows.roll(1, 0)
-        with default_dtype(self.dtype), torch.no_grad():
-            recorded = recording(fresh)
         some = fresh[:_CHECKED_ROWS]
         direct = self._direct(single, some)
+        try:
+            with default_dtype(self.dtype), torch.no_grad():
+                recorded = recording(fresh)
+        except RuntimeError as error:
+            self._direct(single, fresh)  # raises where it is not the recording's fault
+            raise Unrecordable(reason(error)) from error
         tolerance = 1e-6 if self.dtype == torch.float64 else 1e-3
 
         def compare(a: Tensor, b: Tensor) -> None:
             if not torch.allclose(a[: len(some)], b, tolerance, tolerance, equal_nan=True):
-                raise Unrecordable("its recording disagrees with Pyro (random numbers inside it?)")
+                raise Unrecordable("its recording disagrees with Pyro")
 
         tree_map(compare, recorded, direct)
 
@@ -438,6 +480,16 @@ class _Each(Messenger):
 
 def _tensors(*trees: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(trees) if isinstance(leaf, Tensor)]
+
+
+def _plain(tree: Any) -> tuple[Any, ...]:
+    """What is no tensor, in comparable form: numbers and texts by value, the rest by identity."""
+    leaves, form = tree_flatten(tree)
+    words = (bool, int, float, complex, str, type(None))
+    return form, *(
+        None if isinstance(v, Tensor) else (type(v), v if isinstance(v, words) else id(v))
+        for v in leaves
+    )
 
 
 def _dtype_and_device(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import types
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +23,7 @@ from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ppgen.simplify import mutates, tidy
-from ppgen.tape import Mode, Unrecordable, trace
+from ppgen.tape import Exports, Mode, Unrecordable, trace
 from ppgen.writing import writable
 
 Getter = Callable[[], Tensor]
@@ -40,20 +41,24 @@ class _Externals(Mode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if "lift_fresh" not in str(func):
             for leaf in tree_leaves((args, kwargs or {})):
-                if isinstance(leaf, Tensor) and id(leaf) not in self.made:
-                    self.read[id(leaf)] = leaf
+                if isinstance(leaf, Tensor):
+                    self.note(leaf)
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor) and id(leaf) not in self.read:
                 self.made[id(leaf)] = leaf
         return result
 
+    def note(self, tensor: Tensor) -> None:
+        if id(tensor) not in self.made:
+            self.read[id(tensor)] = tensor
+
 
 def externals(function: Callable[[Tensor], Any], z: Tensor) -> list[Tensor]:
     """The tensors that `function` reads from outside, `z` apart, in the order of first use."""
     runs = []
     for _ in range(2):  # a tensor made anew in each run is no input
-        with torch.no_grad(), _Externals() as mode:
+        with torch.no_grad(), _Externals() as mode, Exports(mode.note):
             function(z)
         runs.append(mode)
     return [t for key, t in runs[0].read.items() if key in runs[1].read and t is not z]
@@ -201,6 +206,9 @@ def over_rows(single: Callable[[Tensor], Any], batch: Batch) -> Callable[[Tensor
     """
     if not isinstance(single, Slope):
         return batch(single)
+    if batch is one_by_one:  # each gradient before the next run, which may write to what it saved
+        each = over_rows(single, _alone)
+        return lambda rows: tuple(map(torch.cat, zip(*map(each, rows.split(1)), strict=True)))
 
     def with_slope(rows: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
@@ -226,6 +234,10 @@ def one_by_one(single: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
     return run
 
 
+def _alone(single: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+    return lambda rows: tree_map(lambda leaf: leaf[None], single(rows[0]))
+
+
 def record(
     single: Callable[[Tensor], Any],
     rows: Tensor,
@@ -247,12 +259,14 @@ def record(
     """
     tensors = [t for _, t in inputs]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            # some operations are looped over the rows: nothing that the user could change
+            warnings.filterwarnings("ignore", "There is a performance drop")
             traced, looked = _trace(single, rows, tensors)
     except (RuntimeError, ValueError, TypeError, NotImplementedError, AssertionError) as error:
         if "random operation" in str(error):
             raise ValueError(_NOISE) from error
-        raise Unrecordable(_reason(error)) from error
+        raise Unrecordable(reason(error)) from error
     if any(torch.Tag.nondeterministic_seeded in _tags(n) for n in traced.graph.nodes):
         raise ValueError(_NOISE)
     tidy(traced.graph)
@@ -297,8 +311,9 @@ def _trace_with(
 
 
 _NOISE = (
-    "the story draws random numbers outside pyro.sample (torch.rand, dropout, ...): its log "
-    "density would be noise; draw them in a sample site, or call .eval() on the module"
+    "the story draws random numbers outside pyro.sample (torch.rand, dropout, ...), or in a site "
+    "that poutine.block hides: its log density would be noise; draw them in a sample site that "
+    "can be seen, or call .eval() on the module"
 )
 
 
@@ -306,7 +321,8 @@ def _tags(node: fx.Node) -> Any:
     return getattr(node.target, "tags", ())
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """Why something could not be recorded, in the user's words."""
     text = str(error).strip().split("\n")[0]
     lowered = text.lower()
     if any(

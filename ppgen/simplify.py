@@ -34,14 +34,15 @@ class Form(NamedTuple):
     """What a tensor is like; each node that stands for a tensor has one in its ``meta``."""
 
     shape: torch.Size
-    stride: tuple[int, ...]  # which a later ``view`` may rest on
     dtype: torch.dtype
     device: torch.device
+    stride: tuple[int, ...]  # a view of what is laid out otherwise fails, or reads other numbers
 
-    @property
-    def compact(self) -> bool:
-        """Whether it is laid out as a new tensor of its shape is."""
-        return torch.empty(self.shape, device="meta").stride() == self.stride
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> Form:
+        strided = tensor.layout == torch.strided
+        stride = tensor.stride() if strided else ()
+        return cls(tensor.shape, tensor.dtype, tensor.device, stride)
 
 
 def mutates(node: fx.Node) -> bool:
@@ -63,7 +64,7 @@ def tidy(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         if node.op != "call_function":
             continue
-        if node.target in _FILLED and (form := _form(node)) is not None and form.compact:
+        if node.target in _FILLED and (form := _form(node)) is not None and _in_order(form):
             node = _fill(graph, node, form)
         if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
             continue  # each draws numbers of its own
@@ -77,6 +78,11 @@ def tidy(graph: fx.Graph) -> None:
 
 def _form(node: Any) -> Form | None:
     return getattr(node, "meta", {}).get("form")
+
+
+def _in_order(form: Form) -> bool:
+    """Whether the tensor is laid out row by row, as a new one is."""
+    return torch.empty(form.shape, device="meta").stride() == form.stride
 
 
 def _alike(a: Any, b: Any) -> bool:

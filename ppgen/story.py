@@ -21,7 +21,7 @@ from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 
-from ppgen.anatomy import Anatomy, Subsample, innermost
+from ppgen.anatomy import Anatomy, Subsample, innermost, is_deterministic
 from ppgen.enumeration import Factor, Term, sum_out
 from ppgen.types import Story
 from ppgen.writing import writable
@@ -253,11 +253,11 @@ def outside_domain(
         base: Any = innermost(msg["fn"])
         for name, domain in getattr(base, "arg_constraints", {}).items():
             value = base.__dict__.get(name)
-            if not isinstance(value, Tensor) or domain.is_discrete or domain.event_dim:
+            if not isinstance(value, Tensor) or constraints.is_dependent(domain):
+                continue
+            if domain.is_discrete or domain.event_dim or not value.isfinite().all():
                 continue
             margin = 1e-6 * (1 + value.abs())  # rounding is no mistake of the story's
-            if constraints.is_dependent(domain) or not value.isfinite().all():
-                continue
             wrong = ~(domain.check(value - margin) | domain.check(value + margin))
             if bool(wrong.any()):
                 place = f"'{msg['name']}' ({anatomy.sites[msg['name']].distribution})"
@@ -320,7 +320,7 @@ class _DrawAnew(UnconditionMessenger):
     """Pyro's own draws deterministic sites anew as well, once for each element of a plate."""
 
     def _pyro_sample(self, msg: Any) -> None:
-        if not msg["infer"].get("_deterministic"):
+        if not is_deterministic(msg):
             super()._pyro_sample(msg)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_any, tree_leaves, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -19,6 +20,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from ppgen.simplify import Form, mutates_schema
 
 _aten = torch.ops.aten
+_EXPORTS = {Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__}
 _LOOK = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
 
 
@@ -41,9 +43,9 @@ def trace(
     """
     tape = _Tape([z, *inputs])
     tape.moving.add(tape.nodes[z])
-    with tape:
+    with tape, Exports(tape.look):
         result = function(z)
-    return tape.module(result), bool(tape.looks)
+    return tape.module(result), tape.exported or bool(tape.looks)
 
 
 def trace_step(
@@ -62,7 +64,7 @@ def trace_step(
             than a number.
     """
     tape = _Tape(inputs, closed=True)
-    with tape:
+    with tape, Exports(tape.look):
         result = function()
     return tape.module((result, [node for node, _ in tape.looks])), [v for _, v in tape.looks]
 
@@ -75,6 +77,19 @@ class Mode(TorchDispatchMode):
         return False
 
 
+class Exports(TorchFunctionMode):
+    """Tells which tensors become arrays or lists, which is no operation of torch's."""
+
+    def __init__(self, tell: Callable[[Tensor], None]) -> None:
+        super().__init__()
+        self.tell = tell
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _EXPORTS:
+            self.tell(args[0])
+        return func(*args, **(kwargs or {}))
+
+
 class _Tape(Mode):
     def __init__(self, inputs: list[Tensor], *, closed: bool = False) -> None:
         super().__init__()
@@ -83,6 +98,7 @@ class _Tape(Mode):
         self.nodes: Any = WeakTensorKeyDictionary()
         self.sharing: dict[int, Any] = {}  # of each storage, the tensors on it
         self.looks: list[tuple[fx.Node, Any]] = []
+        self.exported = False  # whether Python has had values as arrays or lists
         self.moving: set[fx.Node] = set()  # what depends on the point
         for index, tensor in enumerate(inputs):
             self._know(tensor, self.graph.placeholder(f"input_{index}"))
@@ -128,11 +144,18 @@ class _Tape(Mode):
         tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         if func is not _aten.lift_fresh.default and not all(t in self.nodes for t in tensors):
             raise Unrecordable("it reads a tensor that is no parameter, buffer or argument")
-        places = {t.untyped_storage()._cdata for t in tensors}
+        strided = [t for t in tensors if t.layout == torch.strided]
+        places = {t.untyped_storage()._cdata for t in strided}
         if mutates_schema(func) and places & self.given:
             raise Unrecordable("it writes to its parameters, buffers or arguments")
         if func is not _aten._local_scalar_dense.default and _looked_at(func, args) is not None:
             raise Unrecordable("it looks at more than a number")
+
+    def look(self, _: Tensor) -> None:
+        """Python has a value of the data (those of the point it cannot have: vmap refuses)."""
+        if self.closed:
+            raise Unrecordable("it turns a tensor into an array or a list")
+        self.exported = True
 
     def _target(self, func: Any, args: tuple[Any, ...]) -> Any:
         """The operation to write down for `func`, which makes a new tensor where that is all."""
@@ -142,12 +165,15 @@ class _Tape(Mode):
         packet, overload = func.name().removeprefix("aten::").partition(".")[::2]
         if not (mutates_schema(func) and packet.endswith("_") and isinstance(args[0], Tensor)):
             return func
+        if args[0].layout != torch.strided:
+            return func
         alone = len(self.sharing[args[0].untyped_storage()._cdata]) == 1
         made = self.nodes[args[0]].op == "call_function"
         kinds = {t.dtype for t in tree_leaves(args) if isinstance(t, Tensor)} - {torch.bool}
         pure = getattr(getattr(_aten, packet[:-1], None), overload or "default", None)
         # one kind of number: between two, writing keeps the first where a new tensor gets the wider
-        return pure if alone and made and len(kinds) < 2 and pure is not None else func
+        fitting = pure is not None and _arguments(pure) == _arguments(func)
+        return pure if alone and made and len(kinds) < 2 and fitting else func
 
     def _moves(self, nodes: Any) -> bool:
         return any(isinstance(n, fx.Node) and n in self.moving for n in tree_leaves(nodes))
@@ -157,16 +183,22 @@ class _Tape(Mode):
         known = self.nodes.get(tensor)
         if known is None:
             name = f"constant_{len(self.nodes)}_{len(self.graph.nodes)}"
-            setattr(self.root, name, tensor)
+            setattr(self.root, name, tensor.detach().clone())  # the function may write to its own
             known = self.graph.get_attr(name)
             self._know(tensor, known)
         return known
 
     def _know(self, tensor: Tensor, node: fx.Node) -> None:
-        node.meta["form"] = Form(tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
+        node.meta["form"] = Form.of(tensor)
         self.nodes[tensor] = node
-        place = tensor.untyped_storage()._cdata
-        self.sharing.setdefault(place, WeakTensorKeyDictionary())[tensor] = None
+        if tensor.layout == torch.strided:  # a sparse one is never written to
+            place = tensor.untyped_storage()._cdata
+            self.sharing.setdefault(place, WeakTensorKeyDictionary())[tensor] = None
+
+
+def _arguments(func: Any) -> list[tuple[str, str]]:
+    """Names and types: ``pow_.Scalar`` takes (Tensor, number), ``pow.Scalar`` (number, Tensor)."""
+    return [(a.name, str(a.type)) for a in func._schema.arguments]
 
 
 def _looked_at(func: Any, args: tuple[Any, ...]) -> Any:

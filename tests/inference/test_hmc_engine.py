@@ -163,6 +163,19 @@ def test_constrained_supports():
 
 
 @pytest.mark.filterwarnings("ignore:.*point by point")
+def test_a_kink_or_a_flat_stretch_where_the_curvature_is_taken_does_not_set_the_step():
+    """Laplace priors have no second derivative: the first metric was 1e10 times too wide."""
+
+    def story():
+        pyro.sample("x", dist.Laplace(0.0, 1.0))
+
+    posterior = HMC(chains=32, draws=100, warmup=150).run(story)
+    x = posterior["x"].flatten()
+    # |x| is exponential of mean 1; 5 standard errors at an effective size of a tenth, 320
+    assert abs(float(x.abs().mean()) - 1) < 5 / math.sqrt(320)
+    assert posterior.stats["n_steps"].double().mean() < 32  # 256 before
+
+
 def test_a_factorisation_that_fails_costs_one_proposal_not_the_run():
     """A correlation of 1/2 or -1 and beyond makes the matrix below indefinite: hard walls."""
 

@@ -111,6 +111,15 @@ def test_prediction_takes_data_of_another_dtype():
     )
 
 
+def test_another_story_is_not_drawn_from_its_prior_as_if_it_had_been_fitted():
+    def other():
+        pyro.sample("other", dist.Normal(pyro.sample("location", dist.Normal(0.0, 1.0)), 1.0))
+
+    posterior = Posterior({"mu": torch.randn(2, 10)}, "test", "independent")
+    with pytest.raises(ValueError, match=r"none of the posterior's sites \['mu'\]"):
+        posterior.predict(other)
+
+
 def test_saved_and_loaded_it_is_the_same(tmp_path):
     _, posterior = of_chains(
         stats={"lp": torch.randn(4, 500)},

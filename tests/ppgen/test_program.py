@@ -9,6 +9,7 @@ import pytest
 import torch
 from pyro.distributions import constraints
 from pyro.infer.mcmc.util import initialize_model
+from pyro.infer.reparam import LocScaleReparam
 from pyro.nn import PyroModule, PyroParam, PyroSample
 from torch import nn
 
@@ -629,6 +630,32 @@ def test_where_no_start_is_found_the_site_and_the_argument_are_named():
 
     with pytest.raises(ValueError, match=r"'y' \(Normal\) is nan there; argument 'x' holds"):
         Program(story, torch.tensor([1.0, math.nan])).initial(4)
+
+
+def test_a_site_without_any_influence_is_refused_by_name():
+    def story():
+        pyro.sample("x", dist.Normal(0.0, 1.0))
+        with pyro.poutine.mask(mask=False):
+            pyro.sample("free", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(ValueError, match="does not depend on site 'free'"):
+        Program(story).initial(4)
+
+
+def test_what_a_reparameterisation_replaces_is_deterministic():
+    config = {"theta": LocScaleReparam(0.0)}
+
+    def centred(y):
+        with pyro.plate("schools", len(y)):
+            theta = pyro.sample("theta", dist.Normal(1.0, 2.0))
+            pyro.sample("y", dist.Normal(theta, 3.0), obs=y)
+
+    program = Program(pyro.poutine.reparam(centred, config=config), Y)
+    z = program.initial(4)
+    assert list(program.anatomy.of_kind("observed")) == ["y"]
+    values = program.constrain(z, deterministic=True)
+    torch.testing.assert_close(values["theta"], 1 + 2 * values["theta_decentered"])
+    assert program.replicate(program.constrain(z))["theta"].shape == (4, len(Y))
 
 
 def test_values_that_obs_mask_leaves_out_have_their_prior():

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch.func import vmap
@@ -45,9 +46,26 @@ def masked_data(z):
     return z[:, DATA[:, 0] > 1].sum() + float(DATA[0, 1])
 
 
+def powers_in_place(z):
+    return (z * 1).pow_(2).add_(DATA[:, :3])  # pow.Scalar is another operation than pow_.Scalar
+
+
+def writes_to_a_constant(z):
+    table = torch.from_numpy(np.ones(3))
+    table += 1
+    return (table * z).sum() * table
+
+
+def sparse_product(z):
+    table = torch.sparse_coo_tensor(
+        torch.tensor([[0, 1], [1, 2]]), torch.ones(2), (3, 3), check_invariants=True
+    )
+    return torch.sparse.mm(table, z)
+
+
 CASES = [
-    *(writes_to_its_own, writes_to_a_view, writes_a_narrow_kind),
-    *(several_results, constants, masked_data),
+    *(writes_to_its_own, writes_to_a_view, writes_a_narrow_kind, powers_in_place),
+    *(several_results, constants, masked_data, writes_to_a_constant, sparse_product),
 ]
 
 
@@ -57,6 +75,17 @@ def test_the_graph_computes_what_the_function_does(function):
     for _ in range(2):  # and leaves nothing behind
         z = torch.randn(3, 3)
         torch.testing.assert_close(graph(z, DATA), function(z))
+
+
+def test_a_copy_that_a_view_needs_survives_the_tidying():
+    def function(z):  # the view needs the layout that the copy has
+        return z.t().clone(memory_format=torch.contiguous_format).view(-1)
+
+    graph, _ = trace(function, torch.randn(3, 4), [])
+    tidy(graph.graph)
+    graph.recompile()
+    z = torch.randn(3, 4)
+    torch.testing.assert_close(graph(z), function(z))
 
 
 def test_writing_to_a_tensor_of_ones_own_is_written_down_as_making_another():
@@ -111,6 +140,13 @@ def test_tidying_keeps_the_layout_that_views_rest_on():
 def test_a_look_at_the_data_is_noted():
     assert trace(masked_data, torch.randn(3, 3), [DATA])[1]
     assert not trace(several_results, torch.randn(3, 3), [DATA])[1]
+
+
+@pytest.mark.parametrize(
+    "export", [torch.Tensor.tolist, torch.Tensor.numpy, np.asarray], ids=["list", "numpy", "array"]
+)
+def test_data_that_become_a_list_or_an_array_are_looked_at(export):
+    assert trace(lambda z: z * float(export(DATA)[0][1]), torch.ones(3), [DATA])[1]
 
 
 def test_a_check_inside_an_operation_is_kept():
