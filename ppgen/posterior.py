@@ -265,7 +265,9 @@ class Posterior:
             chosen = torch.randperm(self.count)[: min(draws, self.count)]
             flat = {name: self.draws[name].flatten(0, 1)[chosen] for name in self._latent}
             with torch.random.fork_rng(devices=[]), torch.no_grad():
-                found = set(pyro.poutine.trace(story).get_trace(*args, **kwargs).nodes)
+                # conditioned: an improper prior has no draws
+                once = pyro.poutine.condition(story, data={n: v[0] for n, v in flat.items()})
+                found = set(pyro.poutine.trace(once).get_trace(*args, **kwargs).nodes)
             if flat and not found & set(flat):
                 raise ValueError(
                     f"the story has none of the posterior's sites {list(flat)}, so it would be "

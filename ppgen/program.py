@@ -116,13 +116,28 @@ class Program:
         own = {id(t) for _, t in slots(self.model, self.args, self.kwargs)}
         with self._sandbox():
             before = pyro.get_param_store().get_state()
-            self.anatomy: Anatomy = dissect(self.model, self.args, self.kwargs)
+            try:
+                self.anatomy: Anatomy = dissect(self.model, self.args, self.kwargs)
+            except TypeError as error:
+                self._name_foreign(error)
+                raise
             after = pyro.get_param_store().get_state()
         # pyro.param statements that nobody has run yet hold what they start with
         for name, tensor in after["params"].items():
             if name not in before["params"] and id(tensor) not in own:
                 self._untrained["params"][name] = tensor
                 self._untrained["constraints"][name] = after["constraints"][name]
+
+    def _name_foreign(self, error: TypeError) -> None:
+        """Lists, arrays and columns of a data frame are what a story most often stumbles over."""
+        for place, value in [*enumerate(self.args, start=1), *self.kwargs.items()]:
+            foreign = isinstance(value, (list, tuple)) or hasattr(value, "__array__")
+            if foreign and not isinstance(value, Tensor):
+                error.add_note(
+                    f"argument {place} is a {type(value).__name__}: stories compute with tensors; "
+                    "give it torch.as_tensor(...), of a data frame's column "
+                    "torch.as_tensor(column.to_numpy())"
+                )
 
     def _sandbox(self) -> AbstractContextManager[None]:
         return sandbox(self.dtype, self._untrained)

@@ -75,6 +75,13 @@ def test_a_column_that_the_story_uses_as_an_index_is_one(files, capsys):
     assert "recorded as" in capsys.readouterr().out
 
 
+def test_what_the_codes_of_a_text_column_mean_is_said(files, capsys):
+    (files / "grouped.py").write_text(GROUPED)
+    (files / "groups.csv").write_text("y,group\n1.5,red\n2.5,blue\n1,green\n0,red\n")
+    assert run(["explain", "grouped.py:model", "--data", "groups.csv"]) == exits.DONE
+    assert "column group holds text: blue = 0, green = 1, red = 2" in capsys.readouterr().err
+
+
 def test_a_failing_story_is_explained_by_line_shapes_and_sites(files, capsys):
     (files / "grouped.py").write_text(GROUPED)
     (files / "groups.csv").write_text("y,group\n1.5,0\n2.5,1\n1,2\n0,7\n")

@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ppgen.cli.options import note
 from ppgen.cli.trial import arguments_that_run
 
 if TYPE_CHECKING:
@@ -174,7 +175,11 @@ def bayes_story(name: str, data: str | None) -> tuple[Callable[..., Any], dict[s
         return model, arguments_that_run(model, _own_data(model), columns=False)
     from ppgen.data import arguments_for, read_table
 
-    given = arguments_for(model, read_table(data))
+    table = read_table(data)
+    given = arguments_for(model, table)
+    for name in given.keys() & table.categories.keys():
+        codes = ", ".join(f"{text} = {code}" for code, text in enumerate(table.categories[name]))
+        note(f"column {name} holds text: {codes}")
     return model, arguments_that_run(model, given, columns=True)
 
 

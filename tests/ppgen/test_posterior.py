@@ -120,6 +120,15 @@ def test_another_story_is_not_drawn_from_its_prior_as_if_it_had_been_fitted():
         posterior.predict(other)
 
 
+def test_prediction_draws_nothing_from_an_improper_prior():
+    def story(x):
+        mu = pyro.sample("mu", dist.ImproperUniform(dist.constraints.real, (), ()))
+        pyro.sample("y", dist.Normal(mu * x, 1.0).to_event(1))
+
+    posterior = Posterior({"mu": torch.randn(2, 10)}, "test", "independent")
+    assert posterior.predict(story, torch.ones(3))["y"].shape == (20, 3)
+
+
 def test_saved_and_loaded_it_is_the_same(tmp_path):
     _, posterior = of_chains(
         stats={"lp": torch.randn(4, 500)},

@@ -632,6 +632,16 @@ def test_where_no_start_is_found_the_site_and_the_argument_are_named():
         Program(story, torch.tensor([1.0, math.nan])).initial(4)
 
 
+def test_an_argument_that_is_no_tensor_is_named_where_the_story_stumbles():
+    def story(x, y):
+        b = pyro.sample("b", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(b * x, 1.0).to_event(1), obs=y)
+
+    with pytest.raises(TypeError) as caught:
+        Program(story, [1.0, 2.0], torch.ones(2))
+    assert "argument 1 is a list" in caught.value.__notes__[0]
+
+
 def test_a_site_without_any_influence_is_refused_by_name():
     def story():
         pyro.sample("x", dist.Normal(0.0, 1.0))
