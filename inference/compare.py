@@ -16,10 +16,10 @@ from ppgen.inference.declared import story_name
 from ppgen.inference.fit import fit
 from ppgen.inference.psis import repair
 from ppgen.inference.verdict import THRESHOLDS, Marginal, Verdict, marginals, verdict
+from ppgen.inputs import slots
 from ppgen.posterior import Posterior
 from ppgen.program import Program
 from ppgen.progress import interruptible
-from ppgen.recording import slots
 from ppgen.summary import columns, json_ready
 from ppgen.types import Engine, Story
 

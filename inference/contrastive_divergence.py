@@ -9,6 +9,7 @@ variational bound.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -122,23 +123,19 @@ def difference(
         D, H = positive.visible.shape[1], positive.hidden.shape[1]
         out = Gradient(*(positive.visible.new_zeros(shape) for shape in ((D, H), (D,), (H,))))
     weight, visible_bias, hidden_bias = out
-    x, p, v, q = positive.visible, positive.hidden, negative.visible, negative.hidden
     torch.sub(negative.visible_mean, positive.visible_mean, out=visible_bias)
     torch.sub(negative.hidden_mean, positive.hidden_mean, out=hidden_bias)
+    x, p, v, q = positive.visible, positive.hidden, negative.visible, negative.hidden
     if offsets is not None:
-        x, v = x - offsets.visible_offset, v - offsets.visible_offset
-        p, q = p - offsets.hidden_offset, q - offsets.hidden_offset
-    share, other = 1 / len(x), 1 / len(v)
+        mu, lam = offsets.visible_offset, offsets.hidden_offset
+        x, p, v, q = x - mu, p - lam, v - mu, q - lam
     for rows, columns in couplings:
-        X, P, V, Q = x[:, rows].T, p[:, columns], v[:, rows].T, q[:, columns]
-        if offsets is not None:
-            # minus weight @ lambda and weight.T @ mu, without another pass over the weights
-            m, n = offsets.visible_offset[rows], offsets.hidden_offset[columns]
-            visible_bias[rows].addmv_(X, P @ n, alpha=share).addmv_(V, Q @ n, alpha=-other)
-            hidden_bias[columns].addmv_(P.T, m @ X, alpha=share).addmv_(Q.T, m @ V, alpha=-other)
         block = weight[rows, columns]
-        torch.mm(X, P, out=block)
-        block.addmm_(V, Q, beta=-share, alpha=other)
+        torch.mm(x[:, rows].T, p[:, columns], out=block)
+        block.addmm_(v[:, rows].T, q[:, columns], beta=-1 / len(x), alpha=1 / len(v))
+    if offsets is not None:
+        visible_bias.addmv_(weight, offsets.hidden_offset, alpha=-1)
+        hidden_bias.addmv_(weight.T, offsets.visible_offset, alpha=-1)
     return out
 
 
@@ -211,10 +208,10 @@ class ContrastiveDivergence:
             ValueError: when the contrast is not finite, before any gradient is written.
         """
         parameters = dict(machine.named_parameters())
-        memory = self._memory(machine, parameters)
         state = self._start(machine, batch)
+        memory = self._memory(state, parameters)
         state, gradient, info = step(state, batch, machine=machine, out=memory, **self.options)
-        if not info.contrast.isfinite():
+        if not math.isfinite(info.contrast.item()):
             raise ValueError(_why_not_finite(batch))
         self.state = state
         _add(machine.by_parameter(*gradient), gradient, parameters)
@@ -250,8 +247,8 @@ class ContrastiveDivergence:
     def _start(self, machine: BoltzmannMachine, batch: Tensor) -> State:
         if self.state is None:
             return init(machine, batch, persistent=self.persistent, chains=self.chains)
-        sides = len(self.state.visible_offset), len(self.state.hidden_offset)
-        expected = len(machine.visible_bias), len(machine.hidden_bias)
+        sides = (*self.state.visible_offset.shape, *self.state.hidden_offset.shape)
+        expected = (*machine.visible_bias.shape, *machine.hidden_bias.shape)
         if sides != expected:
             raise ValueError(
                 f"this ContrastiveDivergence holds the state of a machine with {sides} units, and "
@@ -259,16 +256,17 @@ class ContrastiveDivergence:
             )
         return self.state
 
-    def _memory(self, machine: BoltzmannMachine, parameters: Mapping[str, Parameter]) -> Gradient:
+    def _memory(self, state: State, parameters: Mapping[str, Parameter]) -> Gradient:
         # Memory for the gradient is kept: fresh pages for it cost as much as a matrix product.
-        sides = machine.visible_bias, machine.hidden_bias
-        shapes = (tuple(map(len, sides)), sides[0].shape, sides[1].shape)
+        mu, shape = state.visible_offset, (*state.visible_offset.shape, *state.hidden_offset.shape)
         kept, taken = self._scratch, {id(p.grad) for p in parameters.values()}
-        if kept is None or any(
-            id(tensor) in taken or tensor.shape != shape or tensor.dtype != sides[0].dtype
-            for tensor, shape in zip(kept, shapes, strict=True)
+        if (
+            kept is None
+            or kept.weight.shape != shape
+            or kept.weight.dtype != mu.dtype
+            or not taken.isdisjoint(map(id, kept))
         ):
-            kept = Gradient(*(sides[0].detach().new_zeros(shape) for shape in shapes))
+            kept = Gradient(*(mu.new_zeros(size) for size in (shape, *((n,) for n in shape))))
             self._scratch = kept
         return kept
 

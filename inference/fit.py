@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from ppgen.inference.hmc_engine import HMC
+from ppgen.inputs import slots
 from ppgen.posterior import Posterior
-from ppgen.recording import slots
 from ppgen.types import Engine, Story
 
 _SMALL = 20_000  # numbers in the data and parameters

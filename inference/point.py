@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from ppgen.inference.independent import Clock
 from ppgen.inference.mode import Batched, Mode, edge_sites, find_mode, flat_sites
-from ppgen.posterior import Cost, Posterior
+from ppgen.posterior import Posterior
 from ppgen.program import Program
 from ppgen.progress import Progress
 from ppgen.types import Story
@@ -55,10 +53,12 @@ class MAP:
         program = as_program(model, args, kwargs)
         part = "map" if self.scale == "constrained" else "density"
         function = Batched(program, ROWS, part)
-        with _timed(program) as clock, Progress("MAP", None) as progress:
+        clock = Clock(program)
+        with Progress("MAP", None) as progress:
             mode = find_mode(function, program.initial(ROWS)[: self.starts])
             flat = flat_sites(function, mode, program)
             progress.advance(function.gradients, log_density=float(mode.value))
+        clock.fitted()
         where = (
             "the mode on the sites' own scale (no Jacobian)"
             if self.scale == "constrained"
@@ -103,7 +103,8 @@ class MLE:
         if not program.anatomy.of_kind("observed", "factor"):
             raise ValueError("the story observes nothing, so there is no likelihood to maximise")
         function = Batched(program, ROWS, "likelihood")
-        with _timed(program) as clock, Progress("MLE", None) as progress:
+        clock = Clock(program)
+        with Progress("MLE", None) as progress:
             starts = program.initial(ROWS)
             self._refuse_untouched(program, starts, function)
             mode = find_mode(function, starts[: self.starts])
@@ -111,6 +112,7 @@ class MLE:
             if flat:
                 raise ValueError(_unidentified(program, flat, "the likelihood does not fall"))
             progress.advance(function.gradients, log_likelihood=float(mode.value))
+        clock.fitted()
         complaints = tuple(_complaints(mode))
         return _point(self, program, mode, clock, function, complaints, not complaints)
 
@@ -188,20 +190,11 @@ def _complaints(mode: Mode) -> list[str]:
     return [f"the ascent stopped {mode.decrement:.2g} nats below where it was heading"]
 
 
-@contextmanager
-def _timed(program: Program) -> Iterator[dict[str, float]]:
-    """Seconds inside the block, those of recording apart."""
-    clock = {"start": time.perf_counter(), "recording": program.seconds_recording}
-    yield clock
-    clock["recording"] = program.seconds_recording - clock["recording"]
-    clock["adapting"] = time.perf_counter() - clock["start"] - clock["recording"]
-
-
 def _point(
     engine: MAP | MLE,
     program: Program,
     mode: Mode,
-    clock: dict[str, float],
+    clock: Clock,
     function: Batched,
     messages: tuple[str, ...],
     converged: bool,
@@ -216,9 +209,5 @@ def _point(
         messages=messages,
         options=dataclasses.asdict(engine),
         log_density=program.log_density(z),
-        cost=Cost(
-            recording=clock["recording"],
-            adapting=clock["adapting"],
-            gradients=function.gradients,
-        ),
+        cost=clock.cost(function.gradients),
     )

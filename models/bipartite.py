@@ -95,7 +95,8 @@ class Bipartite(PyroModule):
         """What a phase whose visible side is `s`, ``(N, D)``, contributes to the gradient."""
         logits = self.hidden_logits(s)
         visible_mean = s.mean(0)
-        free_energy = -visible_mean @ self.visible_bias - softplus(logits).sum() / len(s)
+        linear = visible_mean @ self.visible_bias
+        free_energy = -torch.add(linear, softplus(logits).sum(), alpha=1 / len(s))
         hidden = logits.sigmoid_()
         return Statistics(s, hidden, visible_mean, hidden.mean(0), free_energy)
 

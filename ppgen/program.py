@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, Literal
 
 import pyro
@@ -14,25 +14,28 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import biject_to
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from ppgen.anatomy import Anatomy, dissect
+from ppgen.complaints import culprits, refuse_flat, warn_of_domains
+from ppgen.inputs import inputs, plain, slots, tensors
 from ppgen.recording import (
     Recording,
     Slope,
-    externals,
     one_by_one,
     over_rows,
-    reason,
     record,
-    slots,
+)
+from ppgen.recording_checks import (
+    ROWS,
+    refuse_disagreement,
+    refuse_lost_gradient,
+    refuse_noise,
 )
 from ppgen.story import (
     Evaluation,
     default_dtype,
     evaluate,
-    not_finite,
-    outside_domain,
     sandbox,
     simulate,
     simulate_all,
@@ -40,7 +43,6 @@ from ppgen.story import (
 from ppgen.tape import Unrecordable
 from ppgen.types import Story
 
-_CHECKED_ROWS = 2  # rows of the first batch whose recorded value is compared with Pyro's own
 _DOMAIN_ROWS = 8  # starting points at which the parameters of distributions are checked
 
 Part = Literal["density", "map", "likelihood"]
@@ -275,63 +277,23 @@ class Program:
             value, gradient = self.value_and_grad(z)
             bad = ~(torch.isfinite(value) & torch.isfinite(gradient).all(-1))
             if attempt == 0:
-                self._warn_of_domains(torch.cat([z[bad], z[~bad]])[:_DOMAIN_ROWS])
+                rows = torch.cat([z[bad], z[~bad]])[:_DOMAIN_ROWS]
+                self._asked(warn_of_domains, rows)
             if not bool(bad.any()):
-                self._refuse_flat(gradient)
+                refuse_flat(self.anatomy, gradient)
                 return z
             scale *= 0.9
             z = torch.where(bad[:, None], torch.empty_like(z).uniform_(-2, 2) * scale, z)
         raise ValueError(
             f"no starting point with finite log density and gradient was found for "
-            f"{int(bad.sum())} of {chains} chains in 50 tries{self._culprits(z[bad][0])}: check "
-            "the data against the supports, and the scale of the priors (`ppgen explain` lists "
-            "them)"
+            f"{int(bad.sum())} of {chains} chains in 50 tries{self._asked(culprits, z[bad][0])}: "
+            "check the data against the supports, and the scale of the priors (`ppgen explain` "
+            "lists them)"
         )
 
-    def _refuse_flat(self, gradient: Tensor) -> None:
-        """What has no slope anywhere has a flat, endless posterior."""
-        flat = (gradient == 0).all(0) & (len(gradient) > 1)
-        for site in self.anatomy.of_kind("latent").values():
-            if bool(flat[site.start : site.stop].any()):
-                raise ValueError(
-                    f"the log density does not depend on site '{site.name}' ({site.distribution}): "
-                    "its posterior is flat and has no end; give it a proper prior, use it in the "
-                    "likelihood, or lift the poutine.mask around it"
-                )
-
-    def _warn_of_domains(self, rows: Tensor) -> None:
-        """A prior that reaches where a distribution is not defined is cut off there: say so."""
-        found: dict[str, str] = {}
+    def _asked(self, question: Callable[..., Any], z: Tensor) -> Any:
         with self._sandbox(), torch.random.fork_rng(devices=[]):
-            for z in rows:
-                story = (self.model, self.anatomy, z, self.args, self.kwargs)
-                found = {**outside_domain(*story), **found}
-        if found:
-            sites = ", ".join(f"{parameter} at site {site}" for site, parameter in found.items())
-            warnings.warn(
-                f"a prior of the story reaches values that the distributions below it do not "
-                f"allow: {sites}. Such values count as impossible or mean nothing; give the "
-                "parameter a prior with the right support, or map it there (exp, softplus, "
-                "sigmoid)",
-                stacklevel=4,
-            )
-
-    def _culprits(self, z: Tensor) -> str:
-        """What is not finite at `z`, in words."""
-        names: list[Any] = []
-        with suppress(TypeError, ValueError):  # without a signature, positions will do
-            names += list(inspect.signature(self.model).parameters)
-        names += range(len(names), len(self.args))
-        given = {**dict(zip(names, self.args, strict=False)), **self.kwargs}
-        data = [
-            f"; argument {name!r} holds values that are not finite"
-            for name, value in given.items()
-            if not all(bool(torch.isfinite(t).all()) for t in _tensors(value))
-        ]
-        with self._sandbox(), torch.random.fork_rng(devices=[]):
-            sites = not_finite(self.model, self.anatomy, z, self.args, self.kwargs)
-        named = [f"; the log density of {site} is {value} there" for site, value in sites.items()]
-        return "".join([*named, *data])
+            return question(self.model, self.anatomy, z, self.args, self.kwargs)
 
     def with_data(self, *args: Any, **kwargs: Any) -> Program:
         """The same story with other data; shares the recordings where the shapes agree."""
@@ -341,13 +303,13 @@ class Program:
         other.seconds_recording = 0.0
         other._recordings = {}
         other._prepare()
-        old, new = _tensors(self.args, self.kwargs), _tensors(other.args, other.kwargs)
+        old, new = tensors(self.args, self.kwargs), tensors(other.args, other.kwargs)
         swap = {id(a): b for a, b in zip(old, new, strict=False)}
         # numbers, lists and arrays are part of a recording
         if (
             other.anatomy.sites == self.anatomy.sites
             and len(old) == len(new) == len(swap)
-            and _plain(self._given) == _plain(other._given)
+            and plain(self._given) == plain(other._given)
         ):
             for key, recording in self._recordings.items():
                 shared = recording.rebound(swap)
@@ -394,92 +356,29 @@ class Program:
         recording = None
         try:
             with self._sandbox():
-                inputs = self._inputs(rows[0].clone())
-                recording = record(single, rows, inputs, compile=key[-1])
-            self._check(recording, single, rows)
-            if key[0].startswith("gradient") and len(rows) > _CHECKED_ROWS:
+                roots = self.model, self.args, self.kwargs
+                inner = self.anatomy.indices.values()
+                read = inputs(
+                    lambda z: self._single(z).log_density(), rows[0].clone(), roots, inner
+                )
+                recording = record(single, rows, read, compile=key[-1])
+            with default_dtype(self.dtype), torch.no_grad():
+                refuse_disagreement(recording, partial(self._direct, single), rows)
+            if key[0].startswith("gradient") and len(rows) > ROWS:
                 # of one row at a mode, say, rounding would hide the slope
-                self._refuse_lost_gradient(recording, rows)
+                with default_dtype(self.dtype), torch.no_grad():
+                    refuse_lost_gradient(recording, rows)
             self._recordings[key] = recording
         except Unrecordable as error:
-            self._refuse_noise(single, rows)
+            refuse_noise(partial(self._direct, single), rows)
             recording, self.fallback = None, str(error)
             if key[0].startswith("gradient"):
-                some = rows[:_CHECKED_ROWS]
-                self._refuse_lost_gradient(lambda z: self._direct(single, z), some)
+                refuse_lost_gradient(partial(self._direct, single), rows[:ROWS])
             warnings.warn(
                 f"{self!r} is evaluated point by point, which is slow: {error}", stacklevel=5
             )
         self.seconds_recording += time.perf_counter() - start
         return recording
-
-    def _refuse_noise(self, single: Callable[[Tensor], Any], rows: Tensor) -> None:
-        """Run the story twice at the same point: what differs there is no density."""
-
-        def compare(a: Tensor, b: Tensor) -> None:
-            if not torch.equal(a.nan_to_num(), b.nan_to_num()):
-                raise ValueError(
-                    "two runs of the story at the same point differ: it draws random numbers "
-                    "outside pyro.sample (numpy.random, random), or keeps something from run to "
-                    "run (a counter, a tensor that it writes to); take that out of the story"
-                )
-
-        tree_map(compare, *(self._direct(single, rows[:1]) for _ in range(2)))
-
-    def _refuse_lost_gradient(self, evaluate: Callable[[Tensor], Any], rows: Tensor) -> None:
-        """Compare the gradient with differences of the value, along one direction."""
-        eps = torch.finfo(self.dtype).eps
-        reach = eps ** (1 / 3)
-        direction = torch.cos(torch.arange(self.dim, dtype=self.dtype, device=rows.device))
-        shift = reach * direction / direction.norm()
-        with default_dtype(self.dtype), torch.no_grad():
-            value, slope = evaluate(rows)
-            difference = evaluate(rows + shift)[0] - evaluate(rows - shift)[0]
-        error = (difference - 2 * slope @ shift).abs()
-        there = error.isfinite()
-        # a branch may jump at one point, and rounding may hide a small slope
-        wrong = error > 0.01 * difference.abs() + 1e4 * eps * (1 + value.abs())
-        if float(wrong[there].double().mean()) > 0.5:  # NaN where no value is finite
-            raise ValueError(
-                "the gradient of the log density is not that of its values: the story turns what "
-                "it has drawn into plain numbers (.item(), float(), math.sqrt, numpy) or "
-                "detaches it; use torch's functions there, such as torch.sqrt"
-            )
-
-    def _inputs(self, point: Tensor) -> list[tuple[Callable[[], Tensor], Tensor]]:
-        """Every tensor that the story reads from outside, each with where to find it later."""
-        read = externals(lambda z: self._single(z).log_density(), point)
-        read += _tensors(self.args, self.kwargs)
-        known = {id(t) for t in self.anatomy.indices.values()}
-        places = {id(t): getter for getter, t in slots(self.model, self.args, self.kwargs)}
-        store = pyro.get_param_store()
-        for name, tensor in store._params.items():
-            places.setdefault(id(tensor), lambda name=name, t=tensor: store._params.get(name, t))
-        inputs = []
-        for tensor in read:
-            if id(tensor) not in known:
-                known.add(id(tensor))
-                inputs.append((places.get(id(tensor), lambda t=tensor: t), tensor))
-        return inputs
-
-    def _check(self, recording: Recording, single: Callable[[Tensor], Any], rows: Tensor) -> None:
-        """Compare the recording with direct runs of the story at points it was not made at."""
-        fresh = 0.97 * rows.roll(1, 0)
-        some = fresh[:_CHECKED_ROWS]
-        direct = self._direct(single, some)
-        try:
-            with default_dtype(self.dtype), torch.no_grad():
-                recorded = recording(fresh)
-        except RuntimeError as error:
-            self._direct(single, fresh)  # raises where it is not the recording's fault
-            raise Unrecordable(reason(error)) from error
-        tolerance = 1e-6 if self.dtype == torch.float64 else 1e-3
-
-        def compare(a: Tensor, b: Tensor) -> None:
-            if not torch.allclose(a[: len(some)], b, tolerance, tolerance, equal_nan=True):
-                raise Unrecordable("its recording disagrees with Pyro")
-
-        tree_map(compare, recorded, direct)
 
 
 class _Each(Messenger):
@@ -493,25 +392,11 @@ class _Each(Messenger):
         self.function(msg)
 
 
-def _tensors(*trees: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(trees) if isinstance(leaf, Tensor)]
-
-
-def _plain(tree: Any) -> tuple[Any, ...]:
-    """What is no tensor, in comparable form: numbers and texts by value, the rest by identity."""
-    leaves, form = tree_flatten(tree)
-    words = (bool, int, float, complex, str, type(None))
-    return form, *(
-        None if isinstance(v, Tensor) else (type(v), v if isinstance(v, words) else id(v))
-        for v in leaves
-    )
-
-
 def _dtype_and_device(
     model: Story, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[torch.dtype, torch.device]:
     found = [t for _, t in slots(model, args, kwargs)]
     parameters = [t for t in found if isinstance(t, torch.nn.Parameter) and t.is_floating_point()]
     dtype = parameters[0].dtype if parameters else torch.float64
-    tensors = parameters or [*_tensors(args, kwargs), *found]
-    return dtype, tensors[0].device if tensors else torch.device("cpu")
+    placed = parameters or [*tensors(args, kwargs), *found]
+    return dtype, placed[0].device if placed else torch.device("cpu")

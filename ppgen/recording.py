@@ -9,126 +9,23 @@ input changes.
 from __future__ import annotations
 
 import functools
-import types
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import pyro
 import torch
 from torch import Tensor, fx
 from torch.func import functionalize, grad_and_value, vmap
 from torch.fx.node import map_arg
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
+from ppgen.inputs import Getter
 from ppgen.simplify import mutates, tidy
-from ppgen.tape import Exports, Mode, Unrecordable, trace
+from ppgen.tape import Unrecordable, trace
 from ppgen.writing import writable
 
-Getter = Callable[[], Tensor]
 Batch = Callable[[Callable[..., Any]], Callable[..., Any]]  # of a point -> of many
-
-
-class _Externals(Mode):
-    """Collect the tensors that are read but were not made inside."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.made: dict[int, Tensor] = {}  # kept alive, so that no id is used twice
-        self.read: dict[int, Tensor] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if "lift_fresh" not in str(func):
-            for leaf in tree_leaves((args, kwargs or {})):
-                if isinstance(leaf, Tensor):
-                    self.note(leaf)
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor) and id(leaf) not in self.read:
-                self.made[id(leaf)] = leaf
-        return result
-
-    def note(self, tensor: Tensor) -> None:
-        if id(tensor) not in self.made:
-            self.read[id(tensor)] = tensor
-
-
-def externals(function: Callable[[Tensor], Any], z: Tensor) -> list[Tensor]:
-    """The tensors that `function` reads from outside, `z` apart, in the order of first use."""
-    runs = []
-    for _ in range(2):  # a tensor made anew in each run is no input
-        with torch.no_grad(), _Externals() as mode, Exports(mode.note):
-            function(z)
-        runs.append(mode)
-    return [t for key, t in runs[0].read.items() if key in runs[1].read and t is not z]
-
-
-def slots(*roots: Any) -> Iterator[tuple[Getter, Tensor]]:
-    """Every place reachable from `roots` that holds a tensor: modules, closures, globals."""
-    seen: set[int] = set()
-    stack = list(roots)
-    while stack and len(seen) < 20_000:
-        item = stack.pop()
-        if id(item) in seen:
-            continue
-        seen.add(id(item))
-        if isinstance(item, torch.nn.Module):
-            for table in (item._parameters, item._buffers, item.__dict__):
-                yield from _entries(table)
-            stack += [*item._modules.values(), *item.__dict__.values()]
-        elif isinstance(item, functools.partial):
-            stack += [item.func, item.args, item.keywords]
-        elif isinstance(item, types.MethodType):
-            stack += [item.__self__, item.__func__]
-        elif isinstance(item, types.FunctionType):
-            cells = dict(zip(item.__code__.co_freevars, item.__closure__ or (), strict=True))
-            for cell in cells.values():
-                stack += _contents(cell)
-                yield from _cell(cell)
-            stack += [item.__defaults__, item.__kwdefaults__, getattr(item, "__wrapped__", None)]
-            used = {n: item.__globals__[n] for n in _names(item.__code__) if n in item.__globals__}
-            stack += [v for v in used.values() if not isinstance(v, types.ModuleType)]
-            yield from _entries(item.__globals__, used)
-        elif isinstance(item, dict):
-            yield from _entries(item)
-            stack += list(item.values())
-        elif isinstance(item, (list, tuple, set)):
-            stack += list(item)
-        elif isinstance(item, pyro.poutine.messenger.Messenger) or (
-            hasattr(item, "__dict__") and type(item).__module__.split(".")[0] not in _LIBRARIES
-        ):
-            yield from _entries(vars(item))
-            stack += list(vars(item).values())
-
-
-_LIBRARIES = {"torch", "pyro", "numpy", "scipy", "builtins", "pandas", "matplotlib", "types"}
-
-
-def _names(code: types.CodeType) -> set[str]:
-    inner = [c for c in code.co_consts if isinstance(c, types.CodeType)]
-    return set(code.co_names).union(*(_names(c) for c in inner))
-
-
-def _contents(cell: types.CellType) -> list[Any]:
-    try:
-        return [cell.cell_contents]
-    except ValueError:  # not yet filled
-        return []
-
-
-def _cell(cell: types.CellType) -> Iterator[tuple[Getter, Tensor]]:
-    for content in _contents(cell):
-        if isinstance(content, Tensor):
-            yield (lambda: cell.cell_contents), content
-
-
-def _entries(
-    table: Mapping[str, Any], chosen: Mapping[str, Any] | None = None
-) -> Iterator[tuple[Getter, Tensor]]:
-    for key, value in (table if chosen is None else chosen).items():
-        if isinstance(value, Tensor):
-            yield functools.partial(table.__getitem__, key), value
 
 
 @dataclass

@@ -6,6 +6,8 @@ import pyro
 import pytest
 import torch
 
+from ppgen.progress import quiet
+
 FAILURE_RATE = 2e-5  # of one correct statistical test; tolerances are derived from it
 
 
@@ -33,3 +35,10 @@ def _isolated() -> Iterator[None]:
             assert _globals() == before, "a test changed a global of torch or Pyro"
         finally:
             torch.set_default_dtype(dtype)
+
+
+@pytest.fixture
+def silent() -> Iterator[None]:
+    """Show no progress."""
+    with quiet():
+        yield

@@ -98,7 +98,7 @@ def compare_schools(seed: int, interrupt: Interrupt) -> Comparison:
 def train_digits(seed: int, interrupt: Interrupt) -> list[Entry]:
     """Three deep stories and the base-rate model, each with its held-out likelihood."""
     import ppgen
-    from ppgen.cli.deep import build, optimisation
+    from ppgen.cli.training import build, optimisation
     from ppgen.data import load
     from ppgen.models import BaseRate
 
@@ -196,7 +196,7 @@ def _digits(entries: list[Entry], seed: int) -> Section:
     import torch
 
     from ppgen import plots
-    from ppgen.cli.deep import draw_examples
+    from ppgen.cli.runs import draw_examples
     from ppgen.data import load
     from ppgen.report import Picture, Section
 

@@ -11,19 +11,15 @@ from ppgen.inference import annealed_importance_sampling as ais
 from ppgen.inference.annealed_importance_sampling import annealed_importance_sampling
 from ppgen.inference.boltzmann_likelihood import boltzmann_likelihood
 from ppgen.models.rbm import RBM
-from ppgen.progress import Progress, quiet
+from ppgen.progress import Progress
+
+pytestmark = pytest.mark.usefixtures("silent")
 
 # the package has a function of this name, too
 likelihood = importlib.import_module("ppgen.inference.boltzmann_likelihood")
 
 FAILURE_RATE = 2e-5
 Z = stats.norm.isf(FAILURE_RATE / 2)  # 4.27
-
-
-@pytest.fixture(autouse=True)
-def _quiet():
-    with quiet():
-        yield
 
 
 def machine(visible=6, hidden=4, scale=1.0):

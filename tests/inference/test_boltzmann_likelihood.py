@@ -18,19 +18,14 @@ from ppgen.inference.boltzmann_likelihood import boltzmann_likelihood
 from ppgen.models.dbm import DBM
 from ppgen.models.dbn import DBN
 from ppgen.models.rbm import RBM
-from ppgen.progress import quiet
+
+pytestmark = pytest.mark.usefixtures("silent")
 
 # the package has a function of this name, too
 likelihood = importlib.import_module("ppgen.inference.boltzmann_likelihood")
 
 FAILURE_RATE = 2e-5
 Z = stats.norm.isf(FAILURE_RATE / 2)
-
-
-@pytest.fixture(autouse=True)
-def _quiet():
-    with quiet():
-        yield
 
 
 def states(units):

@@ -25,19 +25,14 @@ from ppgen.models import (
 from ppgen.models.eight_schools import data as schools
 from ppgen.posterior import Posterior
 from ppgen.program import Program
-from ppgen.progress import quiet
 from ppgen.replication import Simulator
+
+pytestmark = pytest.mark.usefixtures("silent")
 
 FAILURE_RATE = 2e-5
 STORY = NormalGamma(0.0, 0.5, 3.0, 2.0)
 X = torch.zeros(6).double()
 ROWS = torch.tensor([[1.0, 0.9], [1.0, 1.1], [-1.0, -0.95], [0.5, 0.6]]).double()
-
-
-@pytest.fixture(autouse=True)
-def _silent():
-    with quiet():
-        yield
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ from ppgen.models.gaussian_mixture import data as mixture_data
 from ppgen.models.normal_gamma import data as earth
 from ppgen.models.probit_regression import data as probit_data
 from ppgen.models.shrinkage_regression import data as shrinkage_data
-from ppgen.progress import quiet
+
+pytestmark = pytest.mark.usefixtures("silent")
 
 Z = 4.3  # two-sided normal quantile of FAILURE_RATE = 2e-5: 4.26
 
@@ -34,12 +35,6 @@ CASES = {
     "ProbitRegression": (ProbitRegression(), probit_data),
 }
 each_story = pytest.mark.parametrize(("story", "data"), CASES.values(), ids=CASES)
-
-
-@pytest.fixture(autouse=True)
-def _silent():
-    with quiet():
-        yield
 
 
 @each_story

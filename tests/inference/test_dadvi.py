@@ -10,17 +10,12 @@ import torch
 
 from ppgen.inference.dadvi import DADVI, Objective, judge, minimise
 from ppgen.inference.vi_start import Frame
-from ppgen.progress import quiet
+
+pytestmark = pytest.mark.usefixtures("silent")
 
 FAILURE_RATE = 2e-5  # as in tests/conftest.py
 Z = 4.3  # two-sided normal quantile of FAILURE_RATE: 4.26
 DIM = 4
-
-
-@pytest.fixture(autouse=True)
-def _silent():
-    with quiet():
-        yield
 
 
 def correlated():

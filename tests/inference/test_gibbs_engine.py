@@ -22,8 +22,9 @@ from ppgen.models import (
 from ppgen.models.eight_schools import data as schools
 from ppgen.models.gaussian_mixture import data as mixture_data
 from ppgen.program import Program
-from ppgen.progress import quiet
 from ppgen.story import sandbox, simulate
+
+pytestmark = pytest.mark.usefixtures("silent")
 
 FAILURE_RATE = 2e-5  # as in tests/conftest.py
 
@@ -40,12 +41,6 @@ GEWEKE = {  # with priors that have second moments, and few data: the chain then
     "GaussianMixture": (GaussianMixture(2, 2.0, 0.3, 1.0, 5.0, 4.0), (Y[:4],)),
     "ProbitRegression": (ProbitRegression(1.0), (X, (Y > 1).double())),
 }
-
-
-@pytest.fixture(autouse=True)
-def _silent():
-    with quiet():
-        yield
 
 
 @pytest.mark.parametrize(("story", "data"), EXACT.values(), ids=EXACT)

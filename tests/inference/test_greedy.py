@@ -11,15 +11,10 @@ from ppgen.models.dbm import DBM
 from ppgen.models.dbn import DBN
 from ppgen.models.duplicated_rbm import pretraining_machines
 from ppgen.models.rbm import RBM
-from ppgen.progress import quiet
+
+pytestmark = pytest.mark.usefixtures("silent")
 
 PCD = partial(ContrastiveDivergence, 3, persistent=True)
-
-
-@pytest.fixture(autouse=True)
-def _quiet():
-    with quiet():
-        yield
 
 
 def pairs(rows=300):

@@ -10,16 +10,11 @@ import torch
 from ppgen.inference.laplace import Laplace
 from ppgen.inference.mode import Batched, hessian
 from ppgen.program import Program
-from ppgen.progress import quiet
+
+pytestmark = pytest.mark.usefixtures("silent")
 
 FAILURE_RATE = 2e-5  # as in tests/conftest.py
 Z = 4.3  # two-sided normal quantile of FAILURE_RATE: 4.26
-
-
-@pytest.fixture(autouse=True)
-def _silent():
-    with quiet():
-        yield
 
 
 def regression(x, y):

@@ -10,17 +10,12 @@ import torch
 from ppgen.inference import hmc, hmc_starts, hmc_warmup, lbfgs, pathfinder
 from ppgen.inference.pathfinder_engine import Mixture, Pathfinder
 from ppgen.models.eight_schools import data, eight_schools_centred
-from ppgen.progress import quiet
+
+pytestmark = pytest.mark.usefixtures("silent")
 
 FAILURE_RATE = 2e-5  # as in tests/conftest.py
 Z = 4.3  # two-sided normal quantile of FAILURE_RATE: 4.26
 DIM = 5
-
-
-@pytest.fixture(autouse=True)
-def _silent():
-    with quiet():
-        yield
 
 
 class Gaussian:

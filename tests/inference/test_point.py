@@ -9,18 +9,13 @@ import torch
 
 from ppgen.inference.point import MAP, MLE, parents
 from ppgen.program import Program
-from ppgen.progress import quiet
+
+pytestmark = pytest.mark.usefixtures("silent")
 
 COUNTS = torch.tensor([3.0, 5.0, 2.0, 4.0])
 # The estimates end where a Newton step promises 1e-8 nats or less (in practice rounding, 1e-16):
 # an error of sqrt(2e-16) standard deviations.
 CLOSE = 1e-6
-
-
-@pytest.fixture(autouse=True)
-def _silent():
-    with quiet():
-        yield
 
 
 def log_normal():

@@ -10,16 +10,11 @@ import torch
 from ppgen.inference import HMC, MAP, Laplace
 from ppgen.inference.psis import repair, systematic
 from ppgen.posterior import Posterior
-from ppgen.progress import quiet
+
+pytestmark = pytest.mark.usefixtures("silent")
 
 FAILURE_RATE = 2e-5  # as in tests/conftest.py
 Z = 4.3  # two-sided normal quantile of FAILURE_RATE: 4.26
-
-
-@pytest.fixture(autouse=True)
-def _silent():
-    with quiet():
-        yield
 
 
 def proposal(scale, count=4000):

@@ -18,14 +18,9 @@ from ppgen.inference.contrastive_divergence import ContrastiveDivergence
 from ppgen.inference.train import restore_story, train
 from ppgen.inference.training.averaging import ParameterAverage
 from ppgen.models.rbm import RBM
-from ppgen.progress import quiet
 from ppgen.run_folder import RunFolder, read_config
 
-
-@pytest.fixture(autouse=True)
-def _no_progress():
-    with quiet():
-        yield
+pytestmark = pytest.mark.usefixtures("silent")
 
 
 class Coins(PyroModule):

@@ -19,7 +19,9 @@ from ppgen.inference.stochastic_ascent import Schedule, Step, ascend
 from ppgen.inference.vi import VI, _disagreement, _Fit
 from ppgen.inference.vi_start import Frame
 from ppgen.program import Program
-from ppgen.progress import Interrupt, Progress, quiet
+from ppgen.progress import Interrupt, Progress
+
+pytestmark = pytest.mark.usefixtures("silent")
 
 FAILURE_RATE = 2e-5  # as in tests/conftest.py
 Z = 4.3  # its two-sided normal quantile: 4.26
@@ -27,12 +29,6 @@ Z = 4.3  # its two-sided normal quantile: 4.26
 # sqrt(2 * 1e-3) = .045 sd and a log sd within sqrt(1e-3) = .032; the draws add Z / sqrt(4000).
 SHIFT = 0.045 + Z / math.sqrt(4000)
 STRETCH = 0.032 + Z / math.sqrt(2 * 4000)
-
-
-@pytest.fixture(autouse=True)
-def _silent():
-    with quiet():
-        yield
 
 
 def regression(x, y):

@@ -18,8 +18,9 @@ from ppgen.models import (
     NormalNormal,
 )
 from ppgen.program import Program
-from ppgen.progress import quiet
 from ppgen.types import Conjugate
+
+pytestmark = pytest.mark.usefixtures("silent")
 
 Z = 4.6  # two-sided normal quantile of 2e-5 over 5 comparisons, 4.61
 
@@ -64,12 +65,6 @@ CASES = {  # made before the fixture sets float64
     for name, (story, *tensors) in CASES.items()
 }
 each_story = pytest.mark.parametrize(("story", "data", "more"), CASES.values(), ids=CASES)
-
-
-@pytest.fixture(autouse=True)
-def _silent():
-    with quiet():
-        yield
 
 
 @each_story

@@ -1,0 +1,137 @@
+"""A run folder read again: its settings, data and story, and what is shown of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ppgen.cli.options import Common, note
+from ppgen.cli.stories import BUNDLED
+from ppgen.cli.training import build
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ppgen.data import Dataset
+    from ppgen.types import Likelihood
+
+
+def read_settings(run: Path) -> dict[str, Any]:
+    """What `ppgen train` was asked for."""
+    from ppgen.run_folder import read_config
+
+    if not run.is_dir():
+        raise FileNotFoundError(f"there is no run folder {run}; `ppgen train` makes one")
+    config = read_config(run)
+    settings = config.get("command") or config.get("config", {}).get("command")
+    if not isinstance(settings, dict) or settings.get("model") not in BUNDLED:
+        raise ValueError(f"{run} was not made by `ppgen train`: its config.json names no model")
+    return dict(settings)
+
+
+def load_data(settings: dict[str, Any], split: Literal["train", "test"]) -> Dataset:
+    """The data that a run was trained on, or its held-out part."""
+    from ppgen.data import load
+
+    return load(
+        settings["data"],
+        split,
+        binarisation=settings["binarisation"],
+        folder=settings["folder"],
+        seed=settings["seed"],
+    )
+
+
+def restored(settings: dict[str, Any], examples: Dataset, run: Path) -> nn.Module:
+    """The story as the run left it."""
+    from ppgen.inference.train import restore_story
+
+    story = restore_story(build(settings, examples), run)
+    return story.eval()
+
+
+def read_metrics(run: Path) -> dict[str, list[Any]]:
+    """The history of a run, a list for each column."""
+    import json
+
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {key: [row.get(key) for row in rows] for key in (rows[0] if rows else {})}
+
+
+def held_out_likelihood(
+    story: nn.Module,
+    examples: Dataset,
+    common: Common,
+    samples: int = 1000,
+    chains: int = 100,
+    temperatures: int = 1000,
+) -> Likelihood:
+    """Of `examples`, in nats per example; `chains` and `temperatures` for Boltzmann machines."""
+    import ppgen
+    from ppgen.types import UnnormalisedDensity
+
+    options: dict[str, int] = {"samples": samples}
+    if isinstance(story, UnnormalisedDensity):
+        options |= {"chains": chains, "temperatures": temperatures}
+    return ppgen.log_likelihood(story, examples.x.to(common.device), seed=common.seed, **options)
+
+
+def draw_examples(story: Any, examples: Dataset, count: int, gibbs_steps: int, seed: int) -> Any:
+    """New examples, ``(count, D)``; a machine's chains start at rows of the data."""
+    import torch
+
+    from ppgen.types import DirectedLayers, UnnormalisedDensity
+
+    device = next(story.parameters()).device
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(seed)
+        if not isinstance(story, UnnormalisedDensity):
+            return story.sample(count).cpu().numpy()
+        rows = torch.randint(len(examples), (count,))
+        side = story.machine_side(examples.x[rows].to(device))
+        for _ in range(gibbs_steps):
+            side = story.machine.sweep(side)
+        x = story.generate(side)[0] if isinstance(story, DirectedLayers) else side
+        return x[:, : story.visible].cpu().numpy()
+
+
+def picture(x: Any, examples: Dataset, model: str) -> Any:
+    """Samples as images."""
+    from ppgen import plots
+
+    assert examples.image_shape is not None
+    return plots.images(x, examples.image_shape, title=f"Samples of the {model}")
+
+
+def write_page(
+    story: nn.Module,
+    settings: dict[str, Any],
+    history: dict[str, list[Any]],
+    out: Path,
+    common: Common,
+) -> Path:
+    """The run's report.html, and samples.png where the data are images; returns its place."""
+    from ppgen.cli.pages import run_page
+    from ppgen.data import DataError
+    from ppgen.report import Picture
+
+    story.eval()
+    examples = load_data(settings, "train")
+    try:
+        examples = load_data(settings, "test")
+    except DataError:  # a file without a test split
+        note("no test split: the likelihood is that of the training data")
+    found: Likelihood | None = None
+    try:
+        found = held_out_likelihood(story, examples, common)
+    except ValueError as error:  # a machine that cannot be measured still has its curves
+        note(f"no likelihood: {error}")
+    pictures = []
+    if examples.image_shape:
+        x = draw_examples(story, examples, 64, 1000, common.seed)
+        figure = picture(x, examples, settings["model"])
+        figure.savefig(out / "samples.png", dpi=110)
+        pictures.append(Picture(figure, "New examples drawn from the model."))
+    facts = {**settings, "evaluated on": examples.describe()}
+    page = run_page(f"{settings['model']} on {settings['data']}", history, found, pictures, facts)
+    return page.save(out / "report.html")
