@@ -25,7 +25,7 @@ from ppgen.data.synthetic import bars_and_stripes
 from ppgen.inference import ContrastiveDivergence
 from ppgen.inference.annealed_importance_sampling import annealed_importance_sampling
 from ppgen.models import RBM, BaseRate
-from ppgen.plots.style import canvas, label, legend, styles
+from ppgen.plots import canvas, label, legend, styles
 from ppgen.progress import quiet
 
 FAST = os.environ.get("PPGEN_FAST") == "1"

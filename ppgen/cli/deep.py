@@ -243,7 +243,7 @@ def _train(
     kept, validation = hold_out(examples)
     story = build(settings, kept)
     if settings["model"] == "dbn" and not resume:
-        pretrain(story, settings, kept, common)
+        pretrain(story, settings, kept, common.device)
     result = ppgen.train(
         story,
         kept,

@@ -65,7 +65,7 @@ def run_page(
         if any(v is not None for v in history.get(name, ()))
     }
     if lines:
-        curve = plots.loss_curve(lines, history.get("epoch"), unit="per example")
+        curve = plots.loss_curve(lines, history.get("epoch"), unit="nats per example")
         pictures = [Picture(curve, "The loss of each epoch; what it is depends on the model."),
                     *pictures]  # fmt: skip
     return Report(

@@ -6,7 +6,6 @@ from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from ppgen.cli.options import Common
 from ppgen.cli.stories import BUNDLED
 
 if TYPE_CHECKING:
@@ -27,7 +26,8 @@ def build(settings: dict[str, Any], examples: Dataset) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(settings["seed"])
         if settings["model"] == "rbm":
-            return made.from_data(examples.x, settings["hidden"])
+            scale = settings.get("weight_scale", 0.01)
+            return made.from_data(examples.x, settings["hidden"], weight_scale=scale)
         if settings["model"] == "dbm":
             hidden = settings["hidden"], max(1, settings["hidden"] // 2)
             return made.from_data(examples.x, hidden, weight_scale=0.05)
@@ -56,7 +56,7 @@ def optimisation(settings: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-def pretrain(story: Any, settings: dict[str, Any], examples: Dataset, common: Common) -> None:
+def pretrain(story: Any, settings: dict[str, Any], examples: Dataset, device: str) -> None:
     """Greedy layer-wise training: as many epochs for each layer as for the whole afterwards."""
     import torch
 
@@ -75,10 +75,10 @@ def pretrain(story: Any, settings: dict[str, Any], examples: Dataset, common: Co
         examples.x,
         epochs=settings["epochs"],
         batch_size=min(settings["batch_size"], len(examples)),
-        learning_rate=LEARNING_RATES["rbm"],
+        learning_rate=settings.get("pretraining_rate", LEARNING_RATES["rbm"]),
         averaging=settings["averaging"],
         seed=settings["seed"],
-        device=common.device,
+        device=device,
         **options,
     )
     story.assemble(stack)

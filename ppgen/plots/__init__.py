@@ -2,7 +2,7 @@
 
 Made with matplotlib's object interface: no pyplot, no backend, no global setting is touched. In a
 notebook a figure that is a cell's last value shows itself; ``figure.savefig("name.png")`` writes
-it.
+it. For a picture of your own in the same look: `canvas`, `styles`, `label` and `legend`.
 """
 
 from ppgen.plots.calibration import ecdf_difference as ecdf_difference
@@ -19,3 +19,7 @@ from ppgen.plots.pictures import reconstructions as reconstructions
 from ppgen.plots.posteriors import marginals as marginals
 from ppgen.plots.posteriors import pair as pair
 from ppgen.plots.predictive import posterior_predictive as posterior_predictive
+from ppgen.plots.style import canvas as canvas
+from ppgen.plots.style import label as label
+from ppgen.plots.style import legend as legend
+from ppgen.plots.style import styles as styles

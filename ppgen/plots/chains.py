@@ -104,7 +104,7 @@ def trace(draws: Any, name: str = "") -> Figure:
     left.set_ylim(low, high)
     right.set_xlim(left=0)
     right.set_xticks([])
-    label(left, "draw", shorten(name, 32))
+    label(left, "draw", shorten(name, 32) or "value")
     label(right, "density")
     return figure
 

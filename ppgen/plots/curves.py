@@ -82,6 +82,7 @@ def loss_curve(
     hint += "dot: the best value." if best else ""
     figure, (ax,) = canvas(3.1, title, hint)
     keys, texts = [], []
+    whole = epochs is None or all(float(epoch).is_integer() for epoch in epochs)
     for (name, values), style in zip(metrics.items(), styles(metrics), strict=True):
         y = as_array(values).ravel()
         x = np.arange(1, len(y) + 1) if epochs is None else as_array(epochs).ravel()
@@ -99,7 +100,7 @@ def loss_curve(
         keys.append(Line2D([], [], **style, **few))
         texts.append(text)
     label(ax, "epoch", unit)
-    ax.xaxis.set_major_locator(MaxNLocator(8, integer=epochs is None))
+    ax.xaxis.set_major_locator(MaxNLocator(8, integer=whole))
     legend(figure, keys, texts)
     return figure
 
@@ -184,7 +185,7 @@ def leaderboard(rows: Mapping[str, Likelihood], title: str = "Held-out log-likel
     ax.grid(axis="x", color=FAINT, linewidth=0.6)
     counts = {row.examples for row in rows.values()}
     on = f", {counts.pop():,} examples" if len(counts) == 1 else ""
-    label(ax, f"nats per example{on}")
+    label(ax, f"nats per example{on}", "story")
     used = [p for kind, p in _KINDS.items() if any(row.kind == kind for row in rows.values())]
     keys: list[Any] = [
         Line2D([], [], color=p.colour, marker=p.marker, linewidth=p.width, markersize=7)

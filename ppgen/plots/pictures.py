@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ppgen.diagnostics.arrays import Array, as_array
-from ppgen.plots.style import WIDTH, canvas
+from ppgen.plots.style import WIDTH, canvas, dress, label
 
 
 def images(
@@ -18,6 +23,7 @@ def images(
     title: str = "Samples",
     subtitle: str = "",
     limits: tuple[float, float] | None = (0.0, 1.0),
+    unit: str = "grey level",
 ) -> Figure:
     """A grid of images.
 
@@ -28,9 +34,11 @@ def images(
         title: heading.
         subtitle: what to see.
         limits: the values shown as black and white; None for the least and greatest.
+        unit: what the values are; not shown for images in colour.
     """
     stack = _stack(x, shape)
-    return _mosaic(stack, min(columns, len(stack)), title, subtitle, limits, "gray")
+    scale = _Scale("gray", limits or _range(stack), unit)
+    return _mosaic(stack, min(columns, len(stack)), title, subtitle, scale)
 
 
 def reconstructions(
@@ -60,7 +68,8 @@ def reconstructions(
             blank = np.full((columns - len(row), *row.shape[1:]), np.nan)
             rows.append(np.concatenate([row, blank]))
     subtitle = "Odd rows: data. Even rows: reconstructions of the row above."
-    return _mosaic(np.concatenate(rows), columns, title, subtitle, (0.0, 1.0), "gray", group=2)
+    scale = _Scale("gray", (0.0, 1.0), "grey level")
+    return _mosaic(np.concatenate(rows), columns, title, subtitle, scale, group=2)
 
 
 def filters(
@@ -68,6 +77,7 @@ def filters(
     shape: tuple[int, ...],
     columns: int = 16,
     title: str = "Filters",
+    unit: str = "weight (nats)",
 ) -> Figure:
     """What each hidden unit looks for: its weights as an image, blue below and red above zero.
 
@@ -76,15 +86,26 @@ def filters(
         shape: (height, width).
         columns: filters in a row.
         title: heading.
+        unit: of the weights; those of a Boltzmann machine are energies.
     """
     stack = _stack(weights, shape)
     known = np.abs(stack[np.isfinite(stack)])
     reach = float(np.quantile(known, 0.995)) if known.size else 1.0
-    subtitle = (
-        f"{len(stack)} units, one scale for all: blue {-reach:.2g}, white 0, red {reach:.2g}."
-    )
-    limits = (-(reach or 1.0), reach or 1.0)
-    return _mosaic(stack, min(columns, len(stack)), title, subtitle, limits, "RdBu_r")
+    subtitle = f"{len(stack)} units, one scale for all."
+    scale = _Scale("RdBu_r", (-(reach or 1.0), reach or 1.0), unit)
+    return _mosaic(stack, min(columns, len(stack)), title, subtitle, scale)
+
+
+class _Scale(NamedTuple):
+    """How numbers become colours."""
+
+    colours: str  # name of a colour map
+    limits: tuple[float, float]  # of the values, first and last colour
+    unit: str
+
+
+def _range(stack: Array) -> tuple[float, float]:
+    return float(np.nanmin(stack)), float(np.nanmax(stack))
 
 
 def _stack(x: Any, shape: tuple[int, ...]) -> Array:
@@ -105,8 +126,7 @@ def _mosaic(
     columns: int,
     title: str,
     subtitle: str,
-    limits: tuple[float, float] | None,
-    colours: str,
+    scale: _Scale,
     group: int = 1,
 ) -> Figure:
     """One array with all images and lines between them: small files, exact pixels.
@@ -122,22 +142,35 @@ def _mosaic(
     for k in range(count):
         top, left = tops[k // columns], k % columns * (width + line)
         sheet[top : top + height, left : left + width] = stack[k]
-    low, high = limits or (float(np.nanmin(stack)), float(np.nanmax(stack)))
+    low, high = scale.limits
     scaled = np.clip((sheet - low) / ((high - low) or 1.0), 0, 1)
     if not channels:
-        from matplotlib import colormaps
-
         empty = np.isnan(sheet)
-        scaled = colormaps[colours](np.where(empty, 0.0, scaled))[..., :3]
-        scaled[empty] = 0.93 if colours == "gray" else 0.6
+        scaled = colormaps[scale.colours](np.where(empty, 0.0, scaled))[..., :3]
+        scaled[empty] = 0.93 if scale.colours == "gray" else 0.6
     else:
         scaled = np.where(np.isnan(sheet), 0.93, scaled)
-    # at most 2.5 inches an image when there are few of them, and no taller than a page
-    wide = min(WIDTH - 0.3, columns * 1.1 + 0.3, 9.0 * total[1] / total[0])
+    # at most 1.1 inches an image when there are few of them, and no taller than a page
+    wide = min(WIDTH - 1.4, columns * 1.1 + 0.3, 9.0 * total[1] / total[0])
     figure, (ax,) = canvas(
-        wide * total[0] / total[1] + 0.1, title, subtitle, width=max(wide + 0.3, 4.2)
+        wide * total[0] / total[1] + 0.5, title, subtitle, width=max(wide + 1.4, 4.2)
     )
     ax.imshow(scaled, interpolation="nearest", aspect="equal")
-    ax.set_axis_off()
-    ax.set_anchor("W")
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.spines[:].set_visible(False)
+    label(ax, f"{width} px an image", f"{height} px")
+    if not channels:
+        _bar(figure, ax, scale)
     return figure
+
+
+def _bar(figure: Figure, ax: Axes, scale: _Scale) -> None:
+    """Which colour is which number."""
+    colours = ScalarMappable(Normalize(*scale.limits), colormaps[scale.colours])
+    bar = figure.colorbar(colours, ax=ax, pad=0.02, aspect=18, shrink=0.9)
+    bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
+    bar.locator = MaxNLocator(3)
+    dress(bar.ax)
+    bar.ax.grid(False)
+    label(bar.ax, y=scale.unit)

@@ -55,7 +55,7 @@ def marginals(
         hint += "Worst first."
     height = 3.0 if len(shown) == 1 else 1.75 * rows + 0.4
     figure, axes = canvas(height, title, hint.strip(), rows, columns)
-    for ax, j in zip(axes, shown, strict=False):
+    for k, (ax, j) in enumerate(zip(axes, shown, strict=False)):
         low, high = window(*(x[:, j] for x in flat.values()), keep=0.98)
         peaks = {}
         for (name, x), style in zip(flat.items(), styles(flat, reference), strict=True):
@@ -76,7 +76,9 @@ def marginals(
         ax.spines["left"].set_visible(False)
         ax.grid(False)
         far = "" if badness is None else f"   {badness[j]:.2f} sd"
-        label(ax, title=shorten(names[j], 19 if columns == 3 else 40) + far)
+        name = shorten(names[j], {1: 40, 2: 32, 3: 19}[columns])
+        lowest = k + columns >= len(shown)
+        label(ax, "value" if lowest else "", "" if k % columns else "density", name + far)
     for ax in axes[len(shown) :]:
         ax.set_visible(False)
     if len(flat) > 1:

@@ -105,6 +105,20 @@ def test_every_picture_is_whole_and_changes_nothing_global(name):
     assert dict(mpl.rcParams) == before
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_the_axes_of_every_picture_have_names(name):
+    axes = [ax for ax in CASES[name]().axes if ax.get_visible()]
+    outer = [ax for ax in axes if ax.get_subplotspec() is not None]
+    columns = outer[0].get_gridspec().ncols
+    # small panels share the names of the lowest row and of the first column
+    for ax in outer[-columns:]:
+        assert ax.get_xlabel()
+    for ax in outer[::columns]:
+        assert ax.get_ylabel()
+    for ax in set(axes) - set(outer):  # colour bars
+        assert ax.get_ylabel()
+
+
 def test_nothing_of_pyplot_is_used():
     code = (
         "import sys, ppgen.plots as p; f = p.trace([[1., 2, 3, 2]]); b = f._repr_png_();"
