@@ -442,3 +442,12 @@ def test_centring_helps_on_bars_and_stripes():
         rbm = RBM.from_data(x, 16)
         reached[centred] = fit(rbm, ContrastiveDivergence(centred=centred), x, 500, rate=0.2)
     assert reached[True] > reached[False] + 0.2
+
+
+def test_a_loss_that_was_reset_takes_a_machine_of_another_size():
+    loss = ContrastiveDivergence()
+    for sizes in ((5, 3), (3, 6)):
+        rbm = RBM(*sizes)
+        loss.load_state_dict({})
+        loss.loss_and_grads(rbm.model, rbm.guide, torch.ones(4, sizes[0]))
+        assert rbm.weight.grad.shape == sizes
