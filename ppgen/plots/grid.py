@@ -22,6 +22,8 @@ def grids(
     columns: Sequence[str],
     title: str,
     subtitle: str = "",
+    *,
+    kinds: tuple[str, str] = ("engine", "posterior"),
     good: float = 0.05,
     bad: float = 1.0,
 ) -> Figure:
@@ -33,6 +35,7 @@ def grids(
         columns: their names.
         title: heading.
         subtitle: what to see in it.
+        kinds: what rows and columns are.
         good: errors up to here are white.
         bad: errors from here on have the strongest colour; between, the scale is logarithmic.
     """
@@ -66,7 +69,7 @@ def grids(
         ax.invert_yaxis()
         ax.grid(visible=False)
         ax.spines[["left", "bottom"]].set_visible(False)
-        label(ax, title=heading)
+        label(ax, x=kinds[1] if ax is axes[-1] else "", y=kinds[0], title=heading)
     return figure
 
 
