@@ -10,7 +10,23 @@ from torch import Tensor
 from ppgen.types import BoltzmannMachine
 
 
-class BlockGibbs(MCMCKernel):
+class UntransformedKernel(MCMCKernel):
+    """A kernel on the sites' own scale: what ``pyro.infer.MCMC`` asks for besides draws."""
+
+    def __init__(self, start: dict[str, Tensor]) -> None:
+        self.transforms: dict[str, Any] = {}  # MCMC asks for it after the last draw
+        self._initial_params = start
+
+    @property
+    def initial_params(self) -> dict[str, Tensor]:
+        return self._initial_params
+
+    @initial_params.setter
+    def initial_params(self, params: dict[str, Tensor]) -> None:
+        self._initial_params = params
+
+
+class BlockGibbs(UntransformedKernel):
     """Alternate the two sides of a Boltzmann machine, all units of a side at once.
 
     The state of a chain is a whole visible side: ``x`` for an RBM, ``(x, h2, ...)`` for a deep
@@ -43,16 +59,7 @@ class BlockGibbs(MCMCKernel):
         if sweeps < 1:
             raise ValueError(f"sweeps: expected at least 1, got {sweeps}")
         self.machine, self.sweeps, self.site = machine, sweeps, site
-        self.transforms: dict[str, Any] = {}  # MCMC asks for it after the last draw
-        self.initial_params = {site: start.to(machine.visible_bias.detach())}
-
-    @property
-    def initial_params(self) -> dict[str, Tensor]:
-        return self._initial_params
-
-    @initial_params.setter
-    def initial_params(self, params: dict[str, Tensor]) -> None:
-        self._initial_params = params
+        super().__init__({site: start.to(machine.visible_bias.detach())})
 
     def sample(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
         side = params[self.site]

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import torch
 from pyro.distributions import TorchDistribution
-from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
 from ppgen.inference.declared import declared, unconstrained
+from ppgen.inference.gibbs import UntransformedKernel
 from ppgen.moments import point
 from ppgen.posterior import Cost, Posterior
 from ppgen.program import Program
@@ -153,7 +153,7 @@ class Gibbs:
             )
 
 
-class ConditionalGibbs(MCMCKernel):
+class ConditionalGibbs(UntransformedKernel):
     """The same sweep as a kernel for ``pyro.infer.MCMC``.
 
     All chains move together, as one draw of shape ``(chains, *shape)`` of each block.
@@ -184,16 +184,7 @@ class ConditionalGibbs(MCMCKernel):
         with sandbox(self.dtype), torch.no_grad():
             self.coordinates = story.coordinates(*given)
             state = init(story, chains, given)
-            self._initial_params = step(state, self.coordinates)[0].values
-        self.transforms: dict[str, Any] = {}  # MCMC asks for it after the last draw
-
-    @property
-    def initial_params(self) -> dict[str, Tensor]:
-        return self._initial_params
-
-    @initial_params.setter
-    def initial_params(self, params: dict[str, Tensor]) -> None:
-        self._initial_params = params
+            super().__init__(step(state, self.coordinates)[0].values)
 
     def sample(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
         state = State(dict(params))

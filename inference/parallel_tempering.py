@@ -13,14 +13,13 @@ on the *tempered marginals* ``p*_beta(s)``, hidden side summed out at that tempe
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
 from ppgen.inference.annealed_importance_sampling import base_biases, increment, move, schedule
-from ppgen.inference.gibbs import BlockGibbs
+from ppgen.inference.gibbs import BlockGibbs, UntransformedKernel
 from ppgen.types import BoltzmannMachine
 
 
@@ -74,7 +73,7 @@ def swap_log_ratio(
     return up + down
 
 
-class ParallelTempering(MCMCKernel):
+class ParallelTempering(UntransformedKernel):
     """Block Gibbs at several temperatures, whose swaps carry a chain from mode to mode.
 
     The draws are those at temperature 1: a whole visible side for each chain, as `BlockGibbs` has
@@ -116,18 +115,9 @@ class ParallelTempering(MCMCKernel):
         self.machine, self.sweeps, self.site = machine, sweeps, site
         self.betas = schedule(temperatures)
         self.base = base_biases(machine, base).detach()
-        self.transforms: dict[str, Any] = {}  # MCMC asks for it after the last draw
-        self.initial_params = inner.initial_params
+        super().__init__(inner.initial_params)
         self.state = init(self.initial_params[site], len(self.betas))
         self._accepted, self._steps = torch.zeros(len(self.betas) - 1), 0
-
-    @property
-    def initial_params(self) -> dict[str, Tensor]:
-        return self._initial_params
-
-    @initial_params.setter
-    def initial_params(self, params: dict[str, Tensor]) -> None:
-        self._initial_params = params
 
     def sample(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
         self.state.ladder[-1] = params[self.site]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 
 def require_positive(story: object, *names: str) -> None:
@@ -13,16 +14,7 @@ def require_positive(story: object, *names: str) -> None:
     Raises:
         ValueError: naming the story and the hyperparameter.
     """
-    for name in names:
-        value = getattr(story, name)
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, (int, float))
-            or not 0 < value < math.inf
-        ):
-            raise ValueError(
-                f"{type(story).__name__}({name}=...) must be a positive number, got {value!r}"
-            )
+    _require(story, names, "positive", lambda value: 0 < value < math.inf)
 
 
 def require_finite(story: object, *names: str) -> None:
@@ -31,13 +23,16 @@ def require_finite(story: object, *names: str) -> None:
     Raises:
         ValueError: naming the story and the hyperparameter.
     """
+    _require(story, names, "finite", math.isfinite)
+
+
+def _require(
+    story: object, names: tuple[str, ...], kind: str, good: Callable[[float], bool]
+) -> None:
     for name in names:
         value = getattr(story, name)
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, (int, float))
-            or not math.isfinite(value)
-        ):
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not good(value):
             raise ValueError(
-                f"{type(story).__name__}({name}=...) must be a finite number, got {value!r}"
+                f"{type(story).__name__}({name}=...) must be a {kind} number, got {value!r}"
             )
