@@ -12,6 +12,7 @@ import torch
 from ppgen import diagnostics
 from ppgen.inference.hmc_engine import HMC
 from ppgen.inference.target import Target
+from ppgen.models.eight_schools import data, eight_schools
 from ppgen.program import Program
 
 STATISTICS = {
@@ -40,19 +41,7 @@ def regression(x, y):
         pyro.sample("y", dist.Normal(a + x @ b, 2.0), obs=y)
 
 
-def eight_schools(y, sigma):
-    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
-    tau = pyro.sample("tau", dist.HalfCauchy(5.0))
-    with pyro.plate("schools", len(y)):
-        eta = pyro.sample("eta", dist.Normal(0.0, 1.0))
-        theta = pyro.deterministic("theta", mu + tau * eta)
-        pyro.sample("y", dist.Normal(theta, sigma), obs=y)
-
-
-SCHOOLS = (
-    torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0]),
-    torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0]),
-)
+SCHOOLS = tuple(data().values())  # sigma, y
 
 
 def fit(story, *data, **options):

@@ -15,6 +15,7 @@ from scipy import stats as scipy_stats
 from ppgen import diagnostics
 from ppgen.inference.nuts import NUTS, _Noise
 from ppgen.inference.nuts_tree import Trees
+from ppgen.models.eight_schools import data, eight_schools
 from ppgen.program import Program
 
 FAILURE_RATE = 2e-5  # of one correct statistical test, as in conftest
@@ -50,19 +51,7 @@ def fit(story, *data, **options):
     return NUTS(**({"chains": 2, "draws": 60, "warmup": 60} | options)).run(story, *data)
 
 
-def eight_schools(y, sigma):
-    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
-    tau = pyro.sample("tau", dist.HalfCauchy(5.0))
-    with pyro.plate("schools", len(y)):
-        eta = pyro.sample("eta", dist.Normal(0.0, 1.0))
-        theta = pyro.deterministic("theta", mu + tau * eta)
-        pyro.sample("y", dist.Normal(theta, sigma), obs=y)
-
-
-SCHOOLS = (
-    torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0]),
-    torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0]),
-)
+SCHOOLS = tuple(data().values())  # sigma, y
 
 
 def z_limit(comparisons):
