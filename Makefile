@@ -13,7 +13,7 @@ READY := $(VENV)/.ppgen-ready
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test full lint types layers tutorials wheel constraints setup clean distclean
+.PHONY: help demo test full lint types layers tutorials docs wheel constraints setup clean distclean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -45,6 +45,13 @@ layers: $(READY)  ## import-linter: cli -> models | inference -> the rest
 
 tutorials: $(READY)  ## run every tutorial in fast mode
 	$(BIN)/python tutorials/run.py --fast
+
+docs: $(READY)  ## the site, into docs/_build/html, after a run of the code on its pages
+	$(BIN)/python -c "import myst_nb" 2> /dev/null || $(BIN)/python -m pip install --quiet \
+	  --disable-pip-version-check $(PIP_ARGS) --editable '.[docs]' --constraint constraints.txt
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "" -q tests/test_docs.py
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo "docs: docs/_build/html/index.html"
 
 wheel: $(READY)  ## build wheel and sdist into dist/, install the wheel elsewhere and try it
 	$(BIN)/python scripts/check_wheel.py --out dist --install

@@ -34,7 +34,7 @@ def convergence(x: Any, rhat_limit: float = 1.01, ess_limit: float = 400.0) -> C
     """R-hat, bulk and tail ESS of each scalar, and whether all three pass.
 
     Args:
-        x: draws, (chains, draws, *shape).
+        x: draws, ``(chains, draws, *shape)``.
         rhat_limit: largest R-hat that passes.
         ess_limit: smallest total ESS that passes, whatever the number of chains.
     """

@@ -10,13 +10,13 @@ from ppgen.diagnostics.arrays import Array, as_chains
 
 
 def eti(x: Any, prob: float = 0.9) -> Array:
-    """Equal-tailed interval: (chains, draws, *shape) -> (2, *shape)."""
+    """Equal-tailed interval: ``(chains, draws, *shape) -> (2, *shape)``."""
     x = as_chains(x)
     return np.quantile(x, [(1 - prob) / 2, (1 + prob) / 2], axis=(0, 1))
 
 
 def hdi(x: Any, prob: float = 0.9) -> Array:
-    """Shortest interval with `prob` of the draws: (chains, draws, *shape) -> (2, *shape).
+    """Shortest interval with `prob` of the draws: ``(chains, draws, *shape) -> (2, *shape)``.
 
     For densities with one mode; NaN where a draw is not finite.
     """

@@ -26,7 +26,7 @@ def nested_rhat(x: Any, superchains: Any) -> Array:
     nothing. Compare with `nested_rhat_limit`, not with 1.01.
 
     Args:
-        x: draws, (chains, draws, *shape).
+        x: draws, ``(chains, draws, *shape)``.
         superchains: the number of superchains of consecutive chains, or each chain's label.
 
     Shapes:

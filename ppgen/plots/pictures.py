@@ -28,7 +28,7 @@ def images(
     """A grid of images.
 
     Args:
-        x: images, (n, *) with as many numbers each as `shape` has.
+        x: images, ``(n, *)`` with as many numbers each as `shape` has.
         shape: (height, width) or (height, width, 3).
         columns: images in a row.
         title: heading.
@@ -51,8 +51,8 @@ def reconstructions(
     """Data above what the model makes of them, pair by pair.
 
     Args:
-        x: data, (n, *).
-        y: reconstructions, (n, *).
+        x: data, ``(n, *)``.
+        y: reconstructions, ``(n, *)``.
         shape: (height, width) or (height, width, 3).
         columns: pairs in a row.
         title: heading.
