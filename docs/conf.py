@@ -12,7 +12,7 @@ from ppgen._version import __version__  # noqa: E402
 
 project = "ppgen"
 author = "The ppgen developers"
-copyright = author  # noqa: A001
+copyright = author
 release = version = __version__
 
 extensions = [

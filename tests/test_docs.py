@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = sorted(
-    path
-    for path in DOCS.rglob("*.md")
-    if "tutorials" not in path.parts and "_build" not in path.parts
-)
+ELSEWHERE = {"tutorials", "_build"}
+PAGES = sorted(path for path in DOCS.rglob("*.md") if ELSEWHERE.isdisjoint(path.parts))
 WITH_CODE = [path for path in PAGES if "```python" in path.read_text()]
 
 
@@ -20,9 +18,9 @@ WITH_CODE = [path for path in PAGES if "```python" in path.read_text()]
 @pytest.mark.parametrize("page", WITH_CODE, ids=lambda path: path.stem)
 def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {}
-    for block in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S):
-        exec(compile(block, str(page), "exec"), names)
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S)
+    Path("page.py").write_text("\n".join(blocks))
+    runpy.run_path("page.py")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)

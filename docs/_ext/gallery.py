@@ -74,5 +74,6 @@ def thumbnail(notebook: Any) -> bytes | None:
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
+    """What Sphinx calls."""
     app.add_directive("gallery", Gallery)
     return {"version": "1", "parallel_read_safe": True}
