@@ -16,6 +16,7 @@ from ppgen.inference.flow_guides import flow_guide as flow_guide
 from ppgen.inference.gibbs import BlockGibbs as BlockGibbs
 from ppgen.inference.gibbs_engine import ConditionalGibbs as ConditionalGibbs
 from ppgen.inference.gibbs_engine import Gibbs as Gibbs
+from ppgen.inference.gradient_report import gradient_report as gradient_report
 from ppgen.inference.greedy import greedy as greedy
 from ppgen.inference.guides import full_rank_guide as full_rank_guide
 from ppgen.inference.guides import low_rank_guide as low_rank_guide

@@ -72,6 +72,9 @@ CASES = {
     "colour images": lambda: plots.images(rng.random((5, 4, 4, 3)), (4, 4, 3), limits=None),
     "reconstructions": lambda: plots.reconstructions(*rng.random((2, 13, 64)), (8, 8)),
     "filters": lambda: plots.filters(rng.normal(size=(20, 64)), (8, 8)),
+    "gradient variance": lambda: plots.gradient_variance(
+        [1, 8, 64], {LONG: [4.0, 4, 4], "REINFORCE": [15.0, 120, 4488]}, {LONG: 0, "REINFORCE": 1.8}
+    ),
     "predictive": lambda: plots.posterior_predictive(rng.normal(size=30), rng.normal(size=(9, 30))),
     "predictive, counts": lambda: plots.posterior_predictive(
         torch.poisson(torch.full((50,), 3.0)), rng.poisson(3, size=(4, 30, 50)), "price ($)"
