@@ -13,6 +13,7 @@ from ppgen.inference.elbo import ELBO as ELBO
 from ppgen.inference.exact import Exact as Exact
 from ppgen.inference.fit import fit as fit
 from ppgen.inference.flow_guides import flow_guide as flow_guide
+from ppgen.inference.forward_kl import ForwardKL as ForwardKL
 from ppgen.inference.gibbs import BlockGibbs as BlockGibbs
 from ppgen.inference.gibbs_engine import ConditionalGibbs as ConditionalGibbs
 from ppgen.inference.gibbs_engine import Gibbs as Gibbs

@@ -12,6 +12,7 @@ from ppgen.plots.curves import elbo_curve as elbo_curve
 from ppgen.plots.curves import free_energies as free_energies
 from ppgen.plots.curves import leaderboard as leaderboard
 from ppgen.plots.curves import loss_curve as loss_curve
+from ppgen.plots.divergences import reverse_and_forward as reverse_and_forward
 from ppgen.plots.gradients import gradient_variance as gradient_variance
 from ppgen.plots.grid import grids as grids
 from ppgen.plots.pictures import filters as filters

@@ -150,8 +150,8 @@ def test_variances_are_those_of_the_closed_forms(name):
 def test_a_baseline_takes_one_power_of_the_dimension_away_and_a_path_both():
     grown = variance_against_dimension((8, 16, 32, 64), draws=8, repetitions=200)
     slopes = grown.exponents
-    # The closed forms, of the upper two dimensions: 1.86, .93 with the optimal baseline, .88 with the
-    # others, 0. A variance from 200 estimates with kurtosis 3 + 27 / 8 in d components has a
+    # The closed forms, of the upper two dimensions: 1.86, .93 with the optimal baseline, .88 with
+    # the others, 0. A variance from 200 estimates with kurtosis 3 + 27 / 8 in d components has a
     # relative error of sqrt(5.4 / 200 / d): .029 and .021, together .036, over ln 2 .05
     assert slopes["REINFORCE"] == pytest.approx(1.86, abs=4.3 * 0.05)
     for name in ("leave one out", "moving average", "optimal baseline"):

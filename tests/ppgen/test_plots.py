@@ -75,6 +75,10 @@ CASES = {
     "gradient variance": lambda: plots.gradient_variance(
         [1, 8, 64], {LONG: [4.0, 4, 4], "REINFORCE": [15.0, 120, 4488]}, {LONG: 0, "REINFORCE": 1.8}
     ),
+    "reverse and forward": lambda: plots.reverse_and_forward(
+        np.linspace(-3, 3, 30), np.linspace(-2, 2, 20), rng.normal(size=(20, 30)),
+        {"reverse": ([0.0, 0.0], np.eye(2)), LONG: ([0.5, 0.0], 2 * np.eye(2))},
+    ),
     "predictive": lambda: plots.posterior_predictive(rng.normal(size=30), rng.normal(size=(9, 30))),
     "predictive, counts": lambda: plots.posterior_predictive(
         torch.poisson(torch.full((50,), 3.0)), rng.poisson(3, size=(4, 30, 50)), "price ($)"
