@@ -45,8 +45,8 @@ def reverse_and_forward(
     if not np.isfinite(height).any():
         raise ValueError("log_density: nothing to draw, none of its values is finite")
     figure, (ax,) = canvas(
-        4.3, title, "Reverse KL keeps inside the target, forward KL covers it. Lines: regions that "
-        "hold 50 % and 90 %.", width=6.2,
+        4.3, title, "Reverse KL keeps inside the target, forward KL covers it. Regions of 50 "
+        "and 90 %.", width=6.2,
     )  # fmt: skip
     density = np.exp(np.nan_to_num(height - np.nanmax(height), nan=-np.inf))
     levels = mass_levels(density, _MASSES)
