@@ -68,8 +68,8 @@ class ForwardKL:
         reference: a posterior of this story, as of HMC: its moments are taken instead.
 
     Raises:
-        TypeError: where the guide is none of the two.
-        ValueError: from `run`, beyond 500 dimensions, and where the reference does not fit.
+        ValueError: where the guide is none of the two; from `run`, beyond 500 dimensions, and
+            where the reference does not fit.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist
@@ -158,7 +158,7 @@ class ForwardKL:
         family = choose(self.guide)
         name = family.name if isinstance(family, Family) else describe(self.guide)
         if name not in ("mean-field", "full-rank"):
-            raise TypeError(
+            raise ValueError(
                 f"ForwardKL(guide=...) takes None or full_rank_guide(), whose best member is known "
                 f"from the posterior's moments; got {name}: use VI for it"
             )

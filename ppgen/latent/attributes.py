@@ -94,15 +94,13 @@ def logistic_direction(codes: Tensor, labels: Tensor, penalty: float = 1.0) -> A
     design = torch.cat([(codes - centre) / scale, torch.ones_like(codes[:, :1])], 1).double()
     ridge = torch.full_like(design[0], penalty)
     ridge[-1] = 0  # the offset is free
-    found = _newton(design, labels.to(design), ridge)
-    w, offset = (found[:-1] / scale.double()).to(codes), found[-1].to(codes)
-    length = w.norm()
-    gap = (having - without) @ w / length
+    w = (_newton(design, labels.to(design), ridge)[:-1] / scale.double()).to(codes)
+    direction = w / w.norm()
+    gap = (having - without) @ direction
     if not float(gap) > 0:
         raise ValueError("logistic regression finds no direction in which the classes differ")
-    # the nearest point to the mean where the regression says one half
-    middle = centre - offset * w / length.square()
-    return Attribute(w / length, middle, gap)
+    # not where the regression says one half: that moves with how common the attribute is
+    return Attribute(direction, 0.5 * (having + without), gap)
 
 
 def _newton(design: Tensor, labels: Tensor, ridge: Tensor) -> Tensor:

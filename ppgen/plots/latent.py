@@ -72,7 +72,7 @@ def attribute(
     x = _rows(x, "strengths")
     if x.shape[1] != len(strengths):
         raise ValueError(f"{len(strengths)} strengths for {x.shape[1]} images a row")
-    listed = ", ".join(f"{s:+g}" for s in strengths)
+    listed = ", ".join(f"{s:g}" for s in strengths)
     return _strip(x, shape, f"Codes moved along {name}", f"Columns: strength {listed}.")
 
 

@@ -171,6 +171,16 @@ def test_leave_one_out_of_two_draws_is_half_their_difference():
     torch.testing.assert_close(found, expected)
 
 
+def test_a_baseline_knows_nothing_of_the_draws_that_it_is_taken_from():
+    """One that does is off by the share of a draw in it: a tenth of the gradient, or all."""
+    family, parameters = (lambda p: dist.Normal(p[..., 0], 1.0)), torch.zeros(1)
+    average = ESTIMATORS["moving average"](family, parameters, lambda z: z, 1, 20_000)
+    found = measure(average)  # the gradient is 1
+    assert float((found.mean - 1).abs()) < 4.3 * float(found.error) < 0.06
+    single = ESTIMATORS["optimal baseline"](family, parameters, lambda z: z, 1, 1)
+    assert float(single.abs()) > 1e-6  # f less itself would be 0
+
+
 def test_the_report_is_written_and_read(tmp_path):
     report = gradient_report(*_of("Normal"), bounded, names=["loc", "log scale"], repetitions=50)
     found = json.loads(report.save(tmp_path / "gradients.json").read_text())
