@@ -151,7 +151,10 @@ def test_rayleigh_is_recorded_as_latent_and_as_likelihood():
 
 
 @pytest.mark.usefixtures("silent")
-@pytest.mark.parametrize("engine", [HMC(chains=16, draws=250), Laplace()], ids=["HMC", "Laplace"])
+@pytest.mark.parametrize(
+    "engine",
+    [pytest.param(HMC(chains=16, draws=250), id="HMC", marks=pytest.mark.slow), Laplace()],
+)
 def test_rayleigh_under_hmc_and_guides(engine):
     posterior = ppgen.fit(story, torch.tensor(0.3), using=engine)
     if isinstance(engine, HMC):
