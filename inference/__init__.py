@@ -13,9 +13,11 @@ from ppgen.inference.elbo import ELBO as ELBO
 from ppgen.inference.exact import Exact as Exact
 from ppgen.inference.fit import fit as fit
 from ppgen.inference.flow_guides import flow_guide as flow_guide
+from ppgen.inference.forward_kl import ForwardKL as ForwardKL
 from ppgen.inference.gibbs import BlockGibbs as BlockGibbs
 from ppgen.inference.gibbs_engine import ConditionalGibbs as ConditionalGibbs
 from ppgen.inference.gibbs_engine import Gibbs as Gibbs
+from ppgen.inference.gradient_report import gradient_report as gradient_report
 from ppgen.inference.greedy import greedy as greedy
 from ppgen.inference.guides import full_rank_guide as full_rank_guide
 from ppgen.inference.guides import low_rank_guide as low_rank_guide

@@ -57,6 +57,19 @@ class ImportanceWeighted(Protocol):
         ...
 
 
+@runtime_checkable
+class Autoencoder(Protocol):
+    """A story whose latent space can be walked through: codes of examples, examples of codes."""
+
+    def encode(self, x: Tensor) -> TorchDistribution:
+        """The recognition distribution q(z | x): ``(*, D)`` -> laws of ``(L,)``."""
+        ...
+
+    def decode(self, z: Tensor) -> TorchDistribution:
+        """The generating distribution p(x | z): ``(*, L)`` -> laws of ``(D,)``."""
+        ...
+
+
 class Statistics(NamedTuple):
     """What one phase of a Boltzmann machine knows of its N states: enough for its gradient."""
 

@@ -115,6 +115,7 @@ def test_a_failing_story_is_explained_by_line_shapes_and_sites(files, capsys):
         (["fit", "eight_schools", "--using", "HMC(chain=3)"], exits.USAGE, "no option 'chain'"),
         (["fit", "eight_schools", "--using", "HMC(chains=0)"], exits.USAGE, "at least 1"),
         (["fit", "eight_schools", "--using", "VI(guide='x')"], exits.USAGE, "mean-field"),
+        (["fit", "eight_schools", "--using", "ForwardKL(guide='flow')"], exits.USAGE, "full_rank"),
         (["fit", "eight_schools", "--using", "__import__('os')"], exits.USAGE, "no engine"),
         (["fit", "eight_schools", "--device", "cuda:99"], exits.USAGE, "not available"),
         (["fit", "eight_schools", "--sed", "3"], exits.USAGE, "--seed"),

@@ -9,6 +9,7 @@ from ppgen.cli.bayes import compare, explain, fit
 from ppgen.cli.benchmark import benchmark
 from ppgen.cli.deep import evaluate, report, resume, sample, train
 from ppgen.cli.demo import demo
+from ppgen.cli.latent import interpolate, reconstruct
 from ppgen.cli.look import data, doctor, models
 
 app = App(
@@ -30,6 +31,8 @@ for _command in (
     resume,
     evaluate,
     sample,
+    interpolate,
+    reconstruct,
     report,
     doctor,
     benchmark,

@@ -51,8 +51,8 @@ def fit(
         ppgen fit mystory.py:model --data my.csv --using "VI(guide='flow')" --out runs/mine
 
     Args:
-        using: HMC, NUTS, Gibbs, VI, DADVI, CAVI, Pathfinder, Laplace, MAP, MLE or Exact, with
-            options in brackets.
+        using: HMC, NUTS, Gibbs, VI, DADVI, CAVI, Pathfinder, Laplace, ForwardKL, MAP, MLE or
+            Exact, with options in brackets.
         out: a folder for the draws (posterior/), posterior.nc for ArviZ, and report.html.
     """
     import ppgen

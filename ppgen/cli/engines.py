@@ -9,7 +9,7 @@ from ppgen.types import Engine
 
 _ENGINES = (
     *("HMC", "NUTS", "Gibbs", "VI", "DADVI", "CAVI", "Pathfinder", "Laplace"),
-    *("MAP", "MLE", "Exact"),
+    *("ForwardKL", "MAP", "MLE", "Exact"),
 )
 _GUIDES = ("mean-field", "full-rank", "low-rank", "flow")
 

@@ -21,6 +21,7 @@ ENGINES = {
     "NUTS": ("no-U-turn sampler, all chains at once", "Hoffman & Gelman 2014"),
     "VI": ("stochastic variational inference, any guide", "Hoffman et al. 2013; Kingma & Welling"),
     "Laplace": ("Gaussian at the mode", "Tierney & Kadane 1986"),
+    "ForwardKL": ("normal with the moments of the posterior, adaptive", "Cappe et al. 2008"),
     "CAVI": ("mean field by coordinate ascent, declared updates", "Bishop 2006"),
     "Gibbs": ("block Gibbs, declared conditionals", "Gelfand & Smith 1990"),
     "Exact": ("the formula of a conjugate story", "-"),

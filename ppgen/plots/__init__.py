@@ -12,7 +12,15 @@ from ppgen.plots.curves import elbo_curve as elbo_curve
 from ppgen.plots.curves import free_energies as free_energies
 from ppgen.plots.curves import leaderboard as leaderboard
 from ppgen.plots.curves import loss_curve as loss_curve
+from ppgen.plots.divergences import reverse_and_forward as reverse_and_forward
+from ppgen.plots.gradients import gradient_variance as gradient_variance
 from ppgen.plots.grid import grids as grids
+from ppgen.plots.latent import attribute as attribute
+from ppgen.plots.latent import interpolations as interpolations
+from ppgen.plots.latent import manifold as manifold
+from ppgen.plots.latent import neighbours as neighbours
+from ppgen.plots.latent import property_ascent as property_ascent
+from ppgen.plots.latent import traversals as traversals
 from ppgen.plots.pictures import filters as filters
 from ppgen.plots.pictures import images as images
 from ppgen.plots.pictures import reconstructions as reconstructions

@@ -72,6 +72,19 @@ CASES = {
     "colour images": lambda: plots.images(rng.random((5, 4, 4, 3)), (4, 4, 3), limits=None),
     "reconstructions": lambda: plots.reconstructions(*rng.random((2, 13, 64)), (8, 8)),
     "filters": lambda: plots.filters(rng.normal(size=(20, 64)), (8, 8)),
+    "gradient variance": lambda: plots.gradient_variance(
+        [1, 8, 64], {LONG: [4.0, 4, 4], "REINFORCE": [15.0, 120, 4488]}, {LONG: 0, "REINFORCE": 1.8}
+    ),
+    "reverse and forward": lambda: plots.reverse_and_forward(
+        np.linspace(-3, 3, 30), np.linspace(-2, 2, 20), rng.normal(size=(20, 30)),
+        {"reverse": ([0.0, 0.0], np.eye(2)), LONG: ([0.5, 0.0], 2 * np.eye(2))},
+    ),
+    "interpolations": lambda: plots.interpolations(rng.random((3, 9, 64)), (8, 8), LONG, "linear"),
+    "traversals": lambda: plots.traversals(rng.random((2, 3, 64)), (8, 8), [-2, 0, 2], [0, 5]),
+    "attribute": lambda: plots.attribute(rng.random((2, 3, 64)), (8, 8), [-1, 0, 1], LONG),
+    "neighbours": lambda: plots.neighbours(rng.random((2, 64)), rng.random((2, 5, 64)), (8, 8)),
+    "manifold": lambda: plots.manifold(rng.random((400, 64)), (8, 8)),
+    "property ascent": lambda: plots.property_ascent(*rng.normal(size=(2, 9, 5)), floor=-3),
     "predictive": lambda: plots.posterior_predictive(rng.normal(size=30), rng.normal(size=(9, 30))),
     "predictive, counts": lambda: plots.posterior_predictive(
         torch.poisson(torch.full((50,), 3.0)), rng.poisson(3, size=(4, 30, 50)), "price ($)"
@@ -211,6 +224,12 @@ def test_images_show_their_pixels():
         (lambda: plots.loss_curve({"a": [1.0]}, [1, 2]), "a: 1 values for 2 epochs"),
         (lambda: plots.elbo_curve({"a": [np.nan]}), "a: nothing to draw"),
         (lambda: plots.leaderboard({}), "no rows"),
+        (lambda: plots.interpolations(np.zeros((3, 64)), (8, 8)), r"\(rows, steps, "),
+        (lambda: plots.traversals(np.zeros((2, 3, 4)), (2, 2), [1, 2], [0, 1]), "2 values need"),
+        (lambda: plots.attribute(np.zeros((2, 3, 4)), (2, 2), [1, 2]), "2 strengths for 3"),
+        (lambda: plots.neighbours(np.zeros((2, 4)), np.zeros((3, 1, 4)), (2, 2)), "2 queries and"),
+        (lambda: plots.manifold(np.zeros((5, 4)), (2, 2)), "a square of images"),
+        (lambda: plots.property_ascent([1.0], [1.0]), "of one shape"),
     ],
 )
 def test_errors_say_what_was_expected(call, message):

@@ -1,0 +1,148 @@
+"""``ppgen interpolate`` and ``reconstruct``: what a trained autoencoder makes of data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from ppgen.cli.exits import DONE
+from ppgen.cli.options import Common
+from ppgen.cli.runs import load_data, read_settings, restored
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ppgen.data import Dataset
+
+Run = Annotated[Path, Parameter(help="A run folder that `ppgen train vae` wrote.")]
+
+
+def interpolate(
+    run: Run,
+    /,
+    *,
+    pairs: int = 8,
+    steps: int = 9,
+    path: Literal["spherical", "linear"] = "spherical",
+    split: Literal["train", "test"] = "test",
+    out: Path | None = None,
+    common: Common | None = None,
+) -> int:
+    """Decode the way between the codes of examples: a picture, one pair a row.
+
+    Try:
+
+        ppgen interpolate runs/vae --pairs 5
+
+    Args:
+        pairs: of examples, drawn at random.
+        steps: images in a row, both ends included.
+        path: along a great circle, which keeps the length of codes, or a straight line.
+        split: of the data.
+        out: a .png or .npy file; interpolations.png in the run folder when not given.
+    """
+    from ppgen import latent, plots
+
+    common = common or Common()
+    if pairs < 1:
+        raise ValueError(f"--pairs must be at least 1, got {pairs}")
+    settings = read_settings(run)
+    with common.active():
+        story, examples, x = _opened(settings, run, split, 2 * pairs, common)
+        way = latent.linear if path == "linear" else latent.spherical
+        ends = latent.codes(story, x)
+        between = story.decode(way(ends[:pairs], ends[pairs:], steps)).mean.transpose(0, 1)
+        found = between.detach().cpu().numpy()
+        place = out or _default(run, "interpolations", examples)
+        _write(place, found, examples, lambda shape: plots.interpolations(found, shape, path=path))
+    common.print(
+        f"{pairs} {path} interpolations of {steps} steps: {place}",
+        {"pairs": pairs, "steps": steps, "way": path, "path": str(place)},
+    )
+    return DONE
+
+
+def reconstruct(
+    run: Run,
+    /,
+    *,
+    count: int = 20,
+    split: Literal["train", "test"] = "test",
+    out: Path | None = None,
+    common: Common | None = None,
+) -> int:
+    """Encode examples and decode them again: a picture, data above reconstructions.
+
+    Try:
+
+        ppgen reconstruct runs/vae --count 30
+
+    Args:
+        count: of examples, drawn at random.
+        split: of the data.
+        out: a .png or .npy file; reconstructions.png in the run folder when not given.
+    """
+    from ppgen import latent, plots
+
+    common = common or Common()
+    if count < 1:
+        raise ValueError(f"--count must be at least 1, got {count}")
+    settings = read_settings(run)
+    with common.active():
+        story, examples, x = _opened(settings, run, split, count, common)
+        found = latent.reconstruct(story, x).cpu().numpy()
+        data = x.cpu().numpy()
+        place = out or _default(run, "reconstructions", examples)
+        _write(place, found, examples, lambda shape: plots.reconstructions(data, found, shape))
+    # probabilities of pixels, or grey levels: how far they are from the data in the mean
+    error = float(abs(data - found).mean())
+    common.print(
+        f"{count} reconstructions, mean error {error:.4f} a pixel: {place}",
+        {"reconstructions": count, "mean_absolute_error": error, "path": str(place)},
+    )
+    return DONE
+
+
+def _opened(
+    settings: dict[str, Any],
+    run: Path,
+    split: Literal["train", "test"],
+    count: int,
+    common: Common,
+) -> tuple[Any, Dataset, Tensor]:
+    """The story, the data, and `count` of its examples in the story's dtype, by the seed."""
+    import torch
+
+    from ppgen.types import Autoencoder
+
+    examples = load_data(settings, split)
+    if count > len(examples):
+        raise ValueError(f"{examples.describe()}: {count} examples were asked for")
+    # the layers are built for the data that they were trained on
+    story = restored(settings, load_data(settings, "train"), run).to(common.device)
+    like = next(story.parameters())
+    if not isinstance(story, Autoencoder):
+        raise ValueError(
+            f"{run} holds a model of kind {settings['model']}, which has no codes to decode; train "
+            "a vae: ppgen train vae --data digits"
+        )
+    rows = torch.randperm(len(examples), generator=torch.Generator().manual_seed(common.seed))
+    return story, examples, examples.x[rows[:count]].to(like)
+
+
+def _default(run: Path, name: str, examples: Dataset) -> Path:
+    return run / f"{name}{'.png' if examples.image_shape else '.npy'}"
+
+
+def _write(place: Path, found: Any, examples: Dataset, draw: Any) -> None:
+    """The picture, or the numbers where a .npy file is named."""
+    import numpy as np
+
+    if place.suffix == ".npy":
+        np.save(place, found)
+    elif examples.image_shape is None:
+        raise ValueError("the data are no images: name a .npy file with --out")
+    else:
+        draw(examples.image_shape).savefig(place, dpi=110)
