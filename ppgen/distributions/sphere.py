@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
-from torch.distributions import biject_to, constraints, register_kl
+from torch.distributions import biject_to, constraints, register_kl, transform_to
 
 from ppgen.distributions.bessel import bessel_ratio, log_mean_exp
 from ppgen.transforms.stereographic import Sphere, Stereographic, sphere
@@ -21,6 +21,7 @@ _REACH = 20.0  # standard deviations, beyond which its integrand is below 1e-8
 
 
 @biject_to.register(Sphere)
+@transform_to.register(Sphere)
 def _chart(constraint: Sphere) -> Stereographic:
     return Stereographic()
 
