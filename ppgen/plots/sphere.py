@@ -13,9 +13,12 @@ from torch import Tensor
 
 from ppgen.data.earth import coastlines, degrees, unit_vectors
 from ppgen.diagnostics.arrays import Array, as_array
-from ppgen.plots.style import COLOURS, INK, MUTED, canvas
+from ppgen.plots.style import COLOURS, INK, MUTED, canvas, label
 
 _MAP = LinearSegmentedColormap.from_list("globe", ("white", COLOURS[5], COLOURS[0], "#02263d"))
+
+_MERIDIANS = np.array([-180.0, -90, 0, 90, 180])
+_PARALLELS = np.array([-90.0, -45, 0, 45, 90])
 
 
 def globe(
@@ -68,9 +71,13 @@ def globe(
     for side in (-180.0, 180.0):
         ax.plot(*mollweide(np.full_like(rim, side), rim), color=INK, linewidth=0.8)
     ax.set_aspect("equal")
-    ax.axis("off")
+    ax.grid(visible=False)
+    ax.spines[["left", "bottom"]].set_visible(False)
+    ax.set_xticks(mollweide(_MERIDIANS, np.zeros(5))[0], [f"{m:.0f}°" for m in _MERIDIANS])
+    ax.set_yticks(mollweide(np.zeros(5), _PARALLELS)[1], [f"{p:.0f}°" for p in _PARALLELS])
+    label(ax, "longitude at the equator, degrees east", "latitude, degrees north")
     bar = figure.colorbar(mesh, ax=ax, shrink=0.7, pad=0.02)
-    bar.set_label("log density, nats per unit of surface", fontsize=8, color=INK)
+    label(bar.ax, y="log density, nats per unit of surface")
     bar.ax.tick_params(labelsize=8, colors=MUTED)
     return figure
 
