@@ -84,7 +84,9 @@ def on_target() -> None:
         "recursive, splines, 1 layer": (lambda: [Recursive()], 1500, 1e-2),
         "recursive, splines, 2 layers": (lambda: list(SphereFlow(bins=8).transforms), 1500, 5e-3),
         "recursive, Moebius 12": (lambda: [Recursive(longitude=Moebius(12))], 400, 1e-2),
-        "exponential maps, N=6, K=5": (lambda: [ExponentialMap(2, 5) for _ in range(6)], 2500, 5e-2),
+        "exponential maps, N=6, K=5": (
+            lambda: [ExponentialMap(2, 5) for _ in range(6)], 2500, 5e-2
+        ),
         "exponential maps, N=24, K=5": (
             lambda: [ExponentialMap(2, 5) for _ in range(24)], 2500, 5e-2
         ),

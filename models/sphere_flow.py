@@ -34,6 +34,8 @@ class SphereFlow(PyroModule):
         layers: of the default kind; None: 2 on :math:`S^2`, else 8.
         hidden: widths of each recursive layer's network.
         bins: of each spline; centres of each exponential map.
+        waves: of each recursive layer (see `ppgen.transforms.sphere.Recursive`): how finely a
+            layer tells latitudes apart.
         transforms: other layers, base to data, instead of the default ones.
 
     Shapes: ``x``: unit vectors, ``(*, n + 1)``; ``log_prob(x)``: ``(*)`` in nats.
@@ -57,12 +59,13 @@ class SphereFlow(PyroModule):
         layers: int | None = None,
         hidden: Sequence[int] = (64, 64),
         bins: int = 16,
+        waves: int = 8,
         transforms: Sequence[TransformModule] | None = None,
     ) -> None:
         super().__init__()
         self.dim = dim
         if transforms is None:
-            transforms = _recursive(layers or 2, hidden, bins) if dim == 2 else [
+            transforms = _recursive(layers or 2, hidden, bins, waves) if dim == 2 else [
                 ExponentialMap(dim, bins, start="data") for _ in range(layers or 8)
             ]  # fmt: skip
         self.transforms = nn.ModuleList(transforms)
@@ -105,11 +108,12 @@ class SphereFlow(PyroModule):
         return self.density().sample(torch.Size([count]))
 
 
-def _recursive(layers: int, hidden: Sequence[int], bins: int) -> list[TransformModule]:
+def _recursive(layers: int, hidden: Sequence[int], bins: int, waves: int) -> list[TransformModule]:
     """Each sees the axes one place further: every axis is the poles' in turn."""
     found: list[TransformModule] = []
     for i in range(layers):
         if i:
             found.append(Rotation(torch.eye(3).roll(1, 0)))
-        found.append(Recursive(RationalQuadratic(bins, None), CircularSpline(bins), hidden))
+        parts = RationalQuadratic(bins, None), CircularSpline(bins)
+        found.append(Recursive(*parts, hidden, waves=waves))
     return found
