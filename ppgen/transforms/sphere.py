@@ -184,23 +184,21 @@ def _newton(y: Tensor, potential: Sequence[Tensor]) -> Tensor:
     end, matrix = walk(x, mu, alpha, beta)
     apart = torch.linalg.vector_norm(y - end, dim=-1)
     for _ in range(_STEPS):
-        if not bool((apart > tolerance).any()):
-            break
         step = torch.linalg.solve(matrix, _logarithm(end, y)[..., None])[..., 0]
-        better = torch.zeros_like(apart, dtype=torch.bool)
+        moved = torch.zeros_like(apart, dtype=torch.bool)
         for halving in range(_HALVINGS):
             trial = F.normalize(_exponential(x, step * 0.5**halving), dim=-1)
             trial_end, trial_matrix = walk(trial, mu, alpha, beta)
             trial_apart = torch.linalg.vector_norm(y - trial_end, dim=-1)
-            taken = ~better & (trial_apart < apart)
+            taken = ~moved & (trial_apart < apart)
             x, end = (torch.where(taken[..., None], *p) for p in ((trial, x), (trial_end, end)))
             matrix = torch.where(taken[..., None, None], trial_matrix, matrix)
             apart = torch.where(taken, trial_apart, apart)
-            better = better | taken | (apart <= tolerance)
-            if bool(better.all()):
+            moved = moved | taken
+            if bool((moved | (apart <= tolerance)).all()):
                 break
-        if not bool(taken.any() | (better & (apart > tolerance)).any()):
-            break  # rounding: no step comes closer any more
+        if not bool((moved & (apart > tolerance)).any()):
+            break  # all have arrived, or rounding lets none come closer
     return x
 
 

@@ -50,6 +50,7 @@ def test_samples_follow_the_density(dim):
     assert abs(ratio.mean() - 1) < Z * ratio.std() / 2000**0.5
 
 
+@pytest.mark.slow
 def test_trained_on_a_von_mises_fisher_law_it_reaches_its_entropy(silent):
     law = VonMisesFisher(torch.tensor([0.6, 0.0, 0.8]), torch.tensor(5.0))
     x, held_out = law.sample(torch.Size([600])), law.sample(torch.Size([2000]))
@@ -73,6 +74,14 @@ def test_svi_changes_every_parameter_of_two_instances():
             svi.step(x)
         for name, parameter in story.named_parameters():
             assert not torch.equal(parameter, before[name]), name
+
+
+def test_the_loop_of_every_story_trains_it(silent):
+    x = VonMisesFisher(torch.tensor([0.6, 0.0, 0.8]), torch.tensor(5.0)).sample(torch.Size([60]))
+    flow = SphereFlow(hidden=(8,), bins=4)
+    result = train(flow, x, epochs=2, batch_size=20, learning_rate=0.05)
+    assert result.stopped == "finished"
+    assert log_likelihood(flow, x).lower > -log_area(2)  # better than the uniform start
 
 
 def test_predictive_draws_and_state_dicts_make_the_round_trip():
