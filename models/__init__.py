@@ -19,4 +19,5 @@ from ppgen.models.normal_normal import NormalNormal as NormalNormal
 from ppgen.models.probit_regression import ProbitRegression as ProbitRegression
 from ppgen.models.rbm import RBM as RBM
 from ppgen.models.shrinkage_regression import ShrinkageRegression as ShrinkageRegression
+from ppgen.models.sphere_flow import SphereFlow as SphereFlow
 from ppgen.models.vae import VAE as VAE

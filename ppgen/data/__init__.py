@@ -2,6 +2,9 @@
 
 from ppgen.data.binarisation import Binarisation as Binarisation
 from ppgen.data.dataset import Dataset as Dataset
+from ppgen.data.earth import coastlines as coastlines
+from ppgen.data.earth import degrees as degrees
+from ppgen.data.earth import unit_vectors as unit_vectors
 from ppgen.data.errors import DataError as DataError
 from ppgen.data.errors import check_binary as check_binary
 from ppgen.data.errors import check_finite as check_finite

@@ -14,7 +14,7 @@ from ppgen.data.binarisation import Binarisation, threshold
 from ppgen.data.dataset import Dataset, draw
 from ppgen.data.errors import DataError, check_finite, refuse_where
 from ppgen.data.reading import read_file, tensor_of
-from ppgen.data.sources import NAMES, Raw, read_named
+from ppgen.data.sources import IMAGES, NAMES, Raw, read_named
 
 
 def load(
@@ -30,12 +30,13 @@ def load(
     """A data set by name, or from a file.
 
     Args:
-        source: ``"digits"`` (shipped), ``"mnist"``, ``"fashion-mnist"``, or the path of a .npy,
-            .npz, .csv or IDX file (the latter also gzipped). A .npz holds ``x`` and perhaps
+        source: ``"digits"`` and ``"earthquakes"`` (shipped), ``"mnist"``, ``"fashion-mnist"``, or
+            the path of a .npy, .npz, .csv or IDX file (the latter also gzipped). Earthquakes are
+            unit vectors, ``(N, 3)``. A .npz holds ``x`` and perhaps
             ``labels``, or ``x_train``, ``x_test``, ``labels_train``, ``labels_test``. A column
             ``label`` or ``labels`` of a CSV file becomes the labels.
         split: ``"train"`` or ``"test"``; a file without splits is all train.
-        binarisation: see `Dataset`; None: static for the named sets, none for files.
+        binarisation: see `Dataset`; None: static for the named images, else none.
         seed: of the static or dynamic draw; train and test have streams of their own.
         folder: where the IDX files of MNIST or Fashion-MNIST stand; None: the usual places.
         flatten: ``x`` as ``(N, D)``; False keeps ``(N, H, W)``.
@@ -50,7 +51,7 @@ def load(
     """
     named = str(source) in NAMES
     if binarisation is None:
-        binarisation = "static" if named else "none"
+        binarisation = "static" if str(source) in IMAGES else "none"
     if binarisation not in get_args(Binarisation):
         expected = ", ".join(get_args(Binarisation))
         raise ValueError(f"binarisation {binarisation!r}: expected one of {expected}")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ppgen.data.earth import EARTHQUAKES, earthquakes
 from ppgen.data.errors import DataError
 from ppgen.data.idx import read_idx
 from ppgen.data.numpy_files import read_npz
@@ -85,7 +86,8 @@ SETS = {
 }
 
 
-NAMES = ("digits", *SETS)
+IMAGES = ("digits", *SETS)
+NAMES = (*IMAGES, "earthquakes")
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,15 @@ def list_available(folder: str | Path | None = None) -> list[Available]:
                 None if place is None else str(place),
             )
         )
+    found.append(
+        Available(
+            "earthquakes",
+            "1,707 seismic events of one week of 2018, unit vectors of the globe (USGS)",
+            "public domain (see LICENCES.md beside it)",
+            (str(EARTHQUAKES),),
+            str(EARTHQUAKES) if EARTHQUAKES.is_file() else None,
+        )
+    )
     return found
 
 
@@ -137,6 +148,8 @@ def read_named(name: str, split: str, folder: str | Path | None) -> Raw:
         rows = arrays["test"] == (split == "test")
         x, labels = arrays["x"][rows], arrays["labels"][rows]
         return Raw(x, name, "npz", split, labels, white=16.0)
+    if name == "earthquakes":
+        return Raw(earthquakes(split), name, "npz", split, columns=("x", "y", "z"))
     images = SETS[name]
     stem = "train" if split == "train" else "t10k"
     path = _find(images, f"{stem}-images", folder)

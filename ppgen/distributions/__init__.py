@@ -3,3 +3,5 @@
 from ppgen.distributions.rayleigh import Rayleigh as Rayleigh
 from ppgen.distributions.restricted_boltzmann import RestrictedBoltzmann as RestrictedBoltzmann
 from ppgen.distributions.signed_normal import SignedNormal as SignedNormal
+from ppgen.distributions.sphere import SphereUniform as SphereUniform
+from ppgen.distributions.sphere import VonMisesFisher as VonMisesFisher

@@ -27,6 +27,7 @@ from ppgen.plots.pictures import reconstructions as reconstructions
 from ppgen.plots.posteriors import marginals as marginals
 from ppgen.plots.posteriors import pair as pair
 from ppgen.plots.predictive import posterior_predictive as posterior_predictive
+from ppgen.plots.sphere import globe as globe
 from ppgen.plots.style import canvas as canvas
 from ppgen.plots.style import label as label
 from ppgen.plots.style import legend as legend

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ppgen.networks.mlp import MLP
+from ppgen.transforms.circle import angle
 from ppgen.transforms.scalar import ScalarMap
 
 
@@ -19,7 +20,8 @@ class Coupling(TransformModule):
 
     .. math:: y_A = x_A, \quad y_B = f(x_B;\ \theta(x_A))
 
-    Both directions are one pass of the network. Nothing is cached.
+    Both directions are one pass of the network. Nothing is cached. Over a map of the circle (see
+    `ppgen.transforms.circle`) it is a flow on a torus of angles.
 
     Args:
         dim: coordinates, D >= 2.
@@ -62,7 +64,9 @@ class Coupling(TransformModule):
         self.register_buffer("stay", torch.tensor(stay))
         self.register_buffer("move", torch.tensor(move))
         self.register_buffer("back", torch.argsort(torch.tensor(stay + move)))
-        self.conditioner = MLP((len(stay), *hidden, len(move) * scalar_map.parameters))
+        self.periodic = scalar_map.domain is angle
+        seen = (2 if self.periodic else 1) * len(stay)
+        self.conditioner = MLP((seen, *hidden, len(move) * scalar_map.parameters))
         last = self.conditioner[-1]
         if isinstance(last, nn.Linear):  # zeros: the layer starts as the identity
             nn.init.zeros_(last.weight)
@@ -91,7 +95,8 @@ class Coupling(TransformModule):
 
     def _split(self, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         stay, move = value.index_select(-1, self.stay), value.index_select(-1, self.move)
-        raw = self.conditioner(stay).unflatten(-1, (len(self.move), self.scalar_map.parameters))
+        seen = torch.cat([stay.cos(), stay.sin()], -1) if self.periodic else stay
+        raw = self.conditioner(seen).unflatten(-1, (len(self.move), self.scalar_map.parameters))
         return stay, move, raw
 
     def _join(self, stay: Tensor, moved: Tensor) -> Tensor:

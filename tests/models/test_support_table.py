@@ -32,6 +32,7 @@ from ppgen.models import (
     NormalNormal,
     ProbitRegression,
     ShrinkageRegression,
+    SphereFlow,
     eight_schools,
     eight_schools_centred,
     linear_regression,
@@ -61,6 +62,7 @@ class Case:
 
 
 BITS = (torch.arange(24).reshape(4, 6) % 5 < 2).to(torch.float64)
+POLES = torch.eye(3, dtype=torch.float64)
 POINTS = torch.linspace(-1, 1, 8, dtype=torch.float64).reshape(4, 2)
 
 
@@ -115,6 +117,7 @@ CASES = {
         (pyro.infer.Trace_ELBO(), pyro.infer.TraceMeanField_ELBO(), ELBO()),
     ),
     "Flow": deep(lambda: Flow(2), POINTS, (pyro.infer.Trace_ELBO(), ELBO())),
+    "SphereFlow": deep(SphereFlow, POLES, (pyro.infer.Trace_ELBO(), ELBO())),
     "DequantizedFlow": deep(lambda: DequantizedFlow(6, hidden=(8,)), BITS),
     "BaseRate": deep(lambda: BaseRate(BITS), BITS),
 }

@@ -53,6 +53,9 @@ CASES = {
         ["arK", LONG],
         "Errors",
     ),
+    "globe": lambda: plots.globe(
+        lambda x: 9 * x[:, 2], rng.normal(size=(20, 3)), LONG, resolution=20
+    ),
     "ranks": lambda: plots.rank_histogram(rng.normal(size=(4, 100)), LONG),
     "ranks of many": lambda: plots.rank_histogram(rng.normal(size=(64, 20))),
     "trace": lambda: plots.trace(rng.normal(size=(4, 100)), "tau"),

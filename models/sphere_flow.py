@@ -1,0 +1,119 @@
+"""Normalizing flows as density models of directions: points on a sphere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyro
+import torch
+from pyro.distributions.torch_distribution import TorchDistribution
+from pyro.distributions.torch_transform import TransformModule
+from pyro.nn import PyroModule, pyro_method
+from torch import Tensor, nn
+
+from ppgen.distributions.sphere import SphereUniform
+from ppgen.transforms.circle import CircularSpline
+from ppgen.transforms.pushforward import Pushforward
+from ppgen.transforms.rational_quadratic import RationalQuadratic
+from ppgen.transforms.sphere import ExponentialMap, Recursive, Rotation
+from ppgen.transforms.stereographic import sphere
+
+
+class SphereFlow(PyroModule):
+    r"""Flow on :math:`S^n`: the uniform law, pushed through maps of the sphere.
+
+    .. math:: \ln p(x) = -\ln |S^n| + \ln |\det \partial T^{-1} / \partial x|
+
+    with respect to surface area: the uniform law on the globe scores :math:`-\ln 4\pi = -2.53`
+    nats. On :math:`S^2` recursive layers by default, splines of the height and of the longitude
+    given it, whose poles a rotation moves from layer to layer; in other dimensions
+    exponential-map layers, whose scoring is a formula and whose sampling is a root.
+
+    Args:
+        dim: n; 2 is the globe.
+        layers: of the default kind; None: 2 on :math:`S^2`, else 8.
+        hidden: widths of each recursive layer's network.
+        bins: of each spline; centres of each exponential map.
+        waves: of each recursive layer (see `ppgen.transforms.sphere.Recursive`): how finely a
+            layer tells latitudes apart.
+        transforms: other layers, base to data, instead of the default ones.
+
+    Shapes: ``x``: unit vectors, ``(*, n + 1)``; ``log_prob(x)``: ``(*)`` in nats.
+
+    References:
+        | Normalizing Flows on Tori and Spheres (Rezende et al., 2020)
+        | https://arxiv.org/abs/2002.02428
+
+    Example:
+        >>> flow = SphereFlow(2)
+        >>> flow.log_prob(torch.tensor([[0.0, 0.6, 0.8]])).shape
+        torch.Size([1])
+    """
+
+    base: Tensor
+
+    def __init__(
+        self,
+        dim: int = 2,
+        *,
+        layers: int | None = None,
+        hidden: Sequence[int] = (64, 64),
+        bins: int = 16,
+        waves: int = 8,
+        transforms: Sequence[TransformModule] | None = None,
+    ) -> None:
+        super().__init__()
+        self.dim = dim
+        if transforms is None:
+            transforms = _recursive(layers or 2, hidden, bins, waves) if dim == 2 else [
+                ExponentialMap(dim, bins, start="data") for _ in range(layers or 8)
+            ]  # fmt: skip
+        self.transforms = nn.ModuleList(transforms)
+        self.register_buffer("base", torch.zeros(dim + 1))
+
+    @pyro_method
+    def model(self, x: Tensor) -> None:
+        density = self.density()
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", density, obs=x)
+
+    @pyro_method
+    def guide(self, x: Tensor) -> None:
+        """Empty: nothing is latent, and the ELBO is the log-likelihood."""
+
+    def density(self) -> TorchDistribution:
+        """p(x), a distribution with samples and exact log probabilities."""
+        base = SphereUniform(self.dim, dtype=self.base.dtype, device=self.base.device)
+        return Pushforward(base, list(self.transforms))
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        if x.shape[-1:] != (self.dim + 1,):
+            raise ValueError(
+                f"this flow lives on S^{self.dim}, unit vectors of {self.dim + 1} coordinates; "
+                f"got data {tuple(x.shape)}"
+            )
+        outside = ~sphere.check(x)
+        if bool(outside.any()):
+            first = outside.nonzero()[0].tolist()
+            length = float(torch.linalg.vector_norm(x[tuple(first)]))
+            raise ValueError(
+                f"row {first}: a vector of length {length:.6g}; this flow scores unit vectors: "
+                "divide each row by its norm"
+            )
+        return self.density().log_prob(x)
+
+    @torch.no_grad()
+    def sample(self, count: int) -> Tensor:
+        """New examples, ``(count, n + 1)``."""
+        return self.density().sample(torch.Size([count]))
+
+
+def _recursive(layers: int, hidden: Sequence[int], bins: int, waves: int) -> list[TransformModule]:
+    """Each sees the axes one place further: every axis is the poles' in turn."""
+    found: list[TransformModule] = []
+    for i in range(layers):
+        if i:
+            found.append(Rotation(torch.eye(3).roll(1, 0)))
+        parts = RationalQuadratic(bins, None), CircularSpline(bins)
+        found.append(Recursive(*parts, hidden, waves=waves))
+    return found
