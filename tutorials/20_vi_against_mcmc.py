@@ -115,7 +115,7 @@ print(f"resampled by its weights: {repair}")
 print(cases["wrong"].repairs["mean-field"])
 
 # %% [markdown]
-# Read aloud: "means right, intervals an eighth too narrow. But k-hat, the tail of the importance
+# Read aloud: "means right, intervals a little too narrow. But k-hat, the tail of the importance
 # weights, is below its limit of 0.7: take each draw as often as its weight says, and what is left
 # is as good as independent draws from the posterior". For the far origin the same is tried and
 # refused: the weights have no finite variance, and a few draws would carry everything.
