@@ -7,11 +7,6 @@ import math
 import torch
 from torch import Tensor
 
-from ppgen.distributions.restricted_boltzmann import (
-    EXACT_UNITS,
-    base_rate_logits,
-    require_binary,
-)
 from ppgen.inference.annealed_importance_sampling import (
     LogPartition,
     annealed_importance_sampling,
@@ -60,24 +55,25 @@ def boltzmann_likelihood(
     machine = story.machine
     if x.dim() != 2 or len(x) == 0:
         raise ValueError(f"x: expected shape (N, D) with N > 0, got {tuple(x.shape)}")
-    require_binary(x, units=story.visible)
+    machine.units.require(x, story.visible)
     x = x.to(machine.visible_bias)
     with torch.random.fork_rng(enabled=seed is not None), torch.no_grad():
         if seed is not None:
             torch.manual_seed(seed)
         score = _score(story, x, samples, memory)
-        if min(len(machine.visible_bias), len(machine.hidden_bias)) <= EXACT_UNITS:
+        if machine.marginal().enumerable:
             return _with_exact(machine.marginal().log_partition().item(), score)
         name = "given biases" if base is not None else "base rates of the data"
         z = annealed_importance_sampling(
             machine,
             chains=chains,
             temperatures=temperatures,
-            base=base_rate_logits(story.machine_side(x)) if base is None else base,
+            base=machine.units.fitted(story.machine_side(x)) if base is None else base,
             base_name=name,
             burn_in=burn_in,
         )
-    _refuse_impossible(x, score.each, z)
+    if machine.units.support.is_discrete:
+        _refuse_impossible(x, score.each, z)
     return _with_bounds(z, score)
 
 

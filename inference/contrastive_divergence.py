@@ -19,7 +19,7 @@ from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor
 from torch.nn import Parameter
 
-from ppgen.distributions.restricted_boltzmann import sample_units
+from ppgen.distributions.units import sample_units
 from ppgen.types import BoltzmannMachine, Statistics
 
 
@@ -27,7 +27,7 @@ class State(NamedTuple):
     """What the next step needs."""
 
     chains: Tensor | None  # hidden sides of the persistent chains, (C, H); None without them
-    visible_offset: Tensor  # mu: running mean of the visible side given the data, (D,)
+    visible_offset: Tensor  # running mean of the visible statistics given the data, (M,); mu first
     hidden_offset: Tensor  # lambda: running mean of the hidden side given the data, (H,)
 
 
@@ -42,7 +42,7 @@ class Gradient(NamedTuple):
     """Of the loss, ``-mean log p``, in the sides: what an optimizer descends."""
 
     weight: Tensor  # (D, H); zero between layers that are not coupled
-    visible_bias: Tensor  # (D,)
+    visible_bias: Tensor  # (M,), of the natural parameters: M = D but where units have more
     hidden_bias: Tensor  # (H,)
 
 
@@ -120,23 +120,30 @@ def difference(
         | https://jmlr.org/papers/v17/14-237.html
     """
     if out is None:
-        D, H = positive.visible.shape[1], positive.hidden.shape[1]
-        out = Gradient(*(positive.visible.new_zeros(shape) for shape in ((D, H), (D,), (H,))))
+        shapes = _shapes(positive.visible, positive.visible_mean, positive.hidden_mean)
+        out = Gradient(*(positive.visible.new_zeros(shape) for shape in shapes))
     weight, visible_bias, hidden_bias = out
     torch.sub(negative.visible_mean, positive.visible_mean, out=visible_bias)
     torch.sub(negative.hidden_mean, positive.hidden_mean, out=hidden_bias)
     x, p, v, q = positive.visible, positive.hidden, negative.visible, negative.hidden
+    mu = lam = None
     if offsets is not None:
-        mu, lam = offsets.visible_offset, offsets.hidden_offset
+        mu, lam = offsets.visible_offset[: x.shape[1]], offsets.hidden_offset
         x, p, v, q = x - mu, p - lam, v - mu, q - lam
     for rows, columns in couplings:
         block = weight[rows, columns]
         torch.mm(x[:, rows].T, p[:, columns], out=block)
         block.addmm_(v[:, rows].T, q[:, columns], beta=-1 / len(x), alpha=1 / len(v))
-    if offsets is not None:
-        visible_bias.addmv_(weight, offsets.hidden_offset, alpha=-1)
-        hidden_bias.addmv_(weight.T, offsets.visible_offset, alpha=-1)
+    if mu is not None and lam is not None:
+        visible_bias[: x.shape[1]].addmv_(weight, lam, alpha=-1)
+        hidden_bias.addmv_(weight.T, mu, alpha=-1)
     return out
+
+
+def _shapes(visible: Tensor, visible_mean: Tensor, hidden_mean: Tensor) -> list[tuple[int, ...]]:
+    """Of a `Gradient`: W couples the units themselves, the biases belong to all statistics."""
+    (M,), (H,) = visible_mean.shape, hidden_mean.shape
+    return [(visible.shape[-1], H), (M,), (H,)]
 
 
 class ContrastiveDivergence:
@@ -209,7 +216,7 @@ class ContrastiveDivergence:
         """
         parameters = dict(machine.named_parameters())
         state = self._start(machine, batch)
-        memory = self._memory(state, parameters)
+        memory = self._memory(machine, state, parameters)
         state, gradient, info = step(state, batch, machine=machine, out=memory, **self.options)
         if not math.isfinite(info.contrast.item()):
             raise ValueError(_why_not_finite(batch))
@@ -248,7 +255,7 @@ class ContrastiveDivergence:
         if self.state is None:
             return init(machine, batch, persistent=self.persistent, chains=self.chains)
         sides = (*self.state.visible_offset.shape, *self.state.hidden_offset.shape)
-        expected = (*machine.visible_bias.shape, *machine.hidden_bias.shape)
+        expected = (*machine.visible_natural().shape, *machine.hidden_bias.shape)
         if sides != expected:
             raise ValueError(
                 f"this ContrastiveDivergence holds the state of a machine with {sides} units, and "
@@ -256,18 +263,20 @@ class ContrastiveDivergence:
             )
         return self.state
 
-    def _memory(self, state: State, parameters: Mapping[str, Parameter]) -> Gradient:
+    def _memory(
+        self, machine: BoltzmannMachine, state: State, parameters: Mapping[str, Parameter]
+    ) -> Gradient:
         # Memory for the gradient is kept: fresh pages for it cost as much as a matrix product.
-        mu, shape = state.visible_offset, (*state.visible_offset.shape, *state.hidden_offset.shape)
+        mu = state.visible_offset
+        shapes = _shapes(machine.visible_bias, mu, state.hidden_offset)
         kept, taken = self._scratch, {id(p.grad) for p in parameters.values()}
         if (
             kept is None
-            or kept.weight.shape != shape
+            or kept.weight.shape != shapes[0]
             or kept.weight.dtype != mu.dtype
             or not taken.isdisjoint(map(id, kept))
         ):
-            kept = Gradient(*(mu.new_zeros(size) for size in (shape, *((n,) for n in shape))))
-            self._scratch = kept
+            kept = self._scratch = Gradient(*(mu.new_zeros(shape) for shape in shapes))
         return kept
 
 

@@ -83,7 +83,8 @@ class ParallelTempering(UntransformedKernel):
         machine: what is sampled; its parameters stay as they are.
         start: visible sides to start from, ``(chains, D)`` in {0, 1}.
         temperatures: number of equal steps of beta, or the betas: increasing, from 0 to 1 exactly.
-        base: biases of the visible side at beta = 0, ``(D,)``; uniform if None. Log-odds of the
+        base: biases of the visible side at beta = 0, ``(D,)`` (natural parameters of units that
+            are not binary); uniform if None, or for real units the machine's own. Log-odds of the
             data's base rates make do with fewer temperatures.
         sweeps: block Gibbs updates of every replica for each draw.
         site: name of the draws.

@@ -12,6 +12,7 @@ from ppgen.models.eight_schools import eight_schools_centred as eight_schools_ce
 from ppgen.models.flow import Flow as Flow
 from ppgen.models.gamma_poisson import GammaPoisson as GammaPoisson
 from ppgen.models.gaussian_mixture import GaussianMixture as GaussianMixture
+from ppgen.models.gaussian_rbm import GaussianRBM as GaussianRBM
 from ppgen.models.linear_regression import linear_regression as linear_regression
 from ppgen.models.logistic_regression import logistic_regression as logistic_regression
 from ppgen.models.normal_gamma import NormalGamma as NormalGamma

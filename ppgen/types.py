@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch.nn import Parameter
 
     from ppgen.distributions import RestrictedBoltzmann
+    from ppgen.distributions.units import Units
     from ppgen.posterior import Posterior
 
 Story = Callable[..., Any]
@@ -62,22 +63,25 @@ class Statistics(NamedTuple):
 
     visible: Tensor  # states of the visible side (their means in a mean-field phase), (N, D)
     hidden: Tensor  # means of the hidden side given them, (N, H)
-    visible_mean: Tensor  # over the N states, (D,)
+    visible_mean: Tensor  # of the visible units' statistics over the N states, (M,); M = D mostly
     hidden_mean: Tensor  # over the N states, (H,)
     free_energy: Tensor  # mean over the N states, nats, (); an upper bound in a mean-field phase
 
 
 @runtime_checkable
 class BoltzmannMachine(Protocol):
-    """A bipartite machine of binary units, ``log p(s, t) = a.s + b.t + s.W.t - log Z``.
+    """A bipartite machine, ``log p(s, t) = a.s + b.t + s.W.t - log Z``.
 
     A layered machine is bipartite: its *visible side* is its even layers (x, and every second
     layer above), its *hidden side* the odd ones; each is independent given the other. Below, `x`
-    is the data layer, alone in the visible side of a machine with one hidden layer.
+    is the data layer, alone in the visible side of a machine with one hidden layer. Hidden units
+    are binary, visible ones of some kind in `ppgen.distributions.units`, whose statistics and
+    natural parameters then stand for s and a in ``a.s``.
     """
 
     if TYPE_CHECKING:  # from Python 3.12 on, isinstance does not see the parameters of a module
         visible: int  # units of x, the first of the visible side
+        units: Units  # the kind of the visible side
 
         # Read alone: parameters, or assembled from those of the layers.
         @property
@@ -99,8 +103,11 @@ class BoltzmannMachine(Protocol):
         """Log-odds of the hidden side given the visible, ``(*, D) -> (*, H)``."""
         ...
 
-    def visible_logits(self, t: Tensor) -> Tensor:
-        """Log-odds of the visible side given the hidden, ``(*, H) -> (*, D)``."""
+    def visible_natural(self, t: Tensor | None = None) -> Tensor:
+        """Natural parameters of the visible side given the hidden (None: all off).
+
+        ``(*, H) -> (*, M)``; log-odds, M = D, where the units are binary.
+        """
         ...
 
     def free_energy(self, s: Tensor) -> Tensor:
@@ -130,7 +137,7 @@ class BoltzmannMachine(Protocol):
     def by_parameter(
         self, weight: Tensor, visible_bias: Tensor, hidden_bias: Tensor
     ) -> dict[str, Tensor]:
-        """A gradient in W, a and b as the gradient in each parameter, by its name."""
+        """A gradient in W, a (natural) and b as that in each parameter, by its name."""
         ...
 
 

@@ -11,7 +11,7 @@ from pyro.infer.inspect import get_model_relations
 from scipy import stats
 
 from ppgen.distributions import RestrictedBoltzmann
-from ppgen.distributions.restricted_boltzmann import softplus
+from ppgen.distributions.units import softplus
 from ppgen.models.rbm import RBM
 from ppgen.types import BoltzmannMachine
 
