@@ -16,6 +16,8 @@ from ppgen.inference.flow_guides import flow_guide as flow_guide
 from ppgen.inference.gibbs import BlockGibbs as BlockGibbs
 from ppgen.inference.gibbs_engine import ConditionalGibbs as ConditionalGibbs
 from ppgen.inference.gibbs_engine import Gibbs as Gibbs
+from ppgen.inference.gibbs_langevin import GibbsLangevin as GibbsLangevin
+from ppgen.inference.gibbs_langevin import Langevin as Langevin
 from ppgen.inference.greedy import greedy as greedy
 from ppgen.inference.guides import full_rank_guide as full_rank_guide
 from ppgen.inference.guides import low_rank_guide as low_rank_guide
@@ -25,6 +27,7 @@ from ppgen.inference.laplace import Laplace as Laplace
 from ppgen.inference.likelihood import log_likelihood as log_likelihood
 from ppgen.inference.nuts import NUTS as NUTS
 from ppgen.inference.parallel_tempering import ParallelTempering as ParallelTempering
+from ppgen.inference.parallel_tempering import Tempered as Tempered
 from ppgen.inference.pathfinder_engine import Pathfinder as Pathfinder
 from ppgen.inference.point import MAP as MAP
 from ppgen.inference.point import MLE as MLE

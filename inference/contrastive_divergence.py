@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import pyro
 import torch
@@ -26,7 +26,8 @@ from ppgen.types import BoltzmannMachine, Statistics
 class State(NamedTuple):
     """What the next step needs."""
 
-    chains: Tensor | None  # hidden sides of the persistent chains, (C, H); None without them
+    # Persistent chains: their hidden sides, (C, H), or what the sampler keeps; None without them.
+    chains: Tensor | None
     visible_offset: Tensor  # running mean of the visible statistics given the data, (M,); mu first
     hidden_offset: Tensor  # lambda: running mean of the hidden side given the data, (H,)
 
@@ -46,8 +47,25 @@ class Gradient(NamedTuple):
     hidden_bias: Tensor  # (H,)
 
 
+class Sampler(Protocol):
+    """What moves the chains of the negative phase, in the place of block Gibbs."""
+
+    def start(self, machine: BoltzmannMachine, visible: Tensor) -> Tensor:
+        """What it keeps of chains that stand at these visible sides, ``(C, D)``: a tensor."""
+        ...
+
+    def move(self, machine: BoltzmannMachine, kept: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+        """The same after `steps` updates, and the visible sides, ``(C, D)``."""
+        ...
+
+
 def init(
-    machine: BoltzmannMachine, batch: Tensor, *, persistent: bool = False, chains: int | None = None
+    machine: BoltzmannMachine,
+    batch: Tensor,
+    *,
+    persistent: bool = False,
+    chains: int | None = None,
+    sampler: Sampler | None = None,
 ) -> State:
     """Offsets at the means of the first batch; persistent chains one half step from its rows.
 
@@ -61,6 +79,8 @@ def init(
         if chains is not None:
             means = means[torch.randint(len(means), (chains,), device=means.device)]
         hidden = sample_units(means)
+        if sampler is not None:
+            hidden = sampler.start(machine, machine.sample_visible(hidden))
     return State(hidden, positive.visible_mean, positive.hidden_mean)
 
 
@@ -74,6 +94,7 @@ def step(
     centred: bool = True,
     offset_rate: float = 0.01,
     weight_decay: float = 0.0,
+    sampler: Sampler | None = None,
     out: Gradient | None = None,
 ) -> tuple[State, Gradient, Info]:
     """One stochastic gradient: `gibbs_steps` sweeps from the data, or from the state's chains.
@@ -84,13 +105,22 @@ def step(
         out: tensors to be overwritten by the gradient.
     """
     positive = machine.positive_phase(batch)
-    hidden = sample_units(positive.hidden) if state.chains is None else state.chains
-    visible = machine.sample_visible(hidden)
-    for _ in range(gibbs_steps - 1):
-        visible = machine.sweep(visible)
+    kept = state.chains
+    if sampler is None:
+        visible = machine.sample_visible(sample_units(positive.hidden) if kept is None else kept)
+        for _ in range(gibbs_steps - 1):
+            visible = machine.sweep(visible)
+    else:
+        if kept is None:
+            kept = sampler.start(machine, machine.sample_visible(sample_units(positive.hidden)))
+        kept, visible = sampler.move(machine, kept, gibbs_steps)
     negative = machine.statistics(visible)
+    if state.chains is None:
+        kept = None
+    elif sampler is None:
+        kept = sample_units(negative.hidden)
     state = State(
-        None if state.chains is None else sample_units(negative.hidden),
+        kept,
         torch.lerp(state.visible_offset, positive.visible_mean, offset_rate),
         torch.lerp(state.hidden_offset, positive.hidden_mean, offset_rate),
     )
@@ -161,6 +191,8 @@ class ContrastiveDivergence:
         weight_decay: L2 on the weights, not on the biases: adds ``weight_decay * W``.
         centred: use the centred gradient, which trains better and costs little.
         offset_rate: rate of the running means about which it centres.
+        sampler: what moves the chains in the place of block Gibbs: `Tempered` (parallel
+            tempering) or, for real units, `Langevin`; `gibbs_steps` then counts its updates.
 
     References:
         | Training products of experts by minimizing contrastive divergence (Hinton, 2002)
@@ -177,6 +209,7 @@ class ContrastiveDivergence:
         weight_decay: float = 0.0,
         centred: bool = True,
         offset_rate: float = 0.01,
+        sampler: Sampler | None = None,
     ) -> None:
         for name, number in (("gibbs_steps", gibbs_steps), ("chains", chains)):
             if number is not None and number < 1:
@@ -187,7 +220,7 @@ class ContrastiveDivergence:
             raise ValueError(f"weight_decay: expected 0 or more, got {weight_decay}")
         if not 0 < offset_rate <= 1:
             raise ValueError(f"offset_rate: expected a number in (0, 1], got {offset_rate}")
-        self.persistent, self.chains = persistent, chains
+        self.persistent, self.chains, self.sampler = persistent, chains, sampler
         self.options: dict[str, Any] = {
             "gibbs_steps": gibbs_steps,
             "centred": centred,
@@ -217,7 +250,9 @@ class ContrastiveDivergence:
         parameters = dict(machine.named_parameters())
         state = self._start(machine, batch)
         memory = self._memory(machine, state, parameters)
-        state, gradient, info = step(state, batch, machine=machine, out=memory, **self.options)
+        state, gradient, info = step(
+            state, batch, machine=machine, sampler=self.sampler, out=memory, **self.options
+        )
         if not math.isfinite(info.contrast.item()):
             raise ValueError(_why_not_finite(batch))
         self.state = state
@@ -231,7 +266,8 @@ class ContrastiveDivergence:
 
     def observe(self, machine: BoltzmannMachine, batch: Tensor) -> Info:
         """What `accumulate` would see; nothing moves."""
-        return step(self._start(machine, batch), batch, machine=machine, **self.options)[2]
+        start, sampler = self._start(machine, batch), self.sampler
+        return step(start, batch, machine=machine, sampler=sampler, **self.options)[2]
 
     def state_dict(self) -> dict[str, Tensor]:
         """The tensors that a resumed run needs: chains and offsets; empty before the first step."""
@@ -253,7 +289,13 @@ class ContrastiveDivergence:
 
     def _start(self, machine: BoltzmannMachine, batch: Tensor) -> State:
         if self.state is None:
-            return init(machine, batch, persistent=self.persistent, chains=self.chains)
+            return init(
+                machine,
+                batch,
+                persistent=self.persistent,
+                chains=self.chains,
+                sampler=self.sampler,
+            )
         sides = (*self.state.visible_offset.shape, *self.state.hidden_offset.shape)
         expected = (*machine.visible_natural().shape, *machine.hidden_bias.shape)
         if sides != expected:
