@@ -26,12 +26,15 @@ from ppgen.inference.hmc_engine import HMC as HMC
 from ppgen.inference.laplace import Laplace as Laplace
 from ppgen.inference.likelihood import log_likelihood as log_likelihood
 from ppgen.inference.nuts import NUTS as NUTS
+from ppgen.inference.pairwise_learning import PseudoLikelihood as PseudoLikelihood
+from ppgen.inference.pairwise_learning import SingleSiteDivergence as SingleSiteDivergence
 from ppgen.inference.parallel_tempering import ParallelTempering as ParallelTempering
 from ppgen.inference.parallel_tempering import Tempered as Tempered
 from ppgen.inference.pathfinder_engine import Pathfinder as Pathfinder
 from ppgen.inference.point import MAP as MAP
 from ppgen.inference.point import MLE as MLE
 from ppgen.inference.psis import repair as repair
+from ppgen.inference.single_site_gibbs import SingleSiteGibbs as SingleSiteGibbs
 from ppgen.inference.train import TrainResult as TrainResult
 from ppgen.inference.train import train as train
 from ppgen.inference.up_down import UpDown as UpDown

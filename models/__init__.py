@@ -2,6 +2,9 @@
 
 from ppgen.models.base_rate import BaseRate as BaseRate
 from ppgen.models.beta_bernoulli import BetaBernoulli as BetaBernoulli
+from ppgen.models.boltzmann_machine import (
+    FullyVisibleBoltzmannMachine as FullyVisibleBoltzmannMachine,
+)
 from ppgen.models.conjugate_regression import ConjugateRegression as ConjugateRegression
 from ppgen.models.dbm import DBM as DBM
 from ppgen.models.dbn import DBN as DBN

@@ -142,6 +142,34 @@ class BoltzmannMachine(Protocol):
 
 
 @runtime_checkable
+class PairwiseMachine(Protocol):
+    """A Boltzmann machine of visible units alone, ``log p(x) = a.x + x.W.x / 2 - log Z``."""
+
+    if TYPE_CHECKING:
+        visible: int  # units of x
+
+        @property
+        def weight(self) -> Tensor: ...  # W, symmetric with a zero diagonal, (D, D)
+
+        @property
+        def visible_bias(self) -> Tensor: ...  # a, (D,)
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]: ...
+
+    def energy(self, x: Tensor) -> Tensor:
+        """``-a.x - x.W.x / 2``: ``(*, D) -> (*)``, nats."""
+        ...
+
+    def pseudo_log_likelihood(self, x: Tensor) -> Tensor:
+        """``sum_i log p(x_i | all others)``: ``(*, D) -> (*)``, nats."""
+        ...
+
+    def by_parameter(self, weight: Tensor, visible_bias: Tensor) -> dict[str, Tensor]:
+        """A gradient in the W_ij, i < j, and a as the gradient in each parameter, by its name."""
+        ...
+
+
+@runtime_checkable
 class UnnormalisedDensity(Protocol):
     """A story whose ``log p(x)`` is known, or bounded from below, up to the log Z of a machine.
 
