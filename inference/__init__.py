@@ -24,6 +24,7 @@ from ppgen.inference.guides import low_rank_guide as low_rank_guide
 from ppgen.inference.guides import mean_field_guide as mean_field_guide
 from ppgen.inference.hmc_engine import HMC as HMC
 from ppgen.inference.laplace import Laplace as Laplace
+from ppgen.inference.leave_one_out import LeaveOneOut as LeaveOneOut
 from ppgen.inference.likelihood import log_likelihood as log_likelihood
 from ppgen.inference.nuts import NUTS as NUTS
 from ppgen.inference.pairwise_learning import PseudoLikelihood as PseudoLikelihood

@@ -5,6 +5,7 @@ from ppgen.models.beta_bernoulli import BetaBernoulli as BetaBernoulli
 from ppgen.models.boltzmann_machine import (
     FullyVisibleBoltzmannMachine as FullyVisibleBoltzmannMachine,
 )
+from ppgen.models.classification_rbm import ClassificationRBM as ClassificationRBM
 from ppgen.models.conjugate_regression import ConjugateRegression as ConjugateRegression
 from ppgen.models.dbm import DBM as DBM
 from ppgen.models.dbn import DBN as DBN
@@ -22,5 +23,6 @@ from ppgen.models.normal_gamma import NormalGamma as NormalGamma
 from ppgen.models.normal_normal import NormalNormal as NormalNormal
 from ppgen.models.probit_regression import ProbitRegression as ProbitRegression
 from ppgen.models.rbm import RBM as RBM
+from ppgen.models.rbm_vae import RBMVAE as RBMVAE
 from ppgen.models.shrinkage_regression import ShrinkageRegression as ShrinkageRegression
 from ppgen.models.vae import VAE as VAE

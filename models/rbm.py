@@ -9,6 +9,7 @@ import torch
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 
+from ppgen.distributions.restricted_boltzmann import RestrictedBoltzmann
 from ppgen.distributions.units import Binary, Units
 from ppgen.models.bipartite import Bipartite, require_rows
 
@@ -87,6 +88,43 @@ class RBM(Bipartite):
         rbm.visible_bias.copy_(self.hidden_bias)
         rbm.hidden_bias.copy_(self.visible_bias)
         return rbm
+
+    # Missing units
+
+    def missing_given_observed(self, x: Tensor, observed: Tensor) -> RestrictedBoltzmann:
+        """The law of the units that are not `observed`, given those that are, in their order.
+
+        It is that of a smaller machine, exact where that can be enumerated. Larger ones are sampled
+        by ``BlockGibbs(..., clamp=observed)``.
+
+        Args:
+            x: one example, ``(D,)``; what is not observed is not looked at.
+            observed: mask, ``(D,)``, bool.
+        """
+        if not self.units.binary:
+            raise ValueError(f"missing units: expected binary ones, these are {self.units}")
+        if x.shape != (self.visible,) or observed.shape != x.shape or observed.all():
+            raise ValueError(
+                f"expected x and observed of shape ({self.visible},), and a unit that is not "
+                f"observed; got {tuple(x.shape)} and {tuple(observed.shape)}"
+            )
+        bias = self.hidden_bias + x[observed] @ self.weight[observed]
+        return RestrictedBoltzmann(self.weight[~observed], self.visible_bias[~observed], bias)
+
+    def log_observed(self, x: Tensor, observed: Tensor) -> Tensor:
+        """``log p(observed units) + log Z``, the others summed out: ``(N, D) -> (N,)``, nats.
+
+        `observed` is ``(D,)`` or ``(N, D)``, bool. Exact: the smaller of the missing and the hidden
+        side of each example has at most 20 units.
+        """
+        rows = zip(x, observed.expand(x.shape), strict=True)
+        return torch.stack([self._log_observed(row, mask) for row, mask in rows])
+
+    def _log_observed(self, x: Tensor, observed: Tensor) -> Tensor:
+        if observed.all():
+            return -self.free_energy(x)
+        rest = self.missing_given_observed(x, observed).log_partition()
+        return x[observed] @ self.visible_bias[observed] + rest
 
     @pyro_method
     def model(self, x: Tensor | None = None, *, examples: int = 1) -> Tensor:

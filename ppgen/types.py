@@ -196,6 +196,21 @@ class UnnormalisedDensity(Protocol):
 
 
 @runtime_checkable
+class MachinePrior(UnnormalisedDensity, Protocol):
+    """A story whose binary latents z are the visible side of its machine: a VAE with RBM prior."""
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]: ...
+
+    def encode(self, x: Tensor) -> TorchDistribution:
+        """``q(z | x)``, of event shape ``(L,)``."""
+        ...
+
+    def log_unnormalised_joint(self, x: Tensor, z: Tensor) -> Tensor:
+        """``log p(x, z) + log Z``, ``(*)``, nats."""
+        ...
+
+
+@runtime_checkable
 class DirectedLayers(UnnormalisedDensity, Protocol):
     """Directed layers under a machine, with a recognition pass of their own: a DBN.
 

@@ -57,6 +57,10 @@ class Units(Protocol):
         """Refuse what is no data of this kind, ``(*, units)``, with a ValueError."""
         ...
 
+    def variables(self, units: int) -> Tensor:
+        """The number of the variable that each unit is a part of, ``(units,)``."""
+        ...
+
 
 @dataclass(frozen=True)
 class Binary:
@@ -82,6 +86,9 @@ class Binary:
 
     def require(self, x: Tensor, units: int) -> None:
         require_binary(x, units)
+
+    def variables(self, units: int) -> Tensor:
+        return torch.arange(units)
 
 
 @dataclass(frozen=True)
@@ -113,6 +120,9 @@ class Gaussian:
     def require(self, x: Tensor, units: int) -> None:
         _require_units(x, units)
         _refuse(x, ~x.isfinite(), "a finite number", "fill or drop the missing values")
+
+    def variables(self, units: int) -> Tensor:
+        return torch.arange(units)
 
     def _moments(self, natural: Tensor) -> tuple[Tensor, Tensor]:
         linear, square = natural.chunk(2, -1)
@@ -163,6 +173,9 @@ class OneHot:
                 "torch.nn.functional.one_hot makes them"
             )
 
+    def variables(self, units: int) -> Tensor:
+        return torch.arange(units) // self.categories
+
     def _groups(self, units: Tensor) -> Tensor:
         if units.shape[-1] % self.categories:
             raise ValueError(
@@ -205,6 +218,12 @@ class Beside:
         _require_units(x, units)
         for kind, part in self._split(x):
             kind.require(part, part.shape[-1])
+
+    def variables(self, units: int) -> Tensor:
+        found = torch.zeros(0, dtype=torch.long)
+        for kind, count in self.parts:
+            found = torch.cat([found, kind.variables(count) + len(found)])
+        return found
 
     def _split(self, units: Tensor) -> Sequence[tuple[Units, Tensor]]:
         pieces = units.split([count for _, count in self.parts], -1)
