@@ -35,6 +35,7 @@ from ppgen.inference.pathfinder_engine import Pathfinder as Pathfinder
 from ppgen.inference.point import MAP as MAP
 from ppgen.inference.point import MLE as MLE
 from ppgen.inference.psis import repair as repair
+from ppgen.inference.reverse_annealing import raise_bounds as raise_bounds
 from ppgen.inference.single_site_gibbs import SingleSiteGibbs as SingleSiteGibbs
 from ppgen.inference.train import TrainResult as TrainResult
 from ppgen.inference.train import train as train
