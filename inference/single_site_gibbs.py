@@ -75,7 +75,8 @@ class SingleSiteGibbs(UntransformedKernel):
             raise ValueError(f"scan: expected one of {', '.join(get_args(Scan))}, got {scan!r}")
         if sweeps < 1:
             raise ValueError(f"sweeps: expected at least 1, got {sweeps}")
-        self.machine, self.scan, self.sweeps, self.site = machine, scan, sweeps, site
+        self.machine, self.sweeps, self.site = machine, sweeps, site
+        self.scan: Scan = scan
         super().__init__({site: start.to(machine.visible_bias.detach())})
 
     def sample(self, params: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -116,19 +116,19 @@ def test_the_likelihood_is_a_bound_that_becomes_tight():
     assert found.kind == "lower"
     assert "enumeration" in found.method
     assert abs(found.lower - exact) < Z * found.lower_error + 1e-3
-    few = torch.tensor([ppgen.log_likelihood(vae, x, samples=1, seed=s).lower for s in range(200)])
+    few = torch.tensor([ppgen.log_likelihood(vae, x, samples=1, seed=s).lower for s in range(100)])
     with torch.no_grad():
-        assert abs(few.mean() - exact_elbo(vae, x)) < Z * few.std() / 200**0.5
+        assert abs(few.mean() - exact_elbo(vae, x)) < Z * few.std() / 100**0.5
 
 
 def test_a_large_prior_is_bracketed_and_its_higher_log_z_subtracted():
-    vae = story(latent=24, hidden=22, scale=0.1)
+    vae = story(latent=21, hidden=21, scale=0.1).requires_grad_(False)
     found = ppgen.log_likelihood(
         vae, data(), samples=50, chains=20, temperatures=50, burn_in=20, seed=0
     )
     z = found.details["log_partition"]
     assert found.kind == "lower"
-    exact = vae.prior.log_partition(22).item()
+    exact = vae.prior.log_partition(21).item()
     assert max(z.lower, z.upper) + Z * z.upper_error > exact
     with pytest.raises(ValueError, match="site 'z'"):  # no ELBO without log Z
         Trace_ELBO().loss(vae.model, vae.guide, data())

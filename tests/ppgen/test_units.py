@@ -36,7 +36,7 @@ def test_draws_have_the_means_that_the_log_normaliser_gives(kind):
     """The gradient of A is the mean of T, its Hessian the covariance."""
     eta = natural(kind)
     mean = torch.func.grad(kind.log_normaliser)(eta)
-    variance = torch.func.hessian(kind.log_normaliser)(eta).diagonal()
+    variance = torch.autograd.functional.hessian(kind.log_normaliser, eta).diagonal()
     x = kind.sample(eta.expand(DRAWS, -1).clone())
     kind.require(x, x.shape[-1])
     error = (variance / DRAWS).sqrt()
