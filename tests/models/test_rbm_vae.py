@@ -122,13 +122,14 @@ def test_the_likelihood_is_a_bound_that_becomes_tight():
 
 
 def test_a_large_prior_is_bracketed_and_its_higher_log_z_subtracted():
-    vae = story(latent=21, hidden=21, scale=0.1).requires_grad_(False)
+    vae = story(latent=21, hidden=21, scale=0.1)
     found = ppgen.log_likelihood(
         vae, data(), samples=50, chains=20, temperatures=50, burn_in=20, seed=0
     )
     z = found.details["log_partition"]
     assert found.kind == "lower"
-    exact = vae.prior.log_partition(21).item()
+    with torch.no_grad():
+        exact = vae.prior.log_partition(21).item()
     assert max(z.lower, z.upper) + Z * z.upper_error > exact
     with pytest.raises(ValueError, match="site 'z'"):  # no ELBO without log Z
         Trace_ELBO().loss(vae.model, vae.guide, data())
