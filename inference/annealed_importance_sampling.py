@@ -5,9 +5,11 @@ Between a base of independent units with biases ``a0`` and the machine stand
 .. math:: \log p^*_\beta(x) = ((1-\beta) a_0 + \beta a)^\top x
           + \sum_j \operatorname{softplus}(\beta (b_j + (W^\top x)_j))
 
-with ``log Z_0 = sum softplus(a0) + H log 2``. A forward pass starts at exact draws from the base:
-its estimate of Z is unbiased, so the estimate of log Z is low on average. A reverse pass starts
-at draws from the machine: its estimate of 1 / Z is unbiased, so that of log Z is high.
+with ``log Z_0 = sum softplus(a0) + H log 2``; visible units that are not binary have natural
+parameters and statistics in the place of a and x, and their log normaliser in log Z_0. A forward
+pass starts at exact draws from the base: its estimate of Z is unbiased, so the estimate of log Z is
+low on average. A reverse pass starts at draws from the machine: its estimate of 1 / Z is unbiased,
+so that of log Z is high.
 """
 
 from __future__ import annotations
@@ -19,11 +21,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ppgen.distributions.restricted_boltzmann import (
-    EXACT_UNITS,
-    sample_units,
-    softplus,
-)
+from ppgen.distributions.units import sample_units, softplus
 from ppgen.progress import Progress
 from ppgen.types import BoltzmannMachine
 
@@ -85,12 +83,13 @@ def annealed_importance_sampling(
     """Bracket log Z by a forward and a reverse pass.
 
     Args:
-        machine: a bipartite machine of binary units.
+        machine: a bipartite machine.
         chains: number of independent chains of each pass.
         temperatures: number of equal steps of beta, or the betas themselves: increasing, from 0
             to 1 exactly.
-        base: biases ``a0`` of the visible side, ``(D,)``; uniform if None. Log-odds of the data's
-            base rates bring the two bounds much closer.
+        base: biases ``a0`` of the visible side, ``(D,)`` (natural parameters of units that are not
+            binary); if None uniform, or for real units the machine's own biases. Log-odds of the
+            data's base rates bring the two bounds much closer.
         base_name: what `base` is, for the result's text.
         burn_in: Gibbs sweeps before the reverse pass where exact draws are out of reach.
         seed: for this call alone; torch's global generator if None.
@@ -104,10 +103,10 @@ def annealed_importance_sampling(
     betas = schedule(temperatures)
     if chains < 2:
         raise ValueError(f"chains: expected at least 2 (for a standard error), got {chains}")
-    name = "uniform" if base is None else base_name
+    uniform = "uniform" if machine.units.support.is_discrete else "own biases"
+    name = uniform if base is None else base_name
     base = base_biases(machine, base)
-    sides = len(machine.visible_bias), len(machine.hidden_bias)
-    exact = min(sides) <= EXACT_UNITS
+    exact = machine.marginal().enumerable
     total = 2 * (len(betas) - 1) + (0 if exact else burn_in)
     with torch.random.fork_rng(enabled=seed is not None), Progress("AIS", total) as progress:
         if seed is not None:
@@ -121,7 +120,8 @@ def annealed_importance_sampling(
                 side = machine.sweep(side)
                 progress.advance()
         reverse = reverse_pass(machine, base, betas, side, progress)
-    log_base = softplus(base.double()).sum().item() + sides[1] * math.log(2)
+    hidden = len(machine.hidden_bias)
+    log_base = machine.units.log_normaliser(base.double()).item() + hidden * math.log(2)
     lower, lower_error = _log_mean_exp(forward)
     upper, upper_error = _log_mean_exp(-reverse)
     weights = torch.softmax(forward, 0)
@@ -139,13 +139,19 @@ def annealed_importance_sampling(
 
 
 def base_biases(machine: BoltzmannMachine, base: Tensor | None) -> Tensor:
-    """Biases of the base, ``(D,)``, as given or zero; refused where they do not fit."""
-    bias = machine.visible_bias
-    base = torch.zeros_like(bias) if base is None else base.to(bias)
-    if base.shape != bias.shape or not base.isfinite().all():
+    """Natural parameters of the base, ``(M,)``, as given or uniform; refused if they do not fit.
+
+    Where the units have no uniform law, the machine's own with all hidden units off.
+    """
+    bias = machine.visible_natural()
+    if base is None:
+        return torch.zeros_like(bias) if machine.units.support.is_discrete else bias.detach()
+    base = base.to(bias)
+    normal = machine.units.log_normaliser(base) if base.shape == bias.shape else base
+    if base.shape != bias.shape or not (base.isfinite().all() and normal.isfinite().all()):
         raise ValueError(
-            f"base: expected {len(bias)} finite biases, one for each visible unit, got shape "
-            f"{tuple(base.shape)}"
+            f"base: expected {len(bias)} finite biases, one for each visible unit (or the natural "
+            f"parameters of a law of such units), got shape {tuple(base.shape)}"
         )
     return base
 
@@ -171,7 +177,7 @@ def forward_pass(
     machine: BoltzmannMachine, base: Tensor, betas: list[float], chains: int, progress: Progress
 ) -> tuple[Tensor, Tensor]:
     """Log weights (float64) and final visible sides of chains that start at the base."""
-    side = sample_units(base.sigmoid().expand(chains, -1))
+    side = machine.units.sample(base.expand(chains, -1).clone())
     log_weights = side.new_zeros(chains, dtype=torch.float64)
     for previous, current in pairwise(betas):
         logits = machine.hidden_logits(side)
@@ -208,7 +214,8 @@ def increment(
 ) -> Tensor:
     """``log p*_current(side) - log p*_previous(side)``, ``(chains,)``, float64."""
     logits = logits.double()
-    linear = (current - previous) * (side @ (machine.visible_bias - base)).double()
+    statistics = machine.units.statistics(side)
+    linear = (current - previous) * (statistics @ (machine.visible_natural() - base)).double()
     return linear + (softplus(current * logits) - softplus(previous * logits)).sum(-1)
 
 
@@ -218,7 +225,7 @@ def move(machine: BoltzmannMachine, base: Tensor, logits: Tensor, beta: float | 
     `logits` are the hidden side's given the state that is updated; `beta` broadcasts with them.
     """
     hidden = sample_units(torch.sigmoid(beta * logits))
-    return sample_units(torch.lerp(base, machine.visible_logits(hidden), beta).sigmoid_())
+    return machine.units.sample(torch.lerp(base, machine.visible_natural(hidden), beta))
 
 
 def _log_mean_exp(log_weights: Tensor) -> tuple[float, float]:

@@ -7,16 +7,12 @@ import math
 import torch
 from torch import Tensor
 
-from ppgen.distributions.restricted_boltzmann import (
-    EXACT_UNITS,
-    base_rate_logits,
-    require_binary,
-)
 from ppgen.inference.annealed_importance_sampling import (
     LogPartition,
     annealed_importance_sampling,
 )
 from ppgen.inference.likelihood import ImportanceBound, importance_bound
+from ppgen.inference.reverse_annealing import raise_bounds
 from ppgen.types import Likelihood, UnnormalisedDensity
 
 _ERRORS = 4.3  # standard errors, a failure rate of 2e-5
@@ -31,6 +27,7 @@ def boltzmann_likelihood(
     temperatures: int | Tensor = 1000,
     base: Tensor | None = None,
     burn_in: int = 1000,
+    raise_chains: int = 0,
     memory: float = 2.56e8,
     seed: int | None = None,
 ) -> Likelihood:
@@ -50,6 +47,11 @@ def boltzmann_likelihood(
         temperatures: see there.
         base: see there.
         burn_in: see there.
+        raise_chains: reverse passes from each example. With some, `details` hold under "raise" a
+            lower bound for the *annealing model* with the same base and temperatures, which needs
+            no draws from the machine, each example's own (`each`) and their mean (`bound`). Far
+            below the lower bound, it says that annealing does not reach what the machine has
+            learned. See `raise_bounds`.
         memory: bytes that a batch of importance draws may take.
         seed: for this call alone; torch's global generator if None.
 
@@ -60,24 +62,33 @@ def boltzmann_likelihood(
     machine = story.machine
     if x.dim() != 2 or len(x) == 0:
         raise ValueError(f"x: expected shape (N, D) with N > 0, got {tuple(x.shape)}")
-    require_binary(x, units=story.visible)
+    machine.units.require(x, story.visible)
     x = x.to(machine.visible_bias)
     with torch.random.fork_rng(enabled=seed is not None), torch.no_grad():
         if seed is not None:
             torch.manual_seed(seed)
         score = _score(story, x, samples, memory)
-        if min(len(machine.visible_bias), len(machine.hidden_bias)) <= EXACT_UNITS:
+        if base is None and (raise_chains or not machine.marginal().enumerable):
+            base, name = machine.units.fitted(story.machine_side(x)), "base rates of the data"
+        else:
+            name = "given biases"
+        if raise_chains:
+            each = raise_bounds(
+                machine, x, chains=raise_chains, temperatures=temperatures, base=base
+            )
+            score.details["raise"] = {"bound": each.mean().item(), "each": each}
+        if machine.marginal().enumerable:
             return _with_exact(machine.marginal().log_partition().item(), score)
-        name = "given biases" if base is not None else "base rates of the data"
         z = annealed_importance_sampling(
             machine,
             chains=chains,
             temperatures=temperatures,
-            base=base_rate_logits(story.machine_side(x)) if base is None else base,
+            base=base,
             base_name=name,
             burn_in=burn_in,
         )
-    _refuse_impossible(x, score.each, z)
+    if machine.units.support.is_discrete:
+        _refuse_impossible(x, score.each, z)
     return _with_bounds(z, score)
 
 

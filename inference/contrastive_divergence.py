@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import pyro
 import torch
@@ -19,15 +19,16 @@ from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor
 from torch.nn import Parameter
 
-from ppgen.distributions.restricted_boltzmann import sample_units
+from ppgen.distributions.units import sample_units
 from ppgen.types import BoltzmannMachine, Statistics
 
 
 class State(NamedTuple):
     """What the next step needs."""
 
-    chains: Tensor | None  # hidden sides of the persistent chains, (C, H); None without them
-    visible_offset: Tensor  # mu: running mean of the visible side given the data, (D,)
+    # Persistent chains: their hidden sides, (C, H), or what the sampler keeps; None without them.
+    chains: Tensor | None
+    visible_offset: Tensor  # running mean of the visible statistics given the data, (M,); mu first
     hidden_offset: Tensor  # lambda: running mean of the hidden side given the data, (H,)
 
 
@@ -42,12 +43,29 @@ class Gradient(NamedTuple):
     """Of the loss, ``-mean log p``, in the sides: what an optimizer descends."""
 
     weight: Tensor  # (D, H); zero between layers that are not coupled
-    visible_bias: Tensor  # (D,)
+    visible_bias: Tensor  # (M,), of the natural parameters: M = D but where units have more
     hidden_bias: Tensor  # (H,)
 
 
+class Sampler(Protocol):
+    """What moves the chains of the negative phase, in the place of block Gibbs."""
+
+    def start(self, machine: BoltzmannMachine, visible: Tensor) -> Tensor:
+        """What it keeps of chains that stand at these visible sides, ``(C, D)``: a tensor."""
+        ...
+
+    def move(self, machine: BoltzmannMachine, kept: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+        """The same after `steps` updates, and the visible sides, ``(C, D)``."""
+        ...
+
+
 def init(
-    machine: BoltzmannMachine, batch: Tensor, *, persistent: bool = False, chains: int | None = None
+    machine: BoltzmannMachine,
+    batch: Tensor,
+    *,
+    persistent: bool = False,
+    chains: int | None = None,
+    sampler: Sampler | None = None,
 ) -> State:
     """Offsets at the means of the first batch; persistent chains one half step from its rows.
 
@@ -61,6 +79,8 @@ def init(
         if chains is not None:
             means = means[torch.randint(len(means), (chains,), device=means.device)]
         hidden = sample_units(means)
+        if sampler is not None:
+            hidden = sampler.start(machine, machine.sample_visible(hidden))
     return State(hidden, positive.visible_mean, positive.hidden_mean)
 
 
@@ -74,6 +94,7 @@ def step(
     centred: bool = True,
     offset_rate: float = 0.01,
     weight_decay: float = 0.0,
+    sampler: Sampler | None = None,
     out: Gradient | None = None,
 ) -> tuple[State, Gradient, Info]:
     """One stochastic gradient: `gibbs_steps` sweeps from the data, or from the state's chains.
@@ -84,13 +105,22 @@ def step(
         out: tensors to be overwritten by the gradient.
     """
     positive = machine.positive_phase(batch)
-    hidden = sample_units(positive.hidden) if state.chains is None else state.chains
-    visible = machine.sample_visible(hidden)
-    for _ in range(gibbs_steps - 1):
-        visible = machine.sweep(visible)
+    kept = state.chains
+    if sampler is None:
+        visible = machine.sample_visible(sample_units(positive.hidden) if kept is None else kept)
+        for _ in range(gibbs_steps - 1):
+            visible = machine.sweep(visible)
+    else:
+        if kept is None:
+            kept = sampler.start(machine, machine.sample_visible(sample_units(positive.hidden)))
+        kept, visible = sampler.move(machine, kept, gibbs_steps)
     negative = machine.statistics(visible)
+    if state.chains is None:
+        kept = None
+    elif sampler is None:
+        kept = sample_units(negative.hidden)
     state = State(
-        None if state.chains is None else sample_units(negative.hidden),
+        kept,
         torch.lerp(state.visible_offset, positive.visible_mean, offset_rate),
         torch.lerp(state.hidden_offset, positive.hidden_mean, offset_rate),
     )
@@ -120,23 +150,30 @@ def difference(
         | https://jmlr.org/papers/v17/14-237.html
     """
     if out is None:
-        D, H = positive.visible.shape[1], positive.hidden.shape[1]
-        out = Gradient(*(positive.visible.new_zeros(shape) for shape in ((D, H), (D,), (H,))))
+        shapes = _shapes(positive.visible, positive.visible_mean, positive.hidden_mean)
+        out = Gradient(*(positive.visible.new_zeros(shape) for shape in shapes))
     weight, visible_bias, hidden_bias = out
     torch.sub(negative.visible_mean, positive.visible_mean, out=visible_bias)
     torch.sub(negative.hidden_mean, positive.hidden_mean, out=hidden_bias)
     x, p, v, q = positive.visible, positive.hidden, negative.visible, negative.hidden
+    mu = lam = None
     if offsets is not None:
-        mu, lam = offsets.visible_offset, offsets.hidden_offset
+        mu, lam = offsets.visible_offset[: x.shape[1]], offsets.hidden_offset
         x, p, v, q = x - mu, p - lam, v - mu, q - lam
     for rows, columns in couplings:
         block = weight[rows, columns]
         torch.mm(x[:, rows].T, p[:, columns], out=block)
         block.addmm_(v[:, rows].T, q[:, columns], beta=-1 / len(x), alpha=1 / len(v))
-    if offsets is not None:
-        visible_bias.addmv_(weight, offsets.hidden_offset, alpha=-1)
-        hidden_bias.addmv_(weight.T, offsets.visible_offset, alpha=-1)
+    if mu is not None and lam is not None:
+        visible_bias[: x.shape[1]].addmv_(weight, lam, alpha=-1)
+        hidden_bias.addmv_(weight.T, mu, alpha=-1)
     return out
+
+
+def _shapes(visible: Tensor, visible_mean: Tensor, hidden_mean: Tensor) -> list[tuple[int, ...]]:
+    """Of a `Gradient`: W couples the units themselves, the biases belong to all statistics."""
+    (M,), (H,) = visible_mean.shape, hidden_mean.shape
+    return [(visible.shape[-1], H), (M,), (H,)]
 
 
 class ContrastiveDivergence:
@@ -154,6 +191,8 @@ class ContrastiveDivergence:
         weight_decay: L2 on the weights, not on the biases: adds ``weight_decay * W``.
         centred: use the centred gradient, which trains better and costs little.
         offset_rate: rate of the running means about which it centres.
+        sampler: what moves the chains in the place of block Gibbs: `Tempered` (parallel
+            tempering) or, for real units, `Langevin`; `gibbs_steps` then counts its updates.
 
     References:
         | Training products of experts by minimizing contrastive divergence (Hinton, 2002)
@@ -170,6 +209,7 @@ class ContrastiveDivergence:
         weight_decay: float = 0.0,
         centred: bool = True,
         offset_rate: float = 0.01,
+        sampler: Sampler | None = None,
     ) -> None:
         for name, number in (("gibbs_steps", gibbs_steps), ("chains", chains)):
             if number is not None and number < 1:
@@ -180,7 +220,7 @@ class ContrastiveDivergence:
             raise ValueError(f"weight_decay: expected 0 or more, got {weight_decay}")
         if not 0 < offset_rate <= 1:
             raise ValueError(f"offset_rate: expected a number in (0, 1], got {offset_rate}")
-        self.persistent, self.chains = persistent, chains
+        self.persistent, self.chains, self.sampler = persistent, chains, sampler
         self.options: dict[str, Any] = {
             "gibbs_steps": gibbs_steps,
             "centred": centred,
@@ -209,8 +249,10 @@ class ContrastiveDivergence:
         """
         parameters = dict(machine.named_parameters())
         state = self._start(machine, batch)
-        memory = self._memory(state, parameters)
-        state, gradient, info = step(state, batch, machine=machine, out=memory, **self.options)
+        memory = self._memory(machine, state, parameters)
+        state, gradient, info = step(
+            state, batch, machine=machine, sampler=self.sampler, out=memory, **self.options
+        )
         if not math.isfinite(info.contrast.item()):
             raise ValueError(_why_not_finite(batch))
         self.state = state
@@ -224,7 +266,8 @@ class ContrastiveDivergence:
 
     def observe(self, machine: BoltzmannMachine, batch: Tensor) -> Info:
         """What `accumulate` would see; nothing moves."""
-        return step(self._start(machine, batch), batch, machine=machine, **self.options)[2]
+        start, sampler = self._start(machine, batch), self.sampler
+        return step(start, batch, machine=machine, sampler=sampler, **self.options)[2]
 
     def state_dict(self) -> dict[str, Tensor]:
         """The tensors that a resumed run needs: chains and offsets; empty before the first step."""
@@ -246,9 +289,15 @@ class ContrastiveDivergence:
 
     def _start(self, machine: BoltzmannMachine, batch: Tensor) -> State:
         if self.state is None:
-            return init(machine, batch, persistent=self.persistent, chains=self.chains)
+            return init(
+                machine,
+                batch,
+                persistent=self.persistent,
+                chains=self.chains,
+                sampler=self.sampler,
+            )
         sides = (*self.state.visible_offset.shape, *self.state.hidden_offset.shape)
-        expected = (*machine.visible_bias.shape, *machine.hidden_bias.shape)
+        expected = (*machine.visible_natural().shape, *machine.hidden_bias.shape)
         if sides != expected:
             raise ValueError(
                 f"this ContrastiveDivergence holds the state of a machine with {sides} units, and "
@@ -256,18 +305,20 @@ class ContrastiveDivergence:
             )
         return self.state
 
-    def _memory(self, state: State, parameters: Mapping[str, Parameter]) -> Gradient:
+    def _memory(
+        self, machine: BoltzmannMachine, state: State, parameters: Mapping[str, Parameter]
+    ) -> Gradient:
         # Memory for the gradient is kept: fresh pages for it cost as much as a matrix product.
-        mu, shape = state.visible_offset, (*state.visible_offset.shape, *state.hidden_offset.shape)
+        mu = state.visible_offset
+        shapes = _shapes(machine.visible_bias, mu, state.hidden_offset)
         kept, taken = self._scratch, {id(p.grad) for p in parameters.values()}
         if (
             kept is None
-            or kept.weight.shape != shape
+            or kept.weight.shape != shapes[0]
             or kept.weight.dtype != mu.dtype
             or not taken.isdisjoint(map(id, kept))
         ):
-            kept = Gradient(*(mu.new_zeros(size) for size in (shape, *((n,) for n in shape))))
-            self._scratch = kept
+            kept = self._scratch = Gradient(*(mu.new_zeros(shape) for shape in shapes))
         return kept
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
@@ -38,6 +39,8 @@ class BlockGibbs(UntransformedKernel):
         start: visible sides to start from, ``(chains, D)`` in {0, 1}.
         sweeps: block Gibbs updates for each draw.
         site: name of the draws.
+        clamp: units that stay at their values in `start`, ``(D,)`` or ``(chains, D)``, bool: the
+            others are drawn from their law given these (inpainting, missing pixels, labels).
 
     Example:
         >>> import torch; from pyro.infer import MCMC; from ppgen.models.rbm import RBM
@@ -49,7 +52,13 @@ class BlockGibbs(UntransformedKernel):
     """
 
     def __init__(
-        self, machine: BoltzmannMachine, start: Tensor, *, sweeps: int = 1, site: str = "x"
+        self,
+        machine: BoltzmannMachine,
+        start: Tensor,
+        *,
+        sweeps: int = 1,
+        site: str = "x",
+        clamp: Tensor | None = None,
     ) -> None:
         units = len(machine.visible_bias)
         if start.dim() != 2 or start.shape[1] != units or len(start) == 0:
@@ -59,10 +68,33 @@ class BlockGibbs(UntransformedKernel):
         if sweeps < 1:
             raise ValueError(f"sweeps: expected at least 1, got {sweeps}")
         self.machine, self.sweeps, self.site = machine, sweeps, site
-        super().__init__({site: start.to(machine.visible_bias.detach())})
+        start = start.to(machine.visible_bias.detach())
+        self.clamp = None if clamp is None else _clamped(clamp, start, machine)
+        self.values = start  # of the clamped units
+        super().__init__({site: start})
 
     def sample(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
         side = params[self.site]
         for _ in range(self.sweeps):
             side = self.machine.sweep(side)
+            if self.clamp is not None:
+                side = torch.where(self.clamp, self.values, side)
         return {self.site: side}
+
+
+def _clamped(clamp: Tensor, start: Tensor, machine: BoltzmannMachine) -> Tensor:
+    """The mask, ``(D,)`` or ``(chains, D)``, where it fits."""
+    if clamp.dtype != torch.bool or clamp.shape not in (start.shape, start.shape[1:]):
+        raise ValueError(
+            f"clamp: expected a bool tensor of shape {tuple(start.shape[1:])} or "
+            f"{tuple(start.shape)}, got {clamp.dtype} of {tuple(clamp.shape)}"
+        )
+    clamp = clamp.to(start.device)
+    variables = machine.units.variables(start.shape[1]).to(start.device)
+    same = variables[1:] == variables[:-1]
+    if ((clamp[..., 1:] != clamp[..., :-1]) & same).any():
+        raise ValueError(
+            "clamp: a categorical variable is clamped in part of its units; clamp all or none of "
+            "its group"
+        )
+    return clamp

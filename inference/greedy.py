@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from ppgen.distributions.restricted_boltzmann import sample_units
+from ppgen.distributions.units import sample_units
 from ppgen.inference.contrastive_divergence import ContrastiveDivergence
 from ppgen.inference.train import TrainResult, train
 from ppgen.inference.training.randomness import seeded, stream

@@ -13,6 +13,7 @@ on the *tempered marginals* ``p*_beta(s)``, hidden side summed out at that tempe
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -73,6 +74,38 @@ def swap_log_ratio(
     return up + down
 
 
+@dataclass(frozen=True)
+class Tempered:
+    """Parallel tempering as the negative phase of `ContrastiveDivergence`.
+
+    Its gradient is taken from the replicas at temperature 1; the whole ladder goes on across steps
+    under ``persistent=True``, which it is made for.
+
+    Args:
+        temperatures: as of `ParallelTempering`.
+        base: as of `ParallelTempering`.
+
+    References:
+        | Parallel tempering for training of restricted Boltzmann machines (Desjardins et al., 2010)
+    """
+
+    temperatures: int | Tensor = 10
+    base: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        schedule(self.temperatures)  # complains at once
+
+    def start(self, machine: BoltzmannMachine, visible: Tensor) -> Tensor:
+        return init(visible, len(schedule(self.temperatures))).ladder
+
+    def move(self, machine: BoltzmannMachine, kept: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+        state, betas = State(kept.clone()), schedule(self.temperatures)
+        base = base_biases(machine, self.base).detach()
+        for _ in range(steps):
+            state, _ = step(state, machine=machine, base=base, betas=betas)
+        return state.ladder, state.ladder[-1].clone()
+
+
 class ParallelTempering(UntransformedKernel):
     """Block Gibbs at several temperatures, whose swaps carry a chain from mode to mode.
 
@@ -83,7 +116,8 @@ class ParallelTempering(UntransformedKernel):
         machine: what is sampled; its parameters stay as they are.
         start: visible sides to start from, ``(chains, D)`` in {0, 1}.
         temperatures: number of equal steps of beta, or the betas: increasing, from 0 to 1 exactly.
-        base: biases of the visible side at beta = 0, ``(D,)``; uniform if None. Log-odds of the
+        base: biases of the visible side at beta = 0, ``(D,)`` (natural parameters of units that
+            are not binary); uniform if None, or for real units the machine's own. Log-odds of the
             data's base rates make do with fewer temperatures.
         sweeps: block Gibbs updates of every replica for each draw.
         site: name of the draws.

@@ -10,23 +10,21 @@ from pyro.distributions import TorchDistribution
 from pyro.nn import PyroModule
 from torch import Tensor
 
-from ppgen.distributions.restricted_boltzmann import (
-    KnownLogPartition,
-    RestrictedBoltzmann,
-    sample_units,
-    softplus,
-)
+from ppgen.distributions.restricted_boltzmann import KnownLogPartition, RestrictedBoltzmann
+from ppgen.distributions.units import Binary, Units, sample_units, softplus
 from ppgen.types import Statistics
 
 
 class Bipartite(PyroModule):
-    r"""Boltzmann machine of two sides of binary units, without ties within a side.
+    r"""Boltzmann machine of two sides, without ties within a side; hidden units are binary.
 
     .. math:: p(s, t) = e^{-E(s, t)} / Z, \qquad E(s, t) = -a^\top s - b^\top t - s^\top W t
 
     A layered machine is one: the even layers, ``s = (x, h2, h4, ...)``, are its visible side, the
     odd ones, ``t = (h1, h3, ...)``, its hidden side. A machine is a subclass that has `weight` W,
     `visible_bias` a and `hidden_bias` b, as parameters or assembled from those of its layers.
+    Visible units are binary, or of another kind in `ppgen.distributions.units`: then ``a^T s`` is
+    ``eta^T T(s)``, with natural parameters `visible_natural` and the statistics of those units.
 
     Shapes:
         ``s``: ``(*, D)`` and ``t``: ``(*, H)`` in {0, 1}; energies ``(*)`` in nats; W ``(D, H)``.
@@ -37,33 +35,41 @@ class Bipartite(PyroModule):
         visible_bias: Any
         hidden_bias: Any
     visible: int  # units of x, the first of the visible side
+    units: Units = Binary()  # the kind of the visible side
     _known: KnownLogPartition | None = None
 
     def energy(self, s: Tensor, t: Tensor) -> Tensor:
-        return -(self.hidden_logits(s) * t).sum(-1) - s @ self.visible_bias
+        return -(self.hidden_logits(s) * t).sum(-1) - self._linear(s)
 
     def free_energy(self, s: Tensor) -> Tensor:
         """``-log sum_t exp(-energy(s, t))``: ``(*, D) -> (*)``, nats."""
-        return -softplus(self.hidden_logits(s)).sum(-1) - s @ self.visible_bias
+        return -softplus(self.hidden_logits(s)).sum(-1) - self._linear(s)
 
     def hidden_logits(self, s: Tensor) -> Tensor:
         return affine(s, self.weight, self.hidden_bias)
 
     def visible_logits(self, t: Tensor) -> Tensor:
+        """What the couplings and biases add up to at each visible unit: ``(*, H) -> (*, D)``."""
         return affine(t, self.weight.T, self.visible_bias)
+
+    def visible_natural(self, t: Tensor | None = None) -> Tensor:
+        """Natural parameters of the visible side given the hidden, or with all of it off."""
+        return self.visible_bias if t is None else self.visible_logits(t)
 
     def hidden_given_visible(self, s: Tensor) -> TorchDistribution:
         return dist.Bernoulli(logits=self.hidden_logits(s)).to_event(1)
 
     def visible_given_hidden(self, t: Tensor) -> TorchDistribution:
-        return dist.Bernoulli(logits=self.visible_logits(t)).to_event(1)
+        return self.units.law(self.visible_natural(t))
 
     def marginal(self) -> RestrictedBoltzmann:
         """The law of the visible side, normalised where log Z is known."""
-        return RestrictedBoltzmann(*self._sides(), known=self._known)
+        return RestrictedBoltzmann(*self._sides(), units=self.units, known=self._known)
 
-    def hidden_marginal(self) -> RestrictedBoltzmann:
+    def hidden_marginal(self) -> TorchDistribution:
         """The law of the hidden side, normalised where log Z is known."""
+        if not self.units.binary:
+            raise ValueError(f"the law of a hidden side under {self.units} units is not written")
         weight, visible, hidden = self._sides()
         known = self._known
         if known is not None:
@@ -83,7 +89,7 @@ class Bipartite(PyroModule):
     @torch.no_grad()
     def sample_visible(self, t: Tensor) -> Tensor:
         """Draw the visible side given the hidden, ``(*, H) -> (*, D)``."""
-        return sample_units(self.visible_logits(t).sigmoid_())
+        return self.units.sample(self.visible_natural(t))
 
     @torch.no_grad()
     def sweep(self, s: Tensor) -> Tensor:
@@ -94,8 +100,8 @@ class Bipartite(PyroModule):
     def statistics(self, s: Tensor) -> Statistics:
         """What a phase whose visible side is `s`, ``(N, D)``, contributes to the gradient."""
         logits = self.hidden_logits(s)
-        visible_mean = s.mean(0)
-        linear = visible_mean @ self.visible_bias
+        visible_mean = self.units.statistics(s).mean(0)
+        linear = visible_mean @ self.visible_natural()
         free_energy = -torch.add(linear, softplus(logits).sum(), alpha=1 / len(s))
         hidden = logits.sigmoid_()
         return Statistics(s, hidden, visible_mean, hidden.mean(0), free_energy)
@@ -112,7 +118,10 @@ class Bipartite(PyroModule):
     def by_parameter(
         self, weight: Tensor, visible_bias: Tensor, hidden_bias: Tensor
     ) -> dict[str, Tensor]:
-        """A gradient in the sides as the gradient in each parameter, by name."""
+        """A gradient in the sides as the gradient in each parameter, by name.
+
+        That of the visible side is the gradient in its natural parameters.
+        """
         return {"weight": weight, "visible_bias": visible_bias, "hidden_bias": hidden_bias}
 
     # Where log p(x) is known up to log Z
@@ -134,8 +143,11 @@ class Bipartite(PyroModule):
         """``log p(x) + log Z`` itself, `samples` times: nothing is left to be sampled."""
         return (-self.free_energy(x)).expand(samples, -1)
 
+    def _linear(self, s: Tensor) -> Tensor:
+        return self.units.statistics(s) @ self.visible_natural()
+
     def _sides(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.weight, self.visible_bias, self.hidden_bias
+        return self.weight, self.visible_natural(), self.hidden_bias
 
 
 def affine(side: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -11,11 +11,8 @@ import torch
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 
-from ppgen.distributions.restricted_boltzmann import (
-    RestrictedBoltzmann,
-    base_rate_logits,
-    softplus,
-)
+from ppgen.distributions.restricted_boltzmann import RestrictedBoltzmann
+from ppgen.distributions.units import base_rate_logits, softplus
 from ppgen.models.bipartite import Bipartite, affine, require_rows
 from ppgen.models.duplicated_rbm import DuplicatedRBM
 from ppgen.models.rbm import RBM

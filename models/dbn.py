@@ -12,7 +12,7 @@ from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from ppgen.distributions.restricted_boltzmann import sample_units
+from ppgen.distributions.units import sample_units
 from ppgen.models.bipartite import affine
 from ppgen.models.rbm import RBM
 

@@ -1,18 +1,21 @@
-"""Restricted Boltzmann machine, binary units."""
+"""Restricted Boltzmann machine."""
 
 from __future__ import annotations
+
+from typing import Any, Self
 
 import pyro
 import torch
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 
-from ppgen.distributions.restricted_boltzmann import base_rate_logits
+from ppgen.distributions.restricted_boltzmann import RestrictedBoltzmann
+from ppgen.distributions.units import Binary, Units
 from ppgen.models.bipartite import Bipartite, require_rows
 
 
 class RBM(Bipartite):
-    r"""Restricted Boltzmann machine: binary visible and hidden units, no ties within a side.
+    r"""Restricted Boltzmann machine: visible and binary hidden units, no ties within a side.
 
     .. math:: p(x, h) = e^{-E(x, h)} / Z, \qquad E(x, h) = -a^\top x - b^\top h - x^\top W h
 
@@ -24,6 +27,8 @@ class RBM(Bipartite):
         visible: D, the number of visible units.
         hidden: H, the number of hidden units.
         weight_scale: standard deviation of the initial weights.
+        units: the kind of the visible units; `ppgen.distributions.OneHot(K)` makes groups of K of
+            them categorical. Real data have a `GaussianRBM`.
     Shapes:
         ``x``: ``(*, D)`` and ``h``: ``(*, H)`` in {0, 1}; energies ``(*)`` in nats;
         ``weight`` W: ``(D, H)``, ``visible_bias`` a: ``(D,)``, ``hidden_bias`` b: ``(H,)``.
@@ -38,28 +43,36 @@ class RBM(Bipartite):
     visible_bias: Tensor
     hidden_bias: Tensor
 
-    def __init__(self, visible: int, hidden: int, *, weight_scale: float = 0.01) -> None:
+    def __init__(
+        self,
+        visible: int,
+        hidden: int,
+        *,
+        weight_scale: float = 0.01,
+        units: Units = Binary(),  # noqa: B008 (it has no state)
+    ) -> None:
         super().__init__()
-        for side, units in (("visible", visible), ("hidden", hidden)):
-            if units < 1:
-                raise ValueError(f"RBM: expected at least one {side} unit, got {units}")
+        self.units = units
+        for side, count in (("visible", visible), ("hidden", hidden)):
+            if count < 1:
+                raise ValueError(f"RBM: expected at least one {side} unit, got {count}")
         self.visible, self.hidden = visible, hidden
         self.weight = nn.Parameter(weight_scale * torch.randn(visible, hidden))
         self.visible_bias = nn.Parameter(torch.zeros(visible))
         self.hidden_bias = nn.Parameter(torch.zeros(hidden))
 
     @classmethod
-    def from_data(cls, x: Tensor, hidden: int, *, weight_scale: float = 0.01) -> RBM:
-        """A machine that starts near the base rates of `x`, ``(N, D)``: biases are log-odds."""
+    def from_data(cls, x: Tensor, hidden: int, **options: Any) -> Self:
+        """A machine that starts near the base rates of `x`, ``(N, D)``; `options` as of RBM."""
         require_rows(x)
-        rbm = cls(x.shape[1], hidden, weight_scale=weight_scale)
+        rbm = cls(x.shape[1], hidden, **options)
         rbm.start_at(x)
         return rbm
 
     @torch.no_grad()
     def start_at(self, x: Tensor) -> None:
         """Set the visible biases to the log-odds of the base rates of `x`, ``(N, D)``."""
-        self.visible_bias.copy_(base_rate_logits(x))
+        self.visible_bias.copy_(self.units.fitted(x))
 
     @torch.no_grad()
     def transposed(self) -> RBM:
@@ -68,11 +81,50 @@ class RBM(Bipartite):
         On top of this machine it makes a DBN with the same law of x: where greedy training starts
         there, no layer makes the bound worse.
         """
+        if not self.units.binary:
+            raise ValueError(f"transposed: expected binary visible units, these are {self.units}")
         rbm = RBM(self.hidden, self.visible).to(self.weight)
         rbm.weight.copy_(self.weight.T)
         rbm.visible_bias.copy_(self.hidden_bias)
         rbm.hidden_bias.copy_(self.visible_bias)
         return rbm
+
+    # Missing units
+
+    def missing_given_observed(self, x: Tensor, observed: Tensor) -> RestrictedBoltzmann:
+        """The law of the units that are not `observed`, given those that are, in their order.
+
+        It is that of a smaller machine, exact where that can be enumerated. Larger ones are sampled
+        by ``BlockGibbs(..., clamp=observed)``.
+
+        Args:
+            x: one example, ``(D,)``; what is not observed is not looked at.
+            observed: mask, ``(D,)``, bool.
+        """
+        if not self.units.binary:
+            raise ValueError(f"missing units: expected binary ones, these are {self.units}")
+        if x.shape != (self.visible,) or observed.shape != x.shape or observed.all():
+            raise ValueError(
+                f"expected x and observed of shape ({self.visible},), and a unit that is not "
+                f"observed; got {tuple(x.shape)} and {tuple(observed.shape)}"
+            )
+        bias = self.hidden_bias + x[observed] @ self.weight[observed]
+        return RestrictedBoltzmann(self.weight[~observed], self.visible_bias[~observed], bias)
+
+    def log_observed(self, x: Tensor, observed: Tensor) -> Tensor:
+        """``log p(observed units) + log Z``, the others summed out: ``(N, D) -> (N,)``, nats.
+
+        `observed` is ``(D,)`` or ``(N, D)``, bool. Exact: the smaller of the missing and the hidden
+        side of each example has at most 20 units.
+        """
+        rows = zip(x, observed.expand(x.shape), strict=True)
+        return torch.stack([self._log_observed(row, mask) for row, mask in rows])
+
+    def _log_observed(self, x: Tensor, observed: Tensor) -> Tensor:
+        if observed.all():
+            return -self.free_energy(x)
+        rest = self.missing_given_observed(x, observed).log_partition()
+        return x[observed] @ self.visible_bias[observed] + rest
 
     @pyro_method
     def model(self, x: Tensor | None = None, *, examples: int = 1) -> Tensor:

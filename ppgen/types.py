@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch.nn import Parameter
 
     from ppgen.distributions import RestrictedBoltzmann
+    from ppgen.distributions.units import Units
     from ppgen.posterior import Posterior
 
 Story = Callable[..., Any]
@@ -75,22 +76,25 @@ class Statistics(NamedTuple):
 
     visible: Tensor  # states of the visible side (their means in a mean-field phase), (N, D)
     hidden: Tensor  # means of the hidden side given them, (N, H)
-    visible_mean: Tensor  # over the N states, (D,)
+    visible_mean: Tensor  # of the visible units' statistics over the N states, (M,); M = D mostly
     hidden_mean: Tensor  # over the N states, (H,)
     free_energy: Tensor  # mean over the N states, nats, (); an upper bound in a mean-field phase
 
 
 @runtime_checkable
 class BoltzmannMachine(Protocol):
-    """A bipartite machine of binary units, ``log p(s, t) = a.s + b.t + s.W.t - log Z``.
+    """A bipartite machine, ``log p(s, t) = a.s + b.t + s.W.t - log Z``.
 
     A layered machine is bipartite: its *visible side* is its even layers (x, and every second
     layer above), its *hidden side* the odd ones; each is independent given the other. Below, `x`
-    is the data layer, alone in the visible side of a machine with one hidden layer.
+    is the data layer, alone in the visible side of a machine with one hidden layer. Hidden units
+    are binary, visible ones of some kind in `ppgen.distributions.units`, whose statistics and
+    natural parameters then stand for s and a in ``a.s``.
     """
 
     if TYPE_CHECKING:  # from Python 3.12 on, isinstance does not see the parameters of a module
         visible: int  # units of x, the first of the visible side
+        units: Units  # the kind of the visible side
 
         # Read alone: parameters, or assembled from those of the layers.
         @property
@@ -112,8 +116,11 @@ class BoltzmannMachine(Protocol):
         """Log-odds of the hidden side given the visible, ``(*, D) -> (*, H)``."""
         ...
 
-    def visible_logits(self, t: Tensor) -> Tensor:
-        """Log-odds of the visible side given the hidden, ``(*, H) -> (*, D)``."""
+    def visible_natural(self, t: Tensor | None = None) -> Tensor:
+        """Natural parameters of the visible side given the hidden (None: all off).
+
+        ``(*, H) -> (*, M)``; log-odds, M = D, where the units are binary.
+        """
         ...
 
     def free_energy(self, s: Tensor) -> Tensor:
@@ -143,7 +150,35 @@ class BoltzmannMachine(Protocol):
     def by_parameter(
         self, weight: Tensor, visible_bias: Tensor, hidden_bias: Tensor
     ) -> dict[str, Tensor]:
-        """A gradient in W, a and b as the gradient in each parameter, by its name."""
+        """A gradient in W, a (natural) and b as that in each parameter, by its name."""
+        ...
+
+
+@runtime_checkable
+class PairwiseMachine(Protocol):
+    """A Boltzmann machine of visible units alone, ``log p(x) = a.x + x.W.x / 2 - log Z``."""
+
+    if TYPE_CHECKING:
+        visible: int  # units of x
+
+        @property
+        def weight(self) -> Tensor: ...  # W, symmetric with a zero diagonal, (D, D)
+
+        @property
+        def visible_bias(self) -> Tensor: ...  # a, (D,)
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]: ...
+
+    def energy(self, x: Tensor) -> Tensor:
+        """``-a.x - x.W.x / 2``: ``(*, D) -> (*)``, nats."""
+        ...
+
+    def pseudo_log_likelihood(self, x: Tensor) -> Tensor:
+        """``sum_i log p(x_i | all others)``: ``(*, D) -> (*)``, nats."""
+        ...
+
+    def by_parameter(self, weight: Tensor, visible_bias: Tensor) -> dict[str, Tensor]:
+        """A gradient in the W_ij, i < j, and a as the gradient in each parameter, by its name."""
         ...
 
 
@@ -170,6 +205,21 @@ class UnnormalisedDensity(Protocol):
 
     def unnormalised_log_weights(self, x: Tensor, samples: int) -> Tensor:
         """``log p(x, z) + log Z - log q(z | x)``, z ~ q: ``(N, D) -> (samples, N)``, nats."""
+        ...
+
+
+@runtime_checkable
+class MachinePrior(UnnormalisedDensity, Protocol):
+    """A story whose binary latents z are the visible side of its machine: a VAE with RBM prior."""
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]: ...
+
+    def encode(self, x: Tensor) -> TorchDistribution:
+        """``q(z | x)``, of event shape ``(L,)``."""
+        ...
+
+    def log_unnormalised_joint(self, x: Tensor, z: Tensor) -> Tensor:
+        """``log p(x, z) + log Z``, ``(*)``, nats."""
         ...
 
 

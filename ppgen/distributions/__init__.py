@@ -1,7 +1,12 @@
 """Pyro distributions that Pyro lacks."""
 
+from ppgen.distributions.boltzmann import Boltzmann as Boltzmann
 from ppgen.distributions.rayleigh import Rayleigh as Rayleigh
 from ppgen.distributions.restricted_boltzmann import RestrictedBoltzmann as RestrictedBoltzmann
 from ppgen.distributions.signed_normal import SignedNormal as SignedNormal
 from ppgen.distributions.sphere import SphereUniform as SphereUniform
 from ppgen.distributions.sphere import VonMisesFisher as VonMisesFisher
+from ppgen.distributions.units import Beside as Beside
+from ppgen.distributions.units import Binary as Binary
+from ppgen.distributions.units import Gaussian as Gaussian
+from ppgen.distributions.units import OneHot as OneHot

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
+from functools import partial
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -11,6 +12,8 @@ from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+
+from ppgen.distributions.units import Binary, Units, softplus
 
 EXACT_UNITS = 20  # up to 2**20 states are summed without being asked
 _TABLE_UNITS = 12  # states that are summed at once: 2**12 rows
@@ -29,23 +32,26 @@ class RestrictedBoltzmann(TorchDistribution):
     .. math:: \log p(x) = a^\top x + \sum_j \operatorname{softplus}(b_j + (W^\top x)_j) - \log Z
 
     A layered machine is bipartite, so its even layers have this law too: `weight` then holds the
-    weights between all even and all odd layers.
+    weights between all even and all odd layers. Visible units of another kind have their natural
+    parameters for ``a`` and their statistics for x in the linear term (see `units`).
 
-    log Z is the exact sum where the smaller side has at most 20 units: differentiable, at
-    ``2**20`` times the other side's cost. Beyond that `log_prob` raises, unless a value was given
-    for these very parameters; such a value has no gradient. `sample` is exact, or raises.
+    log Z is the exact sum where the smaller side has at most 20 units (where the visible units
+    are not binary, the hidden side): differentiable, at ``2**20`` times the other side's cost.
+    Beyond that `log_prob` raises, unless a value was given for these very parameters; such a value
+    has no gradient. `sample` is exact, or raises.
 
     Args:
         weight: W, ``(D, H)``.
-        visible_bias: a, ``(D,)``.
+        visible_bias: a, ``(D,)``; natural parameters ``(M,)`` of units with M statistics.
         hidden_bias: b, ``(H,)``.
+        units: the kind of the visible units; binary if None.
         known: log Z of a machine too large to be summed, with the parameters it belongs to.
     Shapes:
-        ``x``: ``(*, D)`` in {0, 1}; `log_prob` ``(*)`` in nats.
+        ``x``: ``(*, D)`` in the support of the units; `log_prob` ``(*)`` in nats.
 
     Raises:
         ValueError: from `log_prob` when log Z is unknown, was made for other parameters, or x is
-            not binary; from `sample` when the smaller side is too large to be summed.
+            no data of these units; from `sample` when the smaller side is too large to be summed.
 
     References:
         | Information processing in dynamical systems (Smolensky, 1986)
@@ -61,7 +67,10 @@ class RestrictedBoltzmann(TorchDistribution):
         "visible_bias": constraints.real_vector,
         "hidden_bias": constraints.real_vector,
     }
-    support: ClassVar = constraints.independent(constraints.boolean, 1)  # pyright: ignore
+
+    @constraints.dependent_property(event_dim=1)
+    def support(self) -> constraints.Constraint:  # pyright: ignore
+        return constraints.independent(self.units.support, 1)
 
     def __init__(
         self,
@@ -69,10 +78,16 @@ class RestrictedBoltzmann(TorchDistribution):
         visible_bias: Tensor,
         hidden_bias: Tensor,
         *,
+        units: Units | None = None,
         known: KnownLogPartition | None = None,
         validate_args: bool | None = None,
     ) -> None:
-        if weight.shape != visible_bias.shape + hidden_bias.shape or weight.dim() != 2:
+        self.units = Binary() if units is None else units
+        if (
+            weight.dim() != 2
+            or hidden_bias.shape != weight.shape[1:]
+            or visible_bias.shape != self.units.statistics(weight[:, 0]).shape
+        ):
             raise ValueError(
                 "RestrictedBoltzmann: expected weight (D, H), visible_bias (D,), hidden_bias (H,), "
                 f"got {tuple(weight.shape)}, {tuple(visible_bias.shape)}, "
@@ -80,7 +95,7 @@ class RestrictedBoltzmann(TorchDistribution):
             )
         self.weight, self.visible_bias, self.hidden_bias = weight, visible_bias, hidden_bias
         self.known = known
-        super().__init__(torch.Size(), visible_bias.shape, validate_args=validate_args)
+        super().__init__(torch.Size(), weight.shape[:1], validate_args=validate_args)
 
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> RestrictedBoltzmann:
         new = copy(self)
@@ -90,14 +105,15 @@ class RestrictedBoltzmann(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         x = value
         if self._validate_args:
-            require_binary(x, units=len(self.visible_bias))
+            self.units.require(x, len(self.weight))
         return (-self.free_energy(x) - self.log_normalizer()).expand(
             torch.broadcast_shapes(self.batch_shape, x.shape[:-1])
         )
 
     def free_energy(self, x: Tensor) -> Tensor:
         """Minus the unnormalised log density, ``(*, D) -> (*)``, nats."""
-        return -x @ self.visible_bias - softplus(x @ self.weight + self.hidden_bias).sum(-1)
+        linear = self.units.statistics(x) @ self.visible_bias
+        return -linear - softplus(x @ self.weight + self.hidden_bias).sum(-1)
 
     @torch.no_grad()
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
@@ -106,10 +122,10 @@ class RestrictedBoltzmann(TorchDistribution):
         weights = self._log_weights(EXACT_UNITS)  # raises with what to do instead
         states = torch.multinomial((weights - weights.max()).exp(), max(shape.numel(), 1), True)
         if self._sums_hidden:
-            hidden = _binary(states, len(self.hidden_bias), self.weight)
-            x = sample_units(torch.sigmoid(hidden @ self.weight.T + self.visible_bias))
+            hidden = binary_states(states, len(self.hidden_bias), self.weight)
+            x = self.units.sample(shifted(self.visible_bias, hidden @ self.weight.T))
         else:
-            x = _binary(states, len(self.visible_bias), self.weight)
+            x = binary_states(states, len(self.weight), self.weight)
         return x[: shape.numel()].reshape(shape + self.event_shape)
 
     def log_partition(self, limit: int = EXACT_UNITS) -> Tensor:
@@ -118,7 +134,7 @@ class RestrictedBoltzmann(TorchDistribution):
 
     def log_normalizer(self) -> Tensor:
         """Log Z: exact where that is cheap, else the value known for these parameters."""
-        if min(self.weight.shape) <= EXACT_UNITS:
+        if self.enumerable:
             return self.log_partition()
         if self.known is None:
             raise ValueError(
@@ -143,14 +159,19 @@ class RestrictedBoltzmann(TorchDistribution):
         return self.weight, self.visible_bias, self.hidden_bias
 
     @property
+    def enumerable(self) -> bool:
+        """Whether log Z is a sum of few enough terms to be taken without being asked."""
+        return (len(self.hidden_bias) if self._sums_hidden else len(self.weight)) <= EXACT_UNITS
+
+    @property
     def _sums_hidden(self) -> bool:
-        return len(self.hidden_bias) <= len(self.visible_bias)
+        return len(self.hidden_bias) <= len(self.weight) or not self.units.binary
 
     def _log_weights(self, limit: int) -> Tensor:
         """Log of the sum over the larger side, for each state of the smaller: ``(2**n,)``."""
-        W, linear, other = self.weight.T, self.hidden_bias, self.visible_bias
+        W, linear, other, summed = self.weight.T, self.hidden_bias, self.visible_bias, self.units
         if not self._sums_hidden:
-            W, linear, other = self.weight, self.visible_bias, self.hidden_bias
+            W, linear, other, summed = self.weight, self.visible_bias, self.hidden_bias, Binary()
         units = len(linear)
         if units > limit:
             raise ValueError(
@@ -161,64 +182,43 @@ class RestrictedBoltzmann(TorchDistribution):
         # The last units run fastest. Their states' fields are computed once and shared by all
         # blocks, so that a block costs one addition and one softplus, and no matrix product.
         low = min(units, _TABLE_UNITS)
-        table = _binary(torch.arange(2**low, device=W.device), low, W)
-        fields, weights = table @ W[units - low :] + other, table @ linear[units - low :]
+        table = binary_states(torch.arange(2**low, device=W.device), low, W)
+        fields = shifted(other, table @ W[units - low :])
+        weights = table @ linear[units - low :]
         if units == low:
-            return weights + softplus(fields).sum(-1)
-        high = _binary(torch.arange(2 ** (units - low), device=W.device), units - low, W)
+            return weights + summed.log_normaliser(fields)
+        high = binary_states(torch.arange(2 ** (units - low), device=W.device), units - low, W)
         shifts, constants = high @ W[: units - low], high @ linear[: units - low]
+        block = partial(_block, summed)
         blocks: list[Tensor] = [
             # Recomputed in the backward pass: one block's activations at a time.
             checkpoint(
-                _block, fields, shift, weights, c, use_reentrant=False, preserve_rng_state=False
+                block, fields, shift, weights, c, use_reentrant=False, preserve_rng_state=False
             )
             if torch.is_grad_enabled()
-            else _block(fields, shift, weights, c)
+            else block(fields, shift, weights, c)
             for shift, c in zip(shifts, constants, strict=True)
         ]  # type: ignore[misc]
         return torch.cat(blocks)
 
 
-def softplus(logits: Tensor) -> Tensor:
-    """``log(1 + exp(logits))``; torch's own threshold of 20 costs 2e-9, this one nothing."""
-    return torch.nn.functional.softplus(logits, threshold=40.0)
+def shifted(natural: Tensor, fields: Tensor) -> Tensor:
+    """Natural parameters ``(M,)`` or ``(*, M)`` with `fields` added to the D first: ``(*, M)``."""
+    units = fields.shape[-1]
+    if natural.shape[-1] == units:
+        return fields + natural
+    rest = natural[..., units:]
+    rest = rest.expand(*torch.broadcast_shapes(fields.shape[:-1], rest.shape[:-1]), -1)
+    return torch.cat([fields + natural[..., :units], rest], -1)
 
 
-def sample_units(probabilities: Tensor) -> Tensor:
-    """Independent units in {0, 1}; four times faster on a CPU than ``torch.bernoulli``."""
-    uniform = torch.rand_like(probabilities)
-    return torch.lt(uniform, probabilities, out=uniform)
+def _block(
+    summed: Units, fields: Tensor, shift: Tensor, weights: Tensor, constant: Tensor
+) -> Tensor:
+    return summed.log_normaliser(shifted(fields, shift)) + weights + constant
 
 
-def base_rate_logits(x: Tensor) -> Tensor:
-    """Log-odds of each unit's base rate, clamped to [1e-4, 1 - 1e-4]: ``(N, D) -> (D,)``."""
-    x = x if x.is_floating_point() else x.to(torch.get_default_dtype())
-    return torch.logit(x.mean(0), eps=1e-4)
-
-
-def require_binary(x: Tensor, units: int) -> None:
-    """Refuse what is not ``(*, units)`` in {0, 1}.
-
-    The unnormalised log density is convex in x: a grey image scores at most the mean over its
-    binarizations, a number about no distribution over images.
-    """
-    if x.dim() == 0 or x.shape[-1] != units:
-        raise ValueError(f"x: expected shape (..., {units}), got {tuple(x.shape)}")
-    bad = ((x != 0) & (x != 1)).nonzero()
-    if len(bad):
-        *row, column = bad[0].tolist()
-        value = x[tuple(bad[0])].item()
-        raise ValueError(
-            f"x: expected 0 or 1, got {value:g} in row {', '.join(map(str, row)) or 0}, column "
-            f"{column} ({len(bad)} such entries): binarize the data first and say how"
-        )
-
-
-def _block(fields: Tensor, shift: Tensor, weights: Tensor, constant: Tensor) -> Tensor:
-    return softplus(fields + shift).sum(-1) + weights + constant
-
-
-def _binary(states: Tensor, units: int, like: Tensor) -> Tensor:
+def binary_states(states: Tensor, units: int, like: Tensor) -> Tensor:
     """Binary digits, most significant first: ``(S,) -> (S, units)``."""
     shifts = torch.arange(units - 1, -1, -1, device=states.device)
     return ((states[:, None] >> shifts) & 1).to(like)

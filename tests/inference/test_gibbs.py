@@ -119,3 +119,55 @@ def test_block_gibbs_runs_under_mcmc():
 def test_wrong_options_are_refused(start, options):
     with pytest.raises(ValueError, match="expected"):
         BlockGibbs(machine(), start, **options)
+
+
+# Clamped units
+
+
+def conditional(rbm, clamp, values):
+    """Of all states: zero where a clamped unit has another value."""
+    fits = (states(4)[:, clamp] == values[clamp]).all(1)
+    p = law(rbm) * fits
+    return p / p.sum()
+
+
+@pytest.mark.parametrize("units", [[0], [1, 3], [0, 1, 2]])
+def test_clamped_units_stay_and_the_others_have_their_enumerated_conditional(units):
+    rbm, clamp = machine(), torch.zeros(4, dtype=torch.bool)
+    clamp[units] = True
+    values = torch.tensor([1.0, 0.0, 1.0, 1.0])
+    p = conditional(rbm, clamp, values)
+    start = states(4)[torch.multinomial(p, DRAWS, replacement=True)]
+    kernel = BlockGibbs(rbm, start, sweeps=4, clamp=clamp)
+    x = kernel.sample(kernel.initial_params)["x"]
+    assert torch.equal(x[:, clamp], start[:, clamp])
+    assert (x != start).any()
+    frequency = counts(x) / DRAWS
+    # 48 comparisons in all: z = 5.0; + 5/n for rare states
+    assert ((frequency - p).abs() < 5.0 * (p * (1 - p) / DRAWS).sqrt() + 5 / DRAWS).all()
+
+
+def test_clamping_once_and_not_in_each_sweep_is_caught():
+    """The planted bug: free sweeps, and the values put back at the end."""
+    rbm, clamp = machine(), torch.tensor([True, False, True, False])
+    values = torch.tensor([1.0, 0.0, 1.0, 1.0])
+    p = conditional(rbm, clamp, values)
+    start = states(4)[torch.multinomial(p, DRAWS, replacement=True)]
+    kernel = BlockGibbs(rbm, start, sweeps=4)
+    x = torch.where(clamp, start, kernel.sample(kernel.initial_params)["x"])
+    assert (counts(x) / DRAWS - p).abs().max() > 5.0 * 0.5 / DRAWS**0.5
+
+
+def test_each_chain_may_clamp_its_own_units():
+    rbm = machine()
+    clamp = torch.eye(4, dtype=torch.bool)
+    kernel = BlockGibbs(rbm, torch.ones(4, 4), clamp=clamp, sweeps=20)
+    assert (kernel.sample(kernel.initial_params)["x"][clamp] == 1).all()
+
+
+@pytest.mark.parametrize(
+    "clamp", [torch.zeros(3, dtype=torch.bool), torch.zeros(4), torch.ones(3, 4, dtype=torch.bool)]
+)
+def test_a_mask_that_does_not_fit_is_refused(clamp):
+    with pytest.raises(ValueError, match="clamp: expected a bool tensor"):
+        BlockGibbs(machine(), torch.ones(2, 4), clamp=clamp)

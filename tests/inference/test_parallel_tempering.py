@@ -8,7 +8,8 @@ from pyro.infer import MCMC
 from scipy import stats
 
 from ppgen.distributions import RestrictedBoltzmann
-from ppgen.inference import BlockGibbs, ParallelTempering
+from ppgen.inference import BlockGibbs, ContrastiveDivergence, ParallelTempering, Tempered
+from ppgen.inference import contrastive_divergence as cd
 from ppgen.inference import parallel_tempering as pt
 from ppgen.inference.annealed_importance_sampling import schedule
 from ppgen.models.dbm import DBM
@@ -117,3 +118,68 @@ def test_it_recovers_the_weights_of_two_modes_between_which_gibbs_never_crosses(
 def test_wrong_options_are_refused(options):
     with pytest.raises(ValueError, match="expected"):
         ParallelTempering(machine(), **{"start": torch.ones(2, 5), **options})
+
+
+# As the negative phase of contrastive divergence
+
+
+def test_a_tempered_negative_phase_of_exact_chains_gives_the_exact_gradient():
+    made, base, betas = machine(), torch.randn(5), schedule(4)
+    exact = [tempered(made, base, beta).sample((DRAWS,)) for beta in betas]
+    x = (torch.rand(10, 5) < 0.5).double()
+    state = cd.State(torch.stack(exact), torch.zeros(5), torch.zeros(3))
+    state, gradient, info = cd.step(
+        state, x, machine=made, gibbs_steps=3, centred=False, sampler=Tempered(4, base)
+    )
+    p, v = made.marginal().log_prob(states(5)).exp(), states(5)
+    q = torch.sigmoid(made.hidden_logits(v))
+    model = p @ v, p @ q
+    second = p @ q**2
+    errors = (p @ v * (1 - p @ v) / DRAWS).sqrt(), ((second - model[1] ** 2) / DRAWS).sqrt()
+    positive = made.positive_phase(x)
+    means = positive.visible_mean, positive.hidden_mean
+    for found, mean, of_model, error in zip(gradient[1:], means, model, errors, strict=True):
+        # 8 comparisons: normal quantile of 1 - 1e-5 / 8 is 4.7
+        assert ((found - (of_model - mean)).abs() < 4.7 * error + 1e-12).all()
+    assert state.chains.shape == (5, DRAWS, 5)
+    assert min(
+        p_value(s, tempered(made, base, b)) for s, b in zip(state.chains, betas, strict=True)
+    ) > (FAILURE_RATE / 5)
+    assert torch.equal(info.fantasies, state.chains[-1])
+
+
+def test_a_tempered_negative_phase_crosses_where_persistent_chains_do_not():
+    """Chains that start in one of two equal modes: their share is what the gradient sees."""
+    rbm = RBM(8, 8, weight_scale=0.0).requires_grad_(False)
+    rbm.weight.fill_(1.2)
+    rbm.visible_bias.fill_(-4.8)
+    rbm.hidden_bias.fill_(-4.8)
+    share = {}
+    for name, sampler in (("Gibbs", None), ("tempered", Tempered(10))):
+        loss = ContrastiveDivergence(persistent=True, sampler=sampler, gibbs_steps=60)
+        state = cd.init(rbm, torch.zeros(400, 8), persistent=True, sampler=sampler)
+        _, _, info = cd.step(state, torch.zeros(4, 8), machine=rbm, gibbs_steps=60, sampler=sampler)
+        share[name] = (info.fantasies.mean(1) > 0.5).double().mean()
+        assert loss.sampler is sampler
+    assert share["Gibbs"] < 0.1
+    assert abs(share["tempered"] - 0.5) < 0.15  # binomial: 4.3 standard errors are 0.11
+
+
+def test_a_tempered_run_resumes_bit_for_bit():
+    x, runs = (torch.rand(9, 5) < 0.5).double(), []
+    for stop in (4, 2):
+        torch.manual_seed(0)
+        rbm = RBM(5, 3)
+        loss = ContrastiveDivergence(persistent=True, sampler=Tempered(3))
+        for batch in range(4):
+            if batch == stop:
+                kept = loss.state_dict()
+                loss = ContrastiveDivergence(persistent=True, sampler=Tempered(3))
+                loss.load_state_dict(kept)
+            rbm.zero_grad()
+            loss.loss_and_grads(rbm.model, rbm.guide, x)
+            with torch.no_grad():
+                for p in rbm.parameters():
+                    p -= 0.1 * p.grad
+        runs.append(rbm.weight.detach().clone())
+    assert torch.equal(*runs)

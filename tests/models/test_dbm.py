@@ -9,7 +9,7 @@ import torch
 from pyro.infer import SVI, Predictive, Trace_ELBO
 from scipy import stats
 
-from ppgen.distributions.restricted_boltzmann import softplus
+from ppgen.distributions.units import softplus
 from ppgen.inference import ContrastiveDivergence
 from ppgen.inference import contrastive_divergence as cd
 from ppgen.models.dbm import DBM

@@ -10,8 +10,8 @@ from pyro.infer import SVI, Predictive, Trace_ELBO
 from pyro.infer.inspect import get_model_relations
 from scipy import stats
 
-from ppgen.distributions import RestrictedBoltzmann
-from ppgen.distributions.restricted_boltzmann import softplus
+from ppgen.distributions import OneHot, RestrictedBoltzmann
+from ppgen.distributions.units import softplus
 from ppgen.models.rbm import RBM
 from ppgen.types import BoltzmannMachine
 
@@ -253,3 +253,50 @@ def test_log_density_is_convex_so_that_a_grey_score_would_flatter():
 def test_wrong_shapes_are_refused(call):
     with pytest.raises(ValueError, match="expected"):
         call()
+
+
+# Missing units
+
+
+@pytest.mark.parametrize(("visible", "hidden"), [(4, 3), (4, 5)])
+def test_missing_units_have_their_enumerated_conditional_and_are_summed_out(visible, hidden):
+    rbm, observed = machine(visible, hidden), torch.tensor([True, False, True, False])
+    x = torch.tensor([1.0, float("nan"), 0.0, float("nan")])
+    filled = x.expand(4, -1).clone()
+    filled[:, ~observed] = states(2)
+    joint_of = -rbm.free_energy(filled)
+    law = rbm.missing_given_observed(x, observed)
+    torch.testing.assert_close(law.log_prob(states(2)), joint_of.log_softmax(0), **EXACT)
+    rows = torch.stack([x, filled[1]])
+    masks = torch.stack([observed, torch.ones(4, dtype=torch.bool)])
+    expected = torch.stack([joint_of.logsumexp(0), joint_of[1]])
+    torch.testing.assert_close(rbm.log_observed(rows, masks), expected, **EXACT)
+    torch.testing.assert_close(rbm.log_observed(x[None], observed), expected[:1], **EXACT)
+
+
+# Categorical units
+
+
+def test_softmax_units_equal_the_enumerated_machine():
+    rbm = RBM(6, 3, weight_scale=2.0, units=OneHot(3)).requires_grad_(False)
+    torch.nn.init.normal_(rbm.visible_bias)
+    groups = torch.eye(3)
+    x = torch.cat([groups.repeat_interleave(3, 0), groups.repeat(3, 1)], 1)  # all nine
+    joint_of = -rbm.energy(x[:, None], states(3)[None])
+    torch.testing.assert_close(rbm.log_partition(), joint_of.flatten().logsumexp(0), **EXACT)
+    log_p = rbm.marginal().log_prob(x)
+    torch.testing.assert_close(log_p, joint_of.logsumexp(1) - rbm.log_partition(), **EXACT)
+    draws = rbm.marginal().sample((20_000,))
+    for _ in range(4):
+        draws = rbm.sweep(draws)
+    index = 3 * draws[:, :3].argmax(1) + draws[:, 3:].argmax(1)
+    expected = log_p.exp() * 20_000
+    keep = expected >= 10
+    observed = torch.bincount(index, minlength=9)[keep]
+    z = (observed - expected[keep]) / (expected[keep] * (1 - log_p.exp()[keep])).sqrt()
+    assert z.abs().max() < 4.8  # 9 comparisons: normal quantile of 1 - 1e-5 / 9
+    with pytest.raises(ValueError, match="one of 3 categories"):
+        rbm.marginal().log_prob(torch.ones(6))
+    start = RBM.from_data(x[:2], 3, units=OneHot(3), weight_scale=0.0)
+    share = torch.softmax(start.visible_bias[:3], 0)
+    torch.testing.assert_close(share, torch.tensor([1.0, 0.0, 0.0]), rtol=0, atol=3e-4)

@@ -14,20 +14,33 @@ from pyro.infer.inspect import get_model_relations
 from pyro.infer.mcmc import MCMC, NUTS
 from pyro.optim import Adam
 
-from ppgen.inference import ELBO, BlockGibbs, ContrastiveDivergence, ParallelTempering, UpDown
+from ppgen.inference import (
+    ELBO,
+    BlockGibbs,
+    ContrastiveDivergence,
+    LeaveOneOut,
+    ParallelTempering,
+    PseudoLikelihood,
+    SingleSiteDivergence,
+    UpDown,
+)
 from ppgen.models import (
     DBM,
     DBN,
     RBM,
+    RBMVAE,
     VAE,
     BaseRate,
     BetaBernoulli,
+    ClassificationRBM,
     ConjugateRegression,
     DequantizedFlow,
     DirichletCategorical,
     Flow,
+    FullyVisibleBoltzmannMachine,
     GammaPoisson,
     GaussianMixture,
+    GaussianRBM,
     NormalGamma,
     NormalNormal,
     ProbitRegression,
@@ -105,6 +118,22 @@ CASES = {
     "GaussianMixture": mixture,
     "RBM": deep(lambda: RBM(6, 3), BITS, (ContrastiveDivergence(), pyro.infer.Trace_ELBO())),
     "large RBM": deep(lambda: RBM(30, 30), BITS.repeat(1, 5), (ContrastiveDivergence(),)),
+    "GaussianRBM": deep(
+        lambda: GaussianRBM(2, 3), POINTS, (ContrastiveDivergence(), pyro.infer.Trace_ELBO())
+    ),
+    "ClassificationRBM": deep(
+        lambda: ClassificationRBM(6, 3, classes=2),
+        torch.cat([BITS[:, :4], torch.eye(2, dtype=torch.float64).repeat(2, 1)], 1),
+        (ContrastiveDivergence(), pyro.infer.Trace_ELBO()),
+    ),
+    "FullyVisibleBoltzmannMachine": deep(
+        lambda: FullyVisibleBoltzmannMachine(6),
+        BITS,
+        (SingleSiteDivergence(), PseudoLikelihood(), pyro.infer.Trace_ELBO()),
+    ),
+    "RBMVAE": deep(
+        lambda: RBMVAE(6, RBM(3, 2), hidden=(8,)), BITS, (LeaveOneOut(), pyro.infer.Trace_ELBO())
+    ),
     "DBM": deep(lambda: DBM(6, (3, 2)), BITS, (ContrastiveDivergence(), pyro.infer.Trace_ELBO())),
     "large DBM": deep(lambda: DBM(30, (25, 25)), BITS.repeat(1, 5), (ContrastiveDivergence(),)),
     "DBN": deep(

@@ -1,0 +1,273 @@
+r"""The kinds of visible units of a Boltzmann machine, each an exponential family.
+
+.. math:: p(x \mid \eta) = \exp(\eta^\top T(x) - A(\eta)), \qquad T(x) = (x, \ldots)
+
+Given the hidden side t, a machine's natural parameters are linear, ``eta = eta_0 + (W t, 0)``: its
+couplings move those of x itself, which come first, and leave the others. So energies, gradients
+(differences of mean statistics) and annealing (interpolated eta) are the same for every kind.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution, constraints
+from torch import Tensor
+
+
+class Units(Protocol):
+    """A side of D units with M statistics, ``M >= D``, of which the first D are x itself."""
+
+    @property
+    def binary(self) -> bool:
+        """Whether the states are {0, 1}^D, so that few units can be enumerated."""
+        ...
+
+    @property
+    def support(self) -> Any:
+        """Of one unit."""
+        ...
+
+    def statistics(self, x: Tensor) -> Tensor:
+        """``T(x)``: ``(*, D) -> (*, M)``."""
+        ...
+
+    def log_normaliser(self, natural: Tensor) -> Tensor:
+        """``A(eta)``: ``(*, M) -> (*)``, nats."""
+        ...
+
+    def sample(self, natural: Tensor) -> Tensor:
+        """Draws of x, ``(*, M) -> (*, D)``; `natural` may be overwritten."""
+        ...
+
+    def law(self, natural: Tensor) -> TorchDistribution:
+        """The distribution of x, of event shape ``(D,)``."""
+        ...
+
+    def fitted(self, x: Tensor) -> Tensor:
+        """Natural parameters of independent units that match `x`: ``(N, D) -> (M,)``."""
+        ...
+
+    def require(self, x: Tensor, units: int) -> None:
+        """Refuse what is no data of this kind, ``(*, units)``, with a ValueError."""
+        ...
+
+    def variables(self, units: int) -> Tensor:
+        """The number of the variable that each unit is a part of, ``(units,)``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Binary:
+    """Units in {0, 1}; eta are their log-odds."""
+
+    binary = True
+    support = constraints.boolean
+
+    def statistics(self, x: Tensor) -> Tensor:
+        return x
+
+    def log_normaliser(self, natural: Tensor) -> Tensor:
+        return softplus(natural).sum(-1)
+
+    def sample(self, natural: Tensor) -> Tensor:
+        return sample_units(natural.sigmoid_())
+
+    def law(self, natural: Tensor) -> TorchDistribution:
+        return dist.Bernoulli(logits=natural).to_event(1)
+
+    def fitted(self, x: Tensor) -> Tensor:
+        return base_rate_logits(x)
+
+    def require(self, x: Tensor, units: int) -> None:
+        require_binary(x, units)
+
+    def variables(self, units: int) -> Tensor:
+        return torch.arange(units)
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    r"""Real units; ``eta = (mean / sigma^2, -1 / (2 sigma^2))``, ``T(x) = (x, x^2)``."""
+
+    binary = False
+    support = constraints.real
+
+    def statistics(self, x: Tensor) -> Tensor:
+        return torch.cat([x, x.square()], -1)
+
+    def log_normaliser(self, natural: Tensor) -> Tensor:
+        linear, square = natural.chunk(2, -1)
+        return (torch.log(-math.pi / square) / 2 - linear.square() / (4 * square)).sum(-1)
+
+    def sample(self, natural: Tensor) -> Tensor:
+        mean, scale = self._moments(natural)
+        return torch.addcmul(mean, scale, torch.randn_like(mean))
+
+    def law(self, natural: Tensor) -> TorchDistribution:
+        return dist.Normal(*self._moments(natural)).to_event(1)
+
+    def fitted(self, x: Tensor) -> Tensor:
+        """A column that never changes gets a standard deviation of 1e-3, not 0."""
+        variance = x.var(0, correction=0).clamp_min(1e-6)
+        return torch.cat([x.mean(0) / variance, -0.5 / variance])
+
+    def require(self, x: Tensor, units: int) -> None:
+        _require_units(x, units)
+        _refuse(x, ~x.isfinite(), "a finite number", "fill or drop the missing values")
+
+    def variables(self, units: int) -> Tensor:
+        return torch.arange(units)
+
+    def _moments(self, natural: Tensor) -> tuple[Tensor, Tensor]:
+        linear, square = natural.chunk(2, -1)
+        variance = -0.5 / square
+        return linear * variance, variance.sqrt()
+
+
+@dataclass(frozen=True)
+class OneHot:
+    """Groups of `categories` units, one of which is 1; eta are logits (softmax units)."""
+
+    categories: int
+    binary = False
+    support = constraints.boolean
+
+    def __post_init__(self) -> None:
+        if self.categories < 2:
+            raise ValueError(f"OneHot: expected at least 2 categories, got {self.categories}")
+
+    def statistics(self, x: Tensor) -> Tensor:
+        return x
+
+    def log_normaliser(self, natural: Tensor) -> Tensor:
+        return self._groups(natural).logsumexp(-1).sum(-1)
+
+    def sample(self, natural: Tensor) -> Tensor:
+        logits = self._groups(natural)
+        choice = (logits - torch.empty_like(logits).exponential_().log()).argmax(-1, keepdim=True)
+        return torch.zeros_like(logits).scatter_(-1, choice, 1.0).flatten(-2)
+
+    def law(self, natural: Tensor) -> TorchDistribution:
+        """Of the groups, ``(*, groups, categories)``."""
+        return dist.OneHotCategorical(logits=self._groups(natural)).to_event(1)
+
+    def fitted(self, x: Tensor) -> Tensor:
+        """A category that never occurs gets the share 1e-4."""
+        return self._groups(x.mean(0)).clamp_min(1e-4).log().flatten()
+
+    def require(self, x: Tensor, units: int) -> None:
+        require_binary(x, units)
+        wrong = self._groups(x).sum(-1) != 1
+        if wrong.any():
+            *row, group = wrong.nonzero()[0].tolist()
+            raise ValueError(
+                f"x: expected one of {self.categories} categories, got "
+                f"{int(self._groups(x)[(*row, group)].sum())} in row "
+                f"{', '.join(map(str, row)) or 0}, group {group}: give one-hot rows, as "
+                "torch.nn.functional.one_hot makes them"
+            )
+
+    def variables(self, units: int) -> Tensor:
+        return torch.arange(units) // self.categories
+
+    def _groups(self, units: Tensor) -> Tensor:
+        if units.shape[-1] % self.categories:
+            raise ValueError(
+                f"OneHot: {units.shape[-1]} units are no groups of {self.categories} categories"
+            )
+        return units.unflatten(-1, (-1, self.categories))
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Units of several kinds in one side: ``Beside(((Binary(), 64), (OneHot(10), 10)))``.
+
+    Only of kinds whose statistics are x alone.
+    """
+
+    parts: tuple[tuple[Units, int], ...]
+    support = constraints.boolean
+
+    @property
+    def binary(self) -> bool:
+        return all(kind.binary for kind, _ in self.parts)
+
+    def statistics(self, x: Tensor) -> Tensor:
+        return x
+
+    def log_normaliser(self, natural: Tensor) -> Tensor:
+        pieces = self._split(natural)
+        return torch.stack([kind.log_normaliser(part) for kind, part in pieces]).sum(0)
+
+    def sample(self, natural: Tensor) -> Tensor:
+        return torch.cat([kind.sample(part) for kind, part in self._split(natural)], -1)
+
+    def law(self, natural: Tensor) -> TorchDistribution:
+        raise NotImplementedError("units of several kinds have no single law: use their `sample`")
+
+    def fitted(self, x: Tensor) -> Tensor:
+        return torch.cat([kind.fitted(part) for kind, part in self._split(x)], -1)
+
+    def require(self, x: Tensor, units: int) -> None:
+        _require_units(x, units)
+        for kind, part in self._split(x):
+            kind.require(part, part.shape[-1])
+
+    def variables(self, units: int) -> Tensor:
+        found = torch.zeros(0, dtype=torch.long)
+        for kind, count in self.parts:
+            found = torch.cat([found, kind.variables(count) + len(found)])
+        return found
+
+    def _split(self, units: Tensor) -> Sequence[tuple[Units, Tensor]]:
+        pieces = units.split([count for _, count in self.parts], -1)
+        return [(kind, piece) for (kind, _), piece in zip(self.parts, pieces, strict=True)]
+
+
+def softplus(logits: Tensor) -> Tensor:
+    """``log(1 + exp(logits))``; torch's own threshold of 20 costs 2e-9, this one nothing."""
+    return torch.nn.functional.softplus(logits, threshold=40.0)
+
+
+def sample_units(probabilities: Tensor) -> Tensor:
+    """Independent units in {0, 1}; four times faster on a CPU than ``torch.bernoulli``."""
+    uniform = torch.rand_like(probabilities)
+    return torch.lt(uniform, probabilities, out=uniform)
+
+
+def base_rate_logits(x: Tensor) -> Tensor:
+    """Log-odds of each unit's base rate, clamped to [1e-4, 1 - 1e-4]: ``(N, D) -> (D,)``."""
+    x = x if x.is_floating_point() else x.to(torch.get_default_dtype())
+    return torch.logit(x.mean(0), eps=1e-4)
+
+
+def require_binary(x: Tensor, units: int) -> None:
+    """Refuse what is not ``(*, units)`` in {0, 1}.
+
+    The unnormalised log density is convex in x: a grey image scores at most the mean over its
+    binarizations, a number about no distribution over images.
+    """
+    _require_units(x, units)
+    _refuse(x, (x != 0) & (x != 1), "0 or 1", "binarize the data first and say how")
+
+
+def _require_units(x: Tensor, units: int) -> None:
+    if x.dim() == 0 or x.shape[-1] != units:
+        raise ValueError(f"x: expected shape (..., {units}), got {tuple(x.shape)}")
+
+
+def _refuse(x: Tensor, wrong: Tensor, expected: str, remedy: str) -> None:
+    bad = wrong.nonzero()
+    if len(bad):
+        *row, column = bad[0].tolist()
+        value = x[tuple(bad[0])].item()
+        raise ValueError(
+            f"x: expected {expected}, got {value:g} in row {', '.join(map(str, row)) or 0}, column "
+            f"{column} ({len(bad)} such entries): {remedy}"
+        )
