@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.stats import norm
 from torch import Tensor
 
 from ppgen import diagnostics
@@ -153,6 +152,8 @@ def _predictions(
 
 
 def _predictive(site: str, y: Array, ours: Array, theirs: Array) -> Predictive:
+    from scipy.special import ndtri
+
     sd = theirs.std(0, ddof=1)
     known = sd > 0
     scale = np.where(known, sd, 1.0)
@@ -161,7 +162,7 @@ def _predictive(site: str, y: Array, ours: Array, theirs: Array) -> Predictive:
     off = np.abs(np.log(np.maximum(ratio, 1e-300)))
     # of normals: the error of a difference of means in sd; that of a ratio of sds is less
     error = math.sqrt(1 / len(ours) + 1 / len(theirs))
-    noise = error * float(norm.isf(_FALSE_ALARM / (2 * len(y))))
+    noise = error * float(-ndtri(_FALSE_ALARM / (2 * len(y))))
     same = y.size == ours.shape[1]
     crps = float((_crps(ours, y) - _crps(theirs, y)).mean()) if same else math.nan
     i, j = int(shift.argmax()), int(off.argmax())

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import norm
 
 from ppgen.diagnostics.arrays import as_array
 from ppgen.inference.verdict import Marginal
@@ -90,10 +89,12 @@ def _worst_error(summary: Summary) -> float:
 
 def _agreement(other: str, rows: tuple[Marginal, ...]) -> tuple[bool, str]:
     """The largest difference of means in Monte Carlo errors, against that of so many normals."""
+    from scipy.special import ndtri
+
     z = [abs(row.shift_z) for row in rows if math.isfinite(row.shift_z)]
     if not z:
         return True, f"{other} has no scalar to compare"
-    limit = float(norm.isf(FALSE_ALARM / (2 * len(z))))
+    limit = float(-ndtri(FALSE_ALARM / (2 * len(z))))
     agrees = max(z) <= limit
     verb = "agrees" if agrees else "DISAGREES"
     return agrees, (
