@@ -45,7 +45,7 @@ class Direction(NamedTuple):
 
     @property
     def beyond_noise(self) -> bool:
-        return self.ratio < self.null if self.ratio < 1 else self.ratio > self.null
+        return self.ratio < self.null if self.null < 1 else self.ratio > self.null
 
     def __str__(self) -> str:
         """The scalars with the largest weights, as `0.71 slope - 0.70 intercept`."""

@@ -137,7 +137,7 @@ def _promise(elbo: np.ndarray) -> tuple[float, float]:
     """The rise of a line through batch medians over the whole stretch, and its error."""
     batches = np.array_split(elbo, min(_BATCHES, len(elbo)))
     y = np.array([np.median(batch) for batch in batches])
-    x = np.linspace(-0.5, 0.5, len(y))
+    x = (np.arange(len(y)) + 0.5) / len(y) - 0.5
     slope = float((x * y).sum() / (x**2).sum())
     left = y - y.mean() - slope * x
     error = math.sqrt(float((left**2).sum()) / max(len(y) - 2, 1) / float((x**2).sum()))

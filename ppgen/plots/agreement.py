@@ -23,6 +23,7 @@ from ppgen.plots.style import (
     styles,
 )
 
+_COLUMNS = 3
 _SHOWN = 4  # scalars of each method that are named
 _LEVELS = np.linspace(0.02, 0.98, 49)
 
@@ -45,13 +46,15 @@ def interval_coverage(
     if not others:
         raise ValueError(f"there is nothing to compare with {reference!r}")
     truth = as_array(samples[reference])
+    columns = min(_COLUMNS, len(others))
+    rows = -(-len(others) // columns)
     figure, axes = canvas(
-        3.0, title,
+        3.0 * rows, title,
         f"Share of {reference}'s draws inside the central intervals of each method. On the "
         "diagonal: as wide as they say; below: too narrow, or in the wrong place; above: too wide.",
-        columns=len(others), sharey=True,
+        rows=rows, columns=columns, sharey=True,
     )  # fmt: skip
-    for k, (ax, (method, x)) in enumerate(zip(axes, others.items(), strict=True)):
+    for k, (ax, (method, x)) in enumerate(zip(axes, others.items(), strict=False)):
         curves = np.stack([_inside(x[:, j], truth[:, j]) for j in range(truth.shape[1])])
         worst = np.argsort(-np.abs(curves - _LEVELS).max(1), kind="stable")[:_SHOWN]
         for curve in curves:
@@ -65,8 +68,10 @@ def interval_coverage(
         ax.set_xlim(0, 1)
         ax.set_ylim(0, 1)
         legend(ax, keys, [shorten(names[j], 18) for j in worst], loc="upper left")
-        side = "" if k else "share of the reference inside"
-        label(ax, "central interval", side, shorten(method, 60 // len(others)))
+        side = "" if k % columns else "share of the reference inside"
+        label(ax, "central interval", side, shorten(method, 60 // columns))
+    for ax in axes[len(others) :]:
+        ax.set_visible(False)
     return figure
 
 
