@@ -109,7 +109,8 @@ class Twice:
     def __call__(self, again: dict[str, Tensor], *args: Any, **kwargs: Any) -> None:
         with pyro.poutine.trace() as traced:
             self.story(*args, **kwargs)
-        values = {name: traced.trace.nodes[name]["value"] for name in self.latent}
+        nodes: Any = traced.trace.nodes
+        values: dict[str, Tensor] = {name: nodes[name]["value"] for name in self.latent}
         with _Renamed(self.latent), pyro.condition(data={**values, **again}):
             self.story(*args, **kwargs)
 

@@ -10,7 +10,7 @@ import numpy as np
 from ppgen import plots
 from ppgen.inference.compare_text import consequence_lines, joint_lines
 from ppgen.inference.comparison.cost import cost
-from ppgen.inference.verdict import SEVERITY, THRESHOLDS, Marginal
+from ppgen.inference.verdict import THRESHOLDS, Marginal, worst
 from ppgen.report import Picture, Report, Section, Table, Verdict
 from ppgen.run_folder import surroundings
 
@@ -44,7 +44,7 @@ def sections(found: Comparison) -> list[Section]:
 
 
 def _overall(found: Comparison) -> Verdict:
-    level = max((v.level for v in found.verdicts.values()), key=SEVERITY.index)
+    level = worst(v.level for v in found.verdicts.values())
     text = " ".join(f"{label}: {found.verdicts[label]}." for label in found.others)
     return Verdict("warn" if level == "unknown" else level, text)
 

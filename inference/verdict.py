@@ -7,6 +7,7 @@ Monte Carlo error never fails.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -37,7 +38,8 @@ THRESHOLDS = (
     f"{DIRECTION_FAIL[0]}-{DIRECTION_FAIL[1]:g}; correlations: {CORRELATION_PASS} and "
     f"{CORRELATION_FAIL}; MMD warns at p <= {MMD_LEVEL}; k-hat fails above its limit where also "
     f"IS-ESS/S < {WEIGHT_ESS_FAIL}; a difference below {NOISE:g} Monte Carlo errors, or within "
-    "that of halves of either sample, never fails"
+    "that of halves of either sample, never fails, and bounds of means and sds that pass are wider "
+    "by one such error"
 )
 
 
@@ -132,18 +134,22 @@ def _moments(posterior: Posterior, x: np.ndarray) -> tuple[np.ndarray, ...]:
 
 
 def _judge(shift: float, shift_error: float, ratio: float, ratio_error: float) -> Level:
-    worst: Level = "pass"
     if not math.isfinite(shift) or (math.isnan(ratio) and not math.isnan(ratio_error)):
         return "unknown"
-    if abs(shift) > SHIFT_PASS and abs(shift) > NOISE * shift_error:
-        worst = "fail" if abs(shift) > SHIFT_FAIL else "warn"
-    if not math.isnan(ratio):
-        real = abs(ratio - 1) > NOISE * ratio_error
-        if real and not RATIO_FAIL[0] <= ratio <= RATIO_FAIL[1]:
-            worst = "fail"
-        elif real and not RATIO_PASS[0] <= ratio <= RATIO_PASS[1] and worst == "pass":
-            worst = "warn"
-    return worst
+    found: list[Level] = ["pass"]
+    if abs(shift) > NOISE * shift_error and abs(shift) > SHIFT_PASS + shift_error:
+        found.append("fail" if abs(shift) > SHIFT_FAIL else "warn")
+    if not math.isnan(ratio) and abs(ratio - 1) > NOISE * ratio_error:
+        if not _within(ratio, RATIO_FAIL):
+            found.append("fail")
+        elif _crosses(ratio, ratio_error):
+            found.append("warn")
+    return worst(found)
+
+
+def _crosses(ratio: float, error: float) -> bool:
+    """Whether a ratio of sds is outside the bounds that pass, by more than its error."""
+    return not RATIO_PASS[0] - error <= ratio <= RATIO_PASS[1] + error
 
 
 def verdict(
@@ -165,11 +171,11 @@ def verdict(
         why = "; ".join(posterior.messages) or "its own checks"
         return Verdict("fail", f"it has not converged ({why}), so it cannot be judged as a method")
     if posterior.kind == "point":
-        worst = rows[0]
+        first = rows[0]
         return Verdict(
-            "fail" if worst.level == "fail" else "warn",
-            f"a point estimate, without any uncertainty; worst mean: {worst.name}, "
-            f"{worst.shift:+.2f} sd",
+            "fail" if first.level == "fail" else "warn",
+            f"a point estimate, without any uncertainty; worst mean: {first.name}, "
+            f"{first.shift:+.2f} sd",
         )
     level, parts = _over_rows(rows)
     findings = [*_over_joint(joint), *_over_quantities(quantities)]
@@ -185,7 +191,13 @@ def verdict(
     levels = [level, *(found_level for found_level, _ in findings)]
     if "fail" in levels and any(part.startswith("interval of") for part in parts):
         parts.append("not for interval claims")
-    return Verdict(max(levels, key=SEVERITY.index), "; ".join(parts))
+    return Verdict(worst(levels), "; ".join(parts))
+
+
+def worst(levels: Iterable[Level]) -> Level:
+    """The most serious of them."""
+    found = set(levels)
+    return next(level for level in reversed(SEVERITY) if level in found)
 
 
 def reference_verdict(trust: Trust) -> Verdict:
@@ -205,10 +217,10 @@ def _over_joint(joint: Joint | None) -> list[tuple[Level, str]]:
     if joint is None:
         return []
     found: list[tuple[Level, str]] = []
-    worst, pair = joint.worst, joint.correlation
-    if worst is not None and worst.beyond_noise and not _within(worst.ratio, DIRECTION_PASS):
-        level: Level = "warn" if _within(worst.ratio, DIRECTION_FAIL) else "fail"
-        text = f"{worst.ratio:.2f} of the sd along {worst}"
+    axis, pair = joint.worst, joint.correlation
+    if axis is not None and axis.beyond_noise and not _within(axis.ratio, DIRECTION_PASS):
+        level: Level = "warn" if _within(axis.ratio, DIRECTION_FAIL) else "fail"
+        text = f"{axis.ratio:.2f} of the sd along {axis}"
         found.append((level, text))
     if pair is not None and pair.error > max(CORRELATION_PASS, pair.null):
         level = "fail" if pair.error > CORRELATION_FAIL else "warn"
@@ -244,6 +256,9 @@ def _over_rows(rows: tuple[Marginal, ...]) -> tuple[Level, list[str]]:
     widths = max(rows, key=lambda row: abs(math.log(row.ratio)) if row.ratio > 0 else 0.0)
     if _within(widths.ratio, RATIO_PASS):
         parts.append(f"sds within {RATIO_PASS[0]}-{RATIO_PASS[1]} of the reference's")
+    elif not _crosses(widths.ratio, widths.ratio_error):
+        parts.append(f"sds within {RATIO_PASS[0]}-{RATIO_PASS[1]} of the reference's but for "
+                     f"{widths.name}'s {widths.ratio:.2f}, which may be noise")  # fmt: skip
     else:
         side = "narrow" if widths.ratio < 1 else "wide"
         parts.append(f"interval of {widths.name} {abs(widths.ratio - 1):.0%} too {side}")

@@ -215,7 +215,7 @@ def _leave_one_out(
 
 def _elpd(posterior: Posterior, program: Program, draws: int) -> dict[str, tuple[Array, Array]]:
     """Pointwise leave-one-out log densities and their k-hat, by observed site."""
-    from arviz_stats.base import array_stats
+    from arviz_stats.base.array import array_stats
 
     if posterior.unconstrained is None:
         return {}

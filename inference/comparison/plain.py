@@ -18,10 +18,10 @@ def plain(value: Any) -> Any:
         >>> plain({"mmd": KernelTest(0.25, float("nan")), "sizes": np.array([1, 2])})
         {'mmd': {'squared': 0.25, 'p': None}, 'sizes': [1, 2]}
     """
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    if dataclasses.is_dataclass(value):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if hasattr(value, "_asdict"):
-        return plain(value._asdict())
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return {name: plain(getattr(value, name)) for name in value._fields}
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, np.ndarray | np.generic):

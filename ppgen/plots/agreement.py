@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ _LEVELS = np.linspace(0.02, 0.98, 49)
 
 
 def interval_coverage(
-    samples: Mapping[str, Any], reference: str, names: Sequence[str], title: str = "Interval widths"
+    samples: Mapping[str, Any], reference: str, names: list[str], title: str = "Interval widths"
 ) -> Figure:
     """Share of the reference within each central interval of each method, scalar by scalar.
 
@@ -67,7 +67,7 @@ def interval_coverage(
         ax.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8)
         ax.set_xlim(0, 1)
         ax.set_ylim(0, 1)
-        legend(ax, keys, [shorten(names[j], 18) for j in worst], loc="upper left")
+        legend(ax, keys, [shorten(str(names[j]), 18) for j in worst], loc="upper left")
         side = "" if k % columns else "share of the reference inside"
         label(ax, "central interval", side, shorten(method, 60 // columns))
     for ax in axes[len(others) :]:
