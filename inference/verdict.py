@@ -178,7 +178,7 @@ def verdict(
             f"{first.shift:+.2f} sd",
         )
     level, parts = _over_rows(rows)
-    findings = [*_over_joint(joint), *_over_quantities(quantities)]
+    findings: list[tuple[Level, str]] = [*_over_joint(joint), *_over_quantities(quantities)]
     khat, limit = found.get("khat", math.nan), found.get("khat_limit", math.nan)
     efficiency = found.get("relative_is_ess", math.nan)
     if khat > limit and efficiency < WEIGHT_ESS_FAIL:
@@ -188,7 +188,7 @@ def verdict(
         findings.append(("warn", f"k-hat {khat:.2f} above {limit:.2f}, though IS-ESS/S is "
                          f"{efficiency:.2f}"))  # fmt: skip
     parts += [text for _, text in findings]
-    levels = [level, *(found_level for found_level, _ in findings)]
+    levels: list[Level] = [level, *(found_level for found_level, _ in findings)]
     if "fail" in levels and any(part.startswith("interval of") for part in parts):
         parts.append("not for interval claims")
     return Verdict(worst(levels), "; ".join(parts))

@@ -33,6 +33,7 @@ from ppgen.program import Program
 _SHOWN = 3  # scalars that name a direction
 _EVALUATED = 2000  # reference draws at which densities are evaluated
 _SIZE = 500  # draws on each side of the kernel tests: what they do not see there, few would
+_HALVINGS = 100  # p is at least 1 / 101, which is below the level of the verdict
 _WIDEST = 400  # coordinates up to which covariances are compared as a whole
 
 
@@ -190,7 +191,7 @@ def _mmd(posterior: Posterior, reference: Posterior, both: Coordinates) -> Kerne
     """Both thinned to what they are worth: neighbours in a chain are no independent draws."""
     size = min(_SIZE, worth(posterior, both.ours), worth(reference, both.theirs) // 2)
     x = thin(_flat(both.ours), max(size, 4))
-    return diagnostics.mmd_against_halves(x, both.theirs, size=max(size, 4))
+    return diagnostics.mmd_against_halves(x, both.theirs, size=max(size, 4), number=_HALVINGS)
 
 
 def _ksd(

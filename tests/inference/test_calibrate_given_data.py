@@ -99,7 +99,8 @@ def test_an_engine_that_ignores_the_given_data_is_found_by_the_likelihood_alone(
     assert found.flagged == (LIKELIHOOD,)
 
 
-@pytest.mark.slow  # 20 s
+@pytest.mark.slow  # 30 s
+@pytest.mark.timeout(600)
 def test_a_good_normal_approximation_passes_and_laplace_on_few_data_does_not():
     """Three observations leave the scale skewed: a normal at the mode is too narrow."""
     many = torch.linspace(0.5, 1.5, 60).double()
