@@ -174,3 +174,11 @@ def test_guides_know_their_density_anywhere(family):
 def test_an_engine_hands_its_density_on():
     found = Laplace(draws=50).run(story)
     assert torch.allclose(found.guide_log_prob(found.unconstrained[0]), found.log_guide[0])
+
+
+def test_directions_do_not_depend_on_units():
+    units = torch.tensor([1.0, 1000.0])
+    found = joint(
+        posterior(Q.sample((1, 4000)) * units), posterior(P.sample((8, 500)) * units), None
+    )
+    assert dict(found.narrowest.weights) == pytest.approx({"a": 0.71, "b": 0.71}, abs=0.05)
