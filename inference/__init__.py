@@ -3,6 +3,7 @@
 from ppgen.inference.annealed_importance_sampling import LogPartition as LogPartition
 from ppgen.inference.boltzmann_likelihood import boltzmann_likelihood as boltzmann_likelihood
 from ppgen.inference.calibrate import calibrate as calibrate
+from ppgen.inference.calibrate_given_data import calibrate_given_data as calibrate_given_data
 from ppgen.inference.calibration import Calibration as Calibration
 from ppgen.inference.cavi import CAVI as CAVI
 from ppgen.inference.compare import Comparison as Comparison

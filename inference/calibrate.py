@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -72,6 +72,41 @@ def calibrate(
         >>> found.passed
         True
     """
+    check(engine, simulations, draws, level)
+    begin = time.perf_counter()
+    with torch.random.fork_rng(enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        program = as_program(model, args, kwargs)
+        found = simulate(program, Simulator(program), engine, simulations, draws)
+    return Calibration(
+        story=story_name(program),
+        engine=type(engine).__name__,
+        level=level,
+        seconds=time.perf_counter() - begin,
+        **found,
+    )
+
+
+class Source(Protocol):
+    """Where true parameters and data come from."""
+
+    def draw(self) -> dict[str, Tensor]:
+        """Every site of the story, true values and simulated data."""
+        ...
+
+    def with_data(self, drawn: dict[str, Tensor]) -> Program:
+        """The story whose posterior, given these data, the true values are a draw from."""
+        ...
+
+
+def check(engine: Engine, simulations: int, draws: int, level: float) -> None:
+    """Refuse options that no calibration can use.
+
+    Raises:
+        TypeError: where `engine` is none.
+        ValueError: naming the option.
+    """
     if not callable(getattr(engine, "run", None)) or isinstance(engine, type):
         raise TypeError(
             "the second argument is an engine with its options, as in calibrate(story, HMC(), x); "
@@ -82,24 +117,12 @@ def calibrate(
             raise ValueError(f"{name} must be at least {least}, got {value}")
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, got {level}")
-    begin = time.perf_counter()
-    with torch.random.fork_rng(enabled=seed is not None):
-        if seed is not None:
-            torch.manual_seed(seed)
-        program = as_program(model, args, kwargs)
-        found = _simulate(program, engine, simulations, draws)
-    return Calibration(
-        story=story_name(program),
-        engine=type(engine).__name__,
-        level=level,
-        seconds=time.perf_counter() - begin,
-        **found,
-    )
 
 
-def _simulate(program: Program, engine: Engine, simulations: int, draws: int) -> dict[str, Any]:
+def simulate(
+    program: Program, simulator: Source, engine: Engine, simulations: int, draws: int
+) -> dict[str, Any]:
     """Ranks of all simulations, and what went wrong on the way."""
-    simulator = Simulator(program)
     rows: list[dict[str, float]] = []
     independent: list[int] = []
     failures: list[str] = []

@@ -34,6 +34,7 @@ class Calibration:
         kind: of the posteriors, ``"chains"`` or ``"independent"``.
         unconverged: fits that said of themselves that they had not converged.
         failures: messages of the fits that raised.
+        around: where true values came from: the ``"prior"``, or a posterior in words.
     """
 
     story: str
@@ -45,6 +46,7 @@ class Calibration:
     kind: str
     unconverged: int = 0
     failures: tuple[str, ...] = ()
+    around: str = "prior"
 
     @property
     def simulations(self) -> int:
@@ -123,12 +125,15 @@ class Calibration:
         ]
         left = len(order) - _SHOWN
         note = f"\n({left} more, none worse)" if left > 0 else ""
-        rests = (
-            f"{self.simulations} data sets from the prior, ranks among {self.independent.min()} to "
-            f"{self.independent.max()} draws, {self.seconds:.1f} s; a correct engine fails with a "
-            f"probability of at most {self.level:g}."
+        return f"{self.verdict()}\n\n{columns([heads, *rows])}{note}\n\n{self.rests_on()}"
+
+    def rests_on(self) -> str:
+        """How much was simulated, and how often a correct engine is flagged."""
+        return (
+            f"{self.simulations} data sets from the {self.around}, ranks among "
+            f"{self.independent.min()} to {self.independent.max()} draws, {self.seconds:.1f} s; a "
+            f"correct engine fails with a probability of at most {self.level:g}."
         )
-        return f"{self.verdict()}\n\n{columns([heads, *rows])}{note}\n\n{rests}"
 
     def plot(self) -> Figure:
         """Distribution functions of the ranks, with their simultaneous band."""
@@ -142,6 +147,7 @@ class Calibration:
             "story": self.story,
             "engine": self.engine,
             "kind": self.kind,
+            "around": self.around,
             "level": self.level,
             "simulations": self.simulations,
             "seconds": self.seconds,

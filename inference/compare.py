@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import math
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,38 +11,42 @@ from typing import Any
 
 import torch
 
+from ppgen.checkpoint import write_atomically
+from ppgen.inference.comparison.consequences import (
+    Consequences,
+    Quantity,
+    consequences,
+    of_quantities,
+)
+from ppgen.inference.comparison.joint import Joint, joint
+from ppgen.inference.comparison.plain import plain
+from ppgen.inference.comparison.repairs import (
+    Judge,
+    Repair,
+    Reparametrisation,
+    by_weights,
+    judged,
+    refits,
+    restricted,
+)
+from ppgen.inference.comparison.trust import Trust, optimiser_trust, reference_trust
 from ppgen.inference.declared import story_name
 from ppgen.inference.fit import fit
-from ppgen.inference.psis import repair
-from ppgen.inference.verdict import THRESHOLDS, Marginal, Verdict, marginals, verdict
+from ppgen.inference.point import as_program
+from ppgen.inference.verdict import (
+    THRESHOLDS,
+    Marginal,
+    Verdict,
+    marginals,
+    no_verdict,
+    reference_verdict,
+    verdict,
+)
 from ppgen.inputs import slots
 from ppgen.posterior import Posterior
 from ppgen.program import Program
 from ppgen.progress import interruptible
-from ppgen.summary import columns, json_ready
 from ppgen.types import Engine, Story
-
-_SHOWN = 6  # scalars of each engine in the printed table, worst first
-
-
-@dataclass(frozen=True)
-class Repair:
-    """An approximation resampled by its importance weights, against the same reference."""
-
-    posterior: Posterior
-    marginals: tuple[Marginal, ...]  # none where the weights are not to be trusted
-    verdict: Verdict
-
-    def __str__(self) -> str:
-        left = f" ({self.posterior.count:,} draws left)" if self.marginals else ""
-        return f"{self.verdict}{left}"
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "verdict": asdict(self.verdict),
-            "draws": self.posterior.count,
-            "marginals": [json_ready(asdict(row)) for row in self.marginals],
-        }
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,12 @@ class Comparison:
         marginals: by label, every scalar against the reference, worst first.
         verdicts: by label, what may be claimed.
         story: the story's name.
-        repairs: by label, what resampling by importance weights makes of those approximations
-            that do not pass.
+        trust: whether the reference can be relied on, and why.
+        optimisers: by label, whether the optimiser settled; of engines that have one.
+        joints: by label, what the margins do not show.
+        consequences: by label, what follows for predictions and leave-one-out.
+        quantities: by label, the user's own quantities against the reference.
+        repairs: by label, what was tried on those that do not pass, cheapest first.
     """
 
     posteriors: dict[str, Posterior]
@@ -65,78 +72,54 @@ class Comparison:
     marginals: dict[str, tuple[Marginal, ...]]
     verdicts: dict[str, Verdict]
     story: str
-    repairs: dict[str, Repair] = field(default_factory=dict)
+    trust: Trust
+    optimisers: dict[str, Trust] = field(default_factory=dict)
+    joints: dict[str, Joint] = field(default_factory=dict)
+    consequences: dict[str, Consequences] = field(default_factory=dict)
+    quantities: dict[str, tuple[Marginal, ...]] = field(default_factory=dict)
+    repairs: dict[str, tuple[Repair, ...]] = field(default_factory=dict)
 
     def __getitem__(self, label: str) -> Posterior:
         return self.posteriors[label]
 
-    def __str__(self) -> str:
-        """Costs and diagnoses, the worst scalars of each method, verdicts, thresholds."""
-        table = {label: self.diagnosis_and_cost(label) for label in self.posteriors}
-        cells = [["method", *next(iter(table.values()))]]
-        cells += [[label, *(_cell(*item) for item in row.items())] for label, row in table.items()]
-        parts = [f"{self.story}: reference {self.reference}", columns(cells)]
-        for label, rows in self.marginals.items():
-            if label != self.reference:
-                table = [["  scalar", "shift/sd", "z", "sd ratio", "+-", "W1/sd", ""]]
-                table += [
-                    [
-                        f"  {r.name}",
-                        *map(_figure, (r.shift, r.shift_z, r.ratio, r.ratio_error, r.w1)),
-                        r.level,
-                    ]
-                    for r in rows[:_SHOWN]
-                ]
-                left = len(rows) - _SHOWN
-                note = f" (worst {_SHOWN} of {len(rows)})" if left > 0 else ""
-                parts.append(
-                    f"{label} against {self.reference}, worst first{note}\n" + columns(table)
-                )
-        verdicts = []
-        for label in self.posteriors:
-            verdicts.append(f"{label}: {self.verdicts[label]}")
-            if label in self.repairs:
-                verdicts.append(f"  resampled by its weights: {self.repairs[label]}")
-        return "\n\n".join([*parts, "\n".join(verdicts), f"Thresholds: {THRESHOLDS}."])
+    @property
+    def others(self) -> list[str]:
+        """The labels that are measured."""
+        return [label for label in self.posteriors if label != self.reference]
 
-    def diagnosis_and_cost(self, label: str) -> dict[str, float | int | str | None]:
-        """What one method cost and how it looks by itself; None where it does not apply."""
-        posterior = self.posteriors[label]
-        found = posterior.diagnosis()
-        ess = [found[name] for name in ("ess_bulk", "ess_tail") if name in found]
-        return {
-            "seconds": posterior.cost.seconds,
-            "gradients": posterior.cost.gradients,
-            "draws": posterior.count,
-            "R-hat": found.get("rhat"),
-            "ESS": round(min(ess)) if ess and all(map(math.isfinite, ess)) else None,
-            "divergences": int(found["divergences"]) if "divergences" in found else None,
-            "E-BFMI": found.get("ebfmi"),
-            "ELBO": found.get("elbo"),
-            "k-hat": found.get("khat"),
-            "IS-ESS/S": found.get("relative_is_ess"),
-            "converged": "yes" if posterior.converged else "NO",
-        }
+    def __str__(self) -> str:
+        """The verdicts first, then what they rest on."""
+        from ppgen.inference.compare_text import text
+
+        return text(self)
 
     def to_json(self) -> dict[str, Any]:
         """All numbers and verdicts as plain data."""
+        return plain(
+            {
+                "story": self.story,
+                "reference": self.reference,
+                "trust": self.trust,
+                "thresholds": THRESHOLDS,
+                "methods": {label: self._method(label) for label in self.posteriors},
+            }
+        )
+
+    def _method(self, label: str) -> dict[str, Any]:
+        posterior = self.posteriors[label]
         return {
-            "story": self.story,
-            "reference": self.reference,
-            "thresholds": THRESHOLDS,
-            "methods": {
-                label: {
-                    "verdict": asdict(self.verdicts[label]),
-                    "converged": posterior.converged,
-                    "messages": list(posterior.messages),
-                    "options": posterior.options,
-                    "cost": {**asdict(posterior.cost), "seconds": posterior.cost.seconds},
-                    "diagnosis": json_ready(posterior.diagnosis()),
-                    "marginals": [json_ready(asdict(row)) for row in self.marginals[label]],
-                    "repaired": self.repairs[label].to_json() if label in self.repairs else None,
-                }
-                for label, posterior in self.posteriors.items()
-            },
+            "verdict": self.verdicts[label],
+            "converged": posterior.converged,
+            "messages": list(posterior.messages),
+            "options": posterior.options,
+            "cost": {**asdict(posterior.cost), "seconds": posterior.cost.seconds},
+            "diagnosis": posterior.diagnosis(),
+            "optimiser": self.optimisers.get(label),
+            "marginals": self.marginals[label],
+            "joint": self.joints.get(label),
+            "consequences": self.consequences.get(label),
+            "quantities": self.quantities.get(label),
+            "repairs": [attempt.to_json() for attempt in self.repairs.get(label, ())],
         }
 
     def save(self, folder: str | Path) -> Path:
@@ -152,9 +135,7 @@ class Comparison:
         for number, (label, posterior) in enumerate(self.posteriors.items()):
             posterior.save(folder / "draws" / f"{number}-{_file_name(label)}")
         text = json.dumps(self.to_json(), indent=1, default=str, allow_nan=False)
-        temporary = folder / ".comparison.json.tmp"
-        temporary.write_text(text)
-        os.replace(temporary, folder / "comparison.json")
+        write_atomically(folder / "comparison.json", text.encode())
         report(self).save(folder / "report.html")
         return folder / "report.html"
 
@@ -164,6 +145,9 @@ def compare(
     *args: Any,
     using: Mapping[str, Engine],
     reference: str,
+    quantities: Mapping[str, Quantity] | None = None,
+    repair: bool = False,
+    reparametrise: Reparametrisation | None = None,
     seed: int | None = 0,
     **kwargs: Any,
 ) -> Comparison:
@@ -174,6 +158,12 @@ def compare(
         args: its arguments: the data.
         using: label -> engine.
         reference: the label of the engine to trust, usually a Markov chain's.
+        quantities: name -> a function from sites ``(draws, *shape)`` to one value a draw, whose
+            posterior is compared too.
+        repair: fit richer approximations where one does not pass, until one does. Resampling by
+            importance weights, which costs nothing, is tried always.
+        reparametrise: proposes other coordinates for a reference that has not converged and,
+            with `repair`, for approximations that do not pass.
         seed: of each run.
         kwargs: the story's keyword arguments.
 
@@ -186,47 +176,139 @@ def compare(
     if reference not in using:
         raise ValueError(f"reference={reference!r} is not among the methods {list(using)}")
     _refuse_trainable(model, args, kwargs)
+    other = reparametrise(model, *args, **kwargs) if reparametrise is not None else None
     posteriors = {}
+
+    def fitted(engine: Engine, story: Story = model) -> Posterior:
+        return fit(story, *args, using=engine, seed=seed, **kwargs)
+
     with interruptible() as interrupt:
         for label, engine in using.items():
-            posteriors[label] = fit(model, *args, using=engine, seed=seed, **kwargs)
+            posteriors[label] = fitted(engine)
             if interrupt:
                 break
     if reference not in posteriors:
         raise KeyboardInterrupt("the comparison was stopped before its reference was fitted")
-    return comparison(posteriors, reference, story_name(model))
+    if other is not None and not posteriors[reference].converged:
+        posteriors = _with_other_reference(posteriors, reference, using[reference], other, fitted)
+    with torch.random.fork_rng(enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        found = comparison(
+            posteriors,
+            reference,
+            story_name(model),
+            program=as_program(model, args, kwargs),
+            quantities=quantities,
+        )
+    if not (repair and found.trust.ok):
+        return found
+    judge = _judge(posteriors[reference], None, quantities or {})
+    attempts = dict(found.repairs)
+    for label in found.others:
+        tried = attempts.get(label, ())
+        if found.verdicts[label].level == "pass" or any(t.remedy for t in tried):
+            continue
+        engine, posterior, rows = using[label], posteriors[label], found.marginals[label]
+        tried += tuple(refits(engine, posterior, rows, judge, fitted))
+        if other is not None and not any(t.remedy for t in tried):
+            better = restricted(fitted(engine, other[0]), tuple(posterior.draws))
+            tried += (judged(other[1], better, posterior, rows, judge, better.cost.seconds),)
+        attempts[label] = tried
+    return dataclasses.replace(
+        found, repairs=attempts, verdicts=_with_remedies(found.verdicts, attempts)
+    )
 
 
 def comparison(
-    posteriors: Mapping[str, Posterior], reference: str, story: str = "story"
+    posteriors: Mapping[str, Posterior],
+    reference: str,
+    story: str = "story",
+    *,
+    program: Program | None = None,
+    quantities: Mapping[str, Quantity] | None = None,
 ) -> Comparison:
-    """Compare posteriors of one story that are there already."""
+    """Compare posteriors of one story that are there already.
+
+    Args:
+        posteriors: by label.
+        reference: the label of the one to trust.
+        story: its name.
+        program: the story with its data, for scores, predictions and leave-one-out.
+        quantities: name -> a function from sites to one value a draw.
+    """
     truth = posteriors[reference]
     rows = {label: marginals(p, truth) for label, p in posteriors.items()}
-    verdicts = {
-        label: verdict(p, truth, rows[label], is_reference=label == reference)
-        for label, p in posteriors.items()
-    }
-    repairs = {}
-    for label, posterior in posteriors.items():
-        judged = label != reference and truth.converged and verdicts[label].level != "pass"
-        if judged and (found := _repaired(posterior, truth)) is not None:
-            repairs[label] = found
-    return Comparison(dict(posteriors), reference, rows, verdicts, story, repairs)
+    trust = reference_trust(reference, posteriors, rows)
+    others = [label for label in posteriors if label != reference]
+    joints = {label: joint(posteriors[label], truth, program) for label in others}
+    own = {label: of_quantities(posteriors[label], truth, quantities or {}) for label in others}
+    verdicts = {reference: reference_verdict(trust)}
+    repairs: dict[str, tuple[Repair, ...]] = {}
+    for label in others:
+        posterior = posteriors[label]
+        if not trust.ok:
+            verdicts[label] = no_verdict(truth)
+            continue
+        verdicts[label] = verdict(posterior, rows[label], joints[label], own[label])
+        if verdicts[label].level != "pass":
+            judge = _judge(truth, program, quantities or {})
+            attempt = by_weights(posterior, rows[label], judge)
+            repairs |= {} if attempt is None else {label: (attempt,)}
+    settled = {label: optimiser_trust(p) for label, p in posteriors.items()}
+    return Comparison(
+        posteriors=dict(posteriors),
+        reference=reference,
+        marginals=rows,
+        verdicts=_with_remedies({label: verdicts[label] for label in posteriors}, repairs),
+        story=story,
+        trust=trust,
+        optimisers={label: found for label, found in settled.items() if found is not None},
+        joints=joints,
+        consequences={n: consequences(posteriors[n], truth, program) for n in others},
+        quantities={label: found for label, found in own.items() if found},
+        repairs=repairs,
+    )
 
 
-def _repaired(posterior: Posterior, truth: Posterior) -> Repair | None:
-    """The gain of importance resampling, where there is anything to resample by."""
-    if posterior.kind != "independent" or posterior.log_weights is None:
-        return None
-    try:
-        better = repair(posterior)
-    except ValueError:  # resampled already, or no weight in any draw
-        return None
-    if posterior.converged and not better.converged:
-        return Repair(better, (), Verdict("fail", f"no repair: {better.messages[-1]}"))
-    rows = marginals(better, truth)
-    return Repair(better, rows, verdict(better, truth, rows, is_reference=False))
+def _judge(truth: Posterior, program: Program | None, quantities: Mapping[str, Quantity]) -> Judge:
+    """The margins and the verdict of any further posterior, by the same rules."""
+
+    def judge(posterior: Posterior) -> tuple[tuple[Marginal, ...], Verdict]:
+        rows = marginals(posterior, truth)
+        own = of_quantities(posterior, truth, quantities)
+        return rows, verdict(posterior, rows, joint(posterior, truth, program), own)
+
+    return judge
+
+
+def _with_other_reference(
+    posteriors: dict[str, Posterior],
+    reference: str,
+    engine: Engine,
+    other: tuple[Story, str],
+    fitted: Any,
+) -> dict[str, Posterior]:
+    """The reference drawn in the proposed coordinates instead, in which it may converge."""
+    story, description = other
+    sites = tuple(posteriors[reference].draws)
+    better = restricted(fitted(engine, story), sites)
+    note = f"reparametrised: {description}"
+    better = dataclasses.replace(better, messages=(*better.messages, note))
+    return {**posteriors, reference: better}
+
+
+def _with_remedies(
+    verdicts: Mapping[str, Verdict], repairs: Mapping[str, tuple[Repair, ...]]
+) -> dict[str, Verdict]:
+    """The cheapest repair that passes, named in the verdict on what it repairs."""
+    found = dict(verdicts)
+    for label, attempts in repairs.items():
+        passing = [a for a in attempts if a.remedy]
+        if passing:
+            cheapest = min(passing, key=lambda attempt: attempt.cost)
+            found[label] = dataclasses.replace(found[label], remedy=cheapest.remedy)
+    return found
 
 
 def _refuse_trainable(model: Story, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -248,13 +330,3 @@ def _refuse_trainable(model: Story, args: tuple[Any, ...], kwargs: Mapping[str, 
 def _file_name(label: str) -> str:
     safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in label)
     return safe.lstrip(".") or "method"
-
-
-def _cell(name: str, value: float | str | None) -> str:
-    if isinstance(value, float):
-        return _figure(value, {"seconds": 1, "R-hat": 3}.get(name, 2))
-    return "-" if value is None else value if isinstance(value, str) else f"{value:,}"
-
-
-def _figure(value: float, digits: int = 2) -> str:
-    return "-" if math.isnan(value) else f"{value:,.{digits}f}"

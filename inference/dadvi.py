@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ppgen.inference.hmc import ValueAndGrad
 from ppgen.inference.independent import Clock, independent
-from ppgen.inference.laplace import sample
+from ppgen.inference.laplace import log_prob, sample
 from ppgen.inference.mode import spectrum
 from ppgen.inference.point import as_program
 from ppgen.inference.target import Target, in_pieces
@@ -121,6 +121,9 @@ class DADVI:
                 "location": frame.push(fit.mean),
                 "fixed_draw_error": frame.factor * fit.error,
             },
+            guide_log_prob=lambda z: (
+                log_prob(fit.mean, fit.precision, frame.back(z)) - frame.log_det
+            ),
         )
 
 

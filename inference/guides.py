@@ -71,6 +71,11 @@ class MeanField(FlatGuide):
         log_q = standard_normal(noise) - self.log_scale.sum()
         return self.loc + self.log_scale.exp() * noise, log_q
 
+    def log_prob(self, u: Tensor) -> Tensor:
+        """Log density of any points, ``(K, D) -> (K,)``, nats."""
+        noise = (u - self.loc) * (-self.log_scale).exp()
+        return standard_normal(noise) - self.log_scale.sum()
+
     def score(self, u: Tensor, noise: Tensor) -> Tensor:
         return -noise * (-self.log_scale).exp()
 
@@ -91,6 +96,11 @@ class FullRank(FlatGuide):
     def forward(self, noise: Tensor) -> tuple[Tensor, Tensor]:
         log_q = standard_normal(noise) - self.log_diagonal.sum()
         return self.loc + noise @ self.factor().mT, log_q
+
+    def log_prob(self, u: Tensor) -> Tensor:
+        """Log density of any points, ``(K, D) -> (K,)``, nats."""
+        noise = torch.linalg.solve_triangular(self.factor(), (u - self.loc).mT, upper=False).mT
+        return standard_normal(noise) - self.log_diagonal.sum()
 
     def score(self, u: Tensor, noise: Tensor) -> Tensor:
         return -torch.linalg.solve_triangular(self.factor(), noise, upper=False, left=False)
@@ -128,13 +138,19 @@ class LowRank(FlatGuide):
     def forward(self, noise: Tensor) -> tuple[Tensor, Tensor]:
         own, shared = noise[:, : self.dim], noise[:, self.dim :]
         spread = own + shared @ self.columns.mT
+        return self.loc + self.log_scale.exp() * spread, self._log_prob(spread)
+
+    def log_prob(self, u: Tensor) -> Tensor:
+        """Log density of any points, ``(K, D) -> (K,)``, nats."""
+        return self._log_prob((u - self.loc) * (-self.log_scale).exp())
+
+    def _log_prob(self, spread: Tensor) -> Tensor:
         inner = self._inner()
         # Woodbury: v' (I + W W')^-1 v = v'v - |C^-1 W'v|^2 with C C' = I + W'W
         less = torch.linalg.solve_triangular(inner, (spread @ self.columns).mT, upper=False)
         square = spread.square().sum(-1) - less.square().sum(0)
         log_det = self.log_scale.sum() + inner.diagonal().log().sum()
-        log_q = -0.5 * (square + self.dim * _LOG_TWO_PI) - log_det
-        return self.loc + self.log_scale.exp() * spread, log_q
+        return -0.5 * (square + self.dim * _LOG_TWO_PI) - log_det
 
     def score(self, u: Tensor, noise: Tensor) -> Tensor:
         spread = (u - self.loc) * (-self.log_scale).exp()

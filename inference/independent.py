@@ -47,6 +47,7 @@ def independent(
     complaints: tuple[str, ...] = (),
     notes: tuple[str, ...] = (),
     history: dict[str, Tensor] | None = None,
+    guide_log_prob: Callable[[Tensor], Tensor] | None = None,
 ) -> Posterior:
     """Wrap draws of an approximation.
 
@@ -61,6 +62,7 @@ def independent(
         complaints: why the run has not converged, if it has not.
         notes: what else it has to say.
         history: what changed during the fit.
+        guide_log_prob: log density of the approximation at any points, ``(N, D) -> (N,)``, nats.
     """
     values = log_density(z)
     return Posterior.from_program(
@@ -75,4 +77,5 @@ def independent(
         log_guide=log_guide[None],
         history=history or {},
         cost=cost(),
+        guide_log_prob=guide_log_prob,
     )

@@ -73,6 +73,7 @@ class Laplace:
             engine="Laplace",
             options=dataclasses.asdict(self),
             complaints=(complaint,) if flat else (),
+            guide_log_prob=lambda z: log_prob(mode.z, precision, z),
         )
 
 
@@ -83,6 +84,14 @@ def sample(mode: Tensor, precision: Tensor, noise: Tensor) -> tuple[Tensor, Tens
     spread = torch.linalg.solve_triangular(factor.mT, noise.mT, upper=True).mT
     log_det = unit.log().sum() - factor.diagonal().log().sum()
     return mode + unit * spread, standard_normal(noise) - log_det
+
+
+def log_prob(mode: Tensor, precision: Tensor, z: Tensor) -> Tensor:
+    """Log density of ``N(mode, precision^-1)`` at any points ``(S, D)``: ``(S,)``, nats."""
+    unit = precision.diagonal().rsqrt()
+    factor = torch.linalg.cholesky(precision * unit * unit[:, None])
+    log_det = unit.log().sum() - factor.diagonal().log().sum()
+    return standard_normal((z - mode) / unit @ factor) - log_det
 
 
 def _positive_definite(program: Program, mode: Mode) -> Tensor:

@@ -90,6 +90,7 @@ class Pathfinder:
             engine="Pathfinder",
             options=asdict(self),
             history={"path_elbo": mixture.elbo},
+            guide_log_prob=mixture.log_prob,
         )
         return _resampled(found) if self.resample else found
 

@@ -7,26 +7,39 @@ Monte Carlo error never fails.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from ppgen import diagnostics
 from ppgen.posterior import Posterior
 
+if TYPE_CHECKING:
+    from ppgen.inference.comparison.joint import Joint
+    from ppgen.inference.comparison.trust import Trust
+
 Level = Literal["pass", "warn", "fail", "unknown"]
 
 SHIFT_PASS, SHIFT_FAIL = 0.1, 0.3  # |mean shift| in reference sd
 RATIO_PASS, RATIO_FAIL = (0.9, 1.1), (0.75, 1.33)  # sd over reference sd
 WEIGHT_ESS_FAIL = 0.1  # k-hat fails only where importance sampling is this inefficient too
+DIRECTION_PASS, DIRECTION_FAIL = (0.75, 1.33), (0.5, 2.0)  # sd ratio of the worst combination
+CORRELATION_PASS, CORRELATION_FAIL = 0.1, 0.3
+MMD_LEVEL = 0.01  # p-value of the MMD that warns where nothing else does
 NOISE = 2.0  # Monte Carlo standard errors
+SEVERITY: tuple[Level, ...] = ("pass", "warn", "unknown", "fail")
 
 THRESHOLDS = (
     f"mean shift: pass within {SHIFT_PASS} reference sd, fail beyond {SHIFT_FAIL}; sd ratio: pass "
-    f"within {RATIO_PASS[0]}-{RATIO_PASS[1]}, fail outside {RATIO_FAIL[0]}-{RATIO_FAIL[1]}; k-hat "
-    f"fails above its limit where also IS-ESS/S < {WEIGHT_ESS_FAIL}; a difference below {NOISE:g} "
-    "Monte Carlo errors never fails"
+    f"within {RATIO_PASS[0]}-{RATIO_PASS[1]}, fail outside {RATIO_FAIL[0]}-{RATIO_FAIL[1]}; sd "
+    f"ratio of any linear combination: {DIRECTION_PASS[0]}-{DIRECTION_PASS[1]} and "
+    f"{DIRECTION_FAIL[0]}-{DIRECTION_FAIL[1]:g}; correlations: {CORRELATION_PASS} and "
+    f"{CORRELATION_FAIL}; MMD warns at p <= {MMD_LEVEL}; k-hat fails above its limit where also "
+    f"IS-ESS/S < {WEIGHT_ESS_FAIL}; a difference below {NOISE:g} Monte Carlo errors, or within "
+    "that of halves of either sample, never fails, and bounds of means and sds that pass are wider "
+    "by one such error"
 )
 
 
@@ -40,6 +53,9 @@ class Marginal:
     ratio: float  # sd / reference sd; NaN for a point estimate
     ratio_error: float  # Monte Carlo standard error of the ratio
     w1: float  # Wasserstein-1 distance / reference sd
+    q5: float  # (5 % quantile - the reference's) / reference sd
+    q95: float
+    coverage: float  # share of the reference within the central 90 % interval
     level: Level
 
     @property
@@ -51,13 +67,15 @@ class Marginal:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What may be claimed, in one sentence."""
+    """What may be claimed, in one sentence, and the cheapest repair that passes."""
 
     level: Level
     sentence: str
+    remedy: str = ""
 
     def __str__(self) -> str:
-        return f"{self.level.upper()}: {self.sentence}"
+        remedy = f"; {self.remedy}" if self.remedy else ""
+        return f"{self.level.upper()}: {self.sentence}{remedy}"
 
 
 def marginals(posterior: Posterior, reference: Posterior) -> tuple[Marginal, ...]:
@@ -84,10 +102,17 @@ def marginals(posterior: Posterior, reference: Posterior) -> tuple[Marginal, ...
         z = shift / error
     flat = [v.reshape(-1, len(names)) for v in (x, y)]
     w1 = np.atleast_1d(diagnostics.wasserstein1(*flat)) / ref_sd
+    ends, ref_ends = (np.quantile(v, [0.05, 0.95], axis=0) for v in flat)
+    tails = (ends - ref_ends) / ref_sd
+    coverage = ((flat[1] >= ends[0]) & (flat[1] <= ends[1])).mean(0)
     rows = [
         Marginal(name, *numbers, level=_judge(numbers[0], error[i], numbers[2], numbers[3]))
         for i, (name, numbers) in enumerate(
-            zip(names, np.stack([shift, z, ratio, ratio_error, w1], -1).tolist(), strict=True)
+            zip(
+                names,
+                np.stack([shift, z, ratio, ratio_error, w1, *tails, coverage], -1).tolist(),
+                strict=True,
+            )
         )
     ]
     return tuple(sorted(rows, key=lambda row: -row.badness if math.isfinite(row.badness) else -9e9))
@@ -109,51 +134,115 @@ def _moments(posterior: Posterior, x: np.ndarray) -> tuple[np.ndarray, ...]:
 
 
 def _judge(shift: float, shift_error: float, ratio: float, ratio_error: float) -> Level:
-    worst: Level = "pass"
     if not math.isfinite(shift) or (math.isnan(ratio) and not math.isnan(ratio_error)):
         return "unknown"
-    if abs(shift) > SHIFT_PASS and abs(shift) > NOISE * shift_error:
-        worst = "fail" if abs(shift) > SHIFT_FAIL else "warn"
-    if not math.isnan(ratio):
-        real = abs(ratio - 1) > NOISE * ratio_error
-        if real and not RATIO_FAIL[0] <= ratio <= RATIO_FAIL[1]:
-            worst = "fail"
-        elif real and not RATIO_PASS[0] <= ratio <= RATIO_PASS[1] and worst == "pass":
-            worst = "warn"
-    return worst
+    found: list[Level] = ["pass"]
+    if abs(shift) > NOISE * shift_error and abs(shift) > SHIFT_PASS + shift_error:
+        found.append("fail" if abs(shift) > SHIFT_FAIL else "warn")
+    if not math.isnan(ratio) and abs(ratio - 1) > NOISE * ratio_error:
+        if not _within(ratio, RATIO_FAIL):
+            found.append("fail")
+        elif _crosses(ratio, ratio_error):
+            found.append("warn")
+    return worst(found)
+
+
+def _crosses(ratio: float, error: float) -> bool:
+    """Whether a ratio of sds is outside the bounds that pass, by more than its error."""
+    return not RATIO_PASS[0] - error <= ratio <= RATIO_PASS[1] + error
 
 
 def verdict(
-    posterior: Posterior, reference: Posterior, rows: tuple[Marginal, ...], *, is_reference: bool
+    posterior: Posterior,
+    rows: tuple[Marginal, ...],
+    joint: Joint | None = None,
+    quantities: tuple[Marginal, ...] = (),
 ) -> Verdict:
-    """One sentence on what the posterior may be used for, naming the worst scalar."""
-    if is_reference:
-        state = "the reference" + ("" if posterior.converged else " has not converged: believe no")
-        level: Level = "pass" if posterior.converged else "unknown"
-        return Verdict(level, state + ("" if posterior.converged else " verdict below"))
-    if not reference.converged:
-        return Verdict("unknown", "no verdict: the reference has not converged")
+    """One sentence on what the posterior may be used for, naming the worst scalar.
+
+    Args:
+        posterior: to be judged, against a reference that can be trusted.
+        rows: its margins.
+        joint: what they do not show.
+        quantities: the user's own functions of the draws.
+    """
     found = posterior.diagnosis()
     if not posterior.converged:
         why = "; ".join(posterior.messages) or "its own checks"
         return Verdict("fail", f"it has not converged ({why}), so it cannot be judged as a method")
     if posterior.kind == "point":
-        worst = rows[0]
+        first = rows[0]
         return Verdict(
-            "fail" if worst.level == "fail" else "warn",
-            f"a point estimate, without any uncertainty; worst mean: {worst.name}, "
-            f"{worst.shift:+.2f} sd",
+            "fail" if first.level == "fail" else "warn",
+            f"a point estimate, without any uncertainty; worst mean: {first.name}, "
+            f"{first.shift:+.2f} sd",
         )
     level, parts = _over_rows(rows)
+    findings: list[tuple[Level, str]] = [*_over_joint(joint), *_over_quantities(quantities)]
     khat, limit = found.get("khat", math.nan), found.get("khat_limit", math.nan)
     efficiency = found.get("relative_is_ess", math.nan)
     if khat > limit and efficiency < WEIGHT_ESS_FAIL:
-        level = "fail"
-        parts.append(f"k-hat {khat:.2f} above {limit:.2f} with IS-ESS/S {efficiency:.2f}")
+        findings.append(("fail", f"k-hat {khat:.2f} above {limit:.2f} with IS-ESS/S "
+                         f"{efficiency:.2f}"))  # fmt: skip
     elif khat > limit and level == "pass":
-        level = "warn"
-        parts.append(f"k-hat {khat:.2f} above {limit:.2f}, though IS-ESS/S is {efficiency:.2f}")
-    return Verdict(level, "; ".join(parts))
+        findings.append(("warn", f"k-hat {khat:.2f} above {limit:.2f}, though IS-ESS/S is "
+                         f"{efficiency:.2f}"))  # fmt: skip
+    parts += [text for _, text in findings]
+    levels: list[Level] = [level, *(found_level for found_level, _ in findings)]
+    if "fail" in levels and any(part.startswith("interval of") for part in parts):
+        parts.append("not for interval claims")
+    return Verdict(worst(levels), "; ".join(parts))
+
+
+def worst(levels: Iterable[Level]) -> Level:
+    """The most serious of them."""
+    found = set(levels)
+    return next(level for level in reversed(SEVERITY) if level in found)
+
+
+def reference_verdict(trust: Trust) -> Verdict:
+    """What the reference itself is worth."""
+    if trust.ok:
+        return Verdict("pass", f"the reference: {trust}")
+    return Verdict("unknown", f"the reference cannot be trusted, believe no verdict: {trust}")
+
+
+def no_verdict(reference: Posterior) -> Verdict:
+    """Nothing follows from a distance to what is not known to be the posterior."""
+    why = "is not confirmed" if reference.converged else "has not converged"
+    return Verdict("unknown", f"no verdict: the reference {why}")
+
+
+def _over_joint(joint: Joint | None) -> list[tuple[Level, str]]:
+    if joint is None:
+        return []
+    found: list[tuple[Level, str]] = []
+    axis, pair = joint.worst, joint.correlation
+    if axis is not None and axis.beyond_noise and not _within(axis.ratio, DIRECTION_PASS):
+        level: Level = "warn" if _within(axis.ratio, DIRECTION_FAIL) else "fail"
+        text = f"{axis.ratio:.2f} of the sd along {axis}"
+        found.append((level, text))
+    if pair is not None and pair.error > max(CORRELATION_PASS, pair.null):
+        level = "fail" if pair.error > CORRELATION_FAIL else "warn"
+        names = " and ".join(pair.names)
+        found.append(
+            (level, f"correlation of {names} {pair.ours:.2f} instead of {pair.theirs:.2f}")
+        )
+    if not found and joint.mmd is not None and joint.mmd.p <= MMD_LEVEL:
+        found.append(("warn", f"the joint distribution differs (MMD p {joint.mmd.p:.2g})"))
+    return found
+
+
+def _over_quantities(rows: tuple[Marginal, ...]) -> list[tuple[Level, str]]:
+    return [
+        (row.level, f"quantity {row.name} off by {row.shift:+.2f} sd, sd ratio {row.ratio:.2f}")
+        for row in rows
+        if row.level != "pass"
+    ]
+
+
+def _within(value: float, bounds: tuple[float, float]) -> bool:
+    return bounds[0] <= value <= bounds[1]
 
 
 def _over_rows(rows: tuple[Marginal, ...]) -> tuple[Level, list[str]]:
@@ -165,8 +254,11 @@ def _over_rows(rows: tuple[Marginal, ...]) -> tuple[Level, list[str]]:
     else:
         parts.append(f"means within {SHIFT_PASS} sd")
     widths = max(rows, key=lambda row: abs(math.log(row.ratio)) if row.ratio > 0 else 0.0)
-    if RATIO_PASS[0] <= widths.ratio <= RATIO_PASS[1]:
+    if _within(widths.ratio, RATIO_PASS):
         parts.append(f"sds within {RATIO_PASS[0]}-{RATIO_PASS[1]} of the reference's")
+    elif not _crosses(widths.ratio, widths.ratio_error):
+        parts.append(f"sds within {RATIO_PASS[0]}-{RATIO_PASS[1]} of the reference's but for "
+                     f"{widths.name}'s {widths.ratio:.2f}, which may be noise")  # fmt: skip
     else:
         side = "narrow" if widths.ratio < 1 else "wide"
         parts.append(f"interval of {widths.name} {abs(widths.ratio - 1):.0%} too {side}")

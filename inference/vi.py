@@ -124,6 +124,7 @@ class VI:
         best = max(fits, key=lambda fit: fit.elbo)
         clock.fitted()
         z, log_guide = best.sample(self.draws)
+        guided = hasattr(best.guide, "log_prob")
         return independent(
             program,
             z,
@@ -134,6 +135,7 @@ class VI:
             options=options,
             complaints=tuple(m for m in (best.ascent.message, _disagreement(fits)) if m),
             history={"elbo": torch.tensor(best.ascent.history, dtype=program.dtype)},
+            guide_log_prob=best.log_prob if guided else None,
         )
 
     def _fit(
@@ -203,6 +205,12 @@ class _Fit:
         noise = torch.randn(count, self.guide.noise_dim).to(like)
         u, log_q = self.guide(self.noise(count) if antithetic else noise)
         return self.frame.push(u), log_q - self.frame.log_det
+
+    @torch.no_grad()
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Log density of any points, ``(K, D) -> (K,)``, nats; of guides that know theirs."""
+        known: Any = self.guide
+        return known.log_prob(self.frame.back(z)) - self.frame.log_det
 
     def log_weights(self, count: int) -> Tensor:
         """``log p - log q`` at draws, ``(count,)``; their mean estimates the ELBO."""

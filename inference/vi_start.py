@@ -37,6 +37,13 @@ class Frame(NamedTuple):
         moved = u @ self.factor.mT if self.factor.ndim == 2 else u * self.factor
         return self.centre + moved
 
+    def back(self, z: Tensor) -> Tensor:
+        """The inverse of `push`, ``(K, D)``."""
+        moved = z - self.centre
+        if self.factor.ndim == 2:
+            return torch.linalg.solve_triangular(self.factor, moved.mT, upper=False).mT
+        return moved / self.factor
+
     def pull(self, gradient: Tensor) -> Tensor:
         """Gradients with respect to z to those with respect to u, ``(K, D)``."""
         return gradient @ self.factor if self.factor.ndim == 2 else gradient * self.factor

@@ -71,6 +71,8 @@ class Posterior:
             ``log_weights`` of the draws that these were resampled from.
         cost: seconds by phase, and gradient evaluations.
         deterministic: the sites that follow from the others; `predict` computes them anew.
+        guide_log_prob: log density of the approximation at any points of its unconstrained scale,
+            ``(N, D) -> (N,)``, nats; None where it is not known. It is not saved.
     """
 
     draws: dict[str, Tensor]
@@ -86,6 +88,7 @@ class Posterior:
     history: dict[str, Tensor] = field(default_factory=dict, repr=False)
     cost: Cost = field(default_factory=Cost)
     deterministic: tuple[str, ...] = ()
+    guide_log_prob: Callable[[Tensor], Tensor] | None = field(default=None, repr=False)
 
     @classmethod
     def from_program(

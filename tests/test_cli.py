@@ -175,3 +175,15 @@ def test_a_run_is_trained_evaluated_sampled_resumed_and_reported(files, capsys):
     assert "static binarisation" in found["data"]
     assert run(["sample", "run", "--count", "4", "--out", "x.npy", "--quiet"]) == exits.DONE
     assert run(["report", "run", "--quiet"]) == exits.DONE
+
+
+@pytest.mark.parametrize("more", [[], ["--given-data"]], ids=["prior", "given data"])
+def test_an_engine_is_calibrated_and_a_page_is_written(files, capsys, more):
+    command = ["calibrate", "mystory.py:model", "--data", "my.csv", "--quiet", "--json", *more]
+    command += ["--using", "Laplace(draws=60)", "--simulations", "12", "--out", "here"]
+    assert run(command) == exits.DONE
+    found = json.loads(capsys.readouterr().out)
+    assert found["simulations"] == 12
+    assert found["around"].startswith("posterior by HMC" if more else "prior")
+    assert (files / "here" / "report.html").is_file()
+    assert (files / "here" / "calibration.png").is_file()

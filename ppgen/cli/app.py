@@ -5,7 +5,7 @@ from __future__ import annotations
 from cyclopts import App
 
 from ppgen._version import __version__
-from ppgen.cli.bayes import compare, explain, fit
+from ppgen.cli.bayes import calibrate, compare, explain, fit
 from ppgen.cli.benchmark import benchmark
 from ppgen.cli.deep import evaluate, report, resume, sample, train
 from ppgen.cli.demo import demo
@@ -27,6 +27,7 @@ for _command in (
     explain,
     fit,
     compare,
+    calibrate,
     train,
     resume,
     evaluate,

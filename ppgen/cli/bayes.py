@@ -1,4 +1,4 @@
-"""``ppgen explain``, ``fit`` and ``compare``: Bayesian stories."""
+"""``ppgen explain``, ``fit``, ``compare`` and ``calibrate``: Bayesian stories."""
 
 from __future__ import annotations
 
@@ -13,6 +13,16 @@ from ppgen.cli.stories import bayes_story
 from ppgen.summary import json_ready
 
 Overwrite = Annotated[bool, Parameter(negative="", help="Use --out although it is not empty.")]
+
+
+Repair = Annotated[
+    bool,
+    Parameter(negative="", help="Fit richer approximations where one does not pass."),
+]
+GivenData = Annotated[
+    bool,
+    Parameter(negative="", help="Calibrate around the data (posterior SBC), not over the prior."),
+]
 
 
 def explain(story: Story, /, *, data: DataFile = None, common: Common | None = None) -> int:
@@ -96,6 +106,7 @@ def compare(
     data: DataFile = None,
     using: str = "HMC,VI",
     reference: str | None = None,
+    repair: Repair = False,
     out: Path | None = None,
     overwrite: Overwrite = False,
     common: Common | None = None,
@@ -106,6 +117,7 @@ def compare(
 
         ppgen compare eight_schools --using HMC,VI
         ppgen compare mystory.py:model --data my.csv --using "HMC, flow=VI(guide='flow')"
+        ppgen compare eight_schools_centred --using HMC,VI --repair
 
     Args:
         using: engines between commas, each with an optional label in front: label=engine.
@@ -123,18 +135,79 @@ def compare(
         raise ValueError(f"--reference {trusted!r} is not among {', '.join(chosen)}")
     with common.active():
         model, arguments = bayes_story(story, data)
-        name = story.rpartition("/")[2].replace(".py:", "-")
-        folder = new_folder(out or Path("runs") / f"{name}-compare", overwrite or out is None)
+        folder = _folder(story, "compare", out, overwrite)
         found = ppgen.compare(
             model,
             using=chosen,
             reference=trusted,
+            repair=repair,
             seed=common.seed,
             **on_device(arguments, common.device),
         )
         page = found.save(folder)
     common.print(f"{found}\n\nreport: {page}", {**found.to_json(), "report": str(page)})
     return common.code(all(v.level == "pass" for v in found.verdicts.values()))
+
+
+def calibrate(
+    story: Story,
+    /,
+    *,
+    data: DataFile = None,
+    using: str = "HMC(chains=32, draws=50, warmup=200)",
+    simulations: int = 200,
+    draws: int = 100,
+    level: float = 0.01,
+    given_data: GivenData = False,
+    out: Path | None = None,
+    overwrite: Overwrite = False,
+    common: Common | None = None,
+) -> int:
+    """Check an engine on data that the story itself has drawn, whose true parameters are known.
+
+    Try:
+
+        ppgen calibrate eight_schools --using VI --simulations 100
+        ppgen calibrate mystory.py:model --data my.csv --given-data
+
+    Args:
+        using: the engine, with options in brackets.
+        simulations: data sets to draw and to fit.
+        draws: of each posterior among which the true value has its rank, at most.
+        level: the chance that a correct engine is flagged.
+        out: a folder for report.html, calibration.json and calibration.png;
+            runs/STORY-calibrate when not given.
+    """
+    import ppgen
+    from ppgen.cli.engines import engine
+    from ppgen.cli.pages import calibration_page
+    from ppgen.inference import calibrate_given_data
+
+    common = common or Common()
+    chosen = engine(using)
+    with common.active():
+        model, arguments = bayes_story(story, data)
+        folder = _folder(story, "calibrate", out, overwrite)
+        run = calibrate_given_data if given_data else ppgen.calibrate
+        found = run(
+            model,
+            chosen,
+            simulations=simulations,
+            draws=draws,
+            level=level,
+            seed=common.seed,
+            **on_device(arguments, common.device),
+        )
+        found.save(folder)
+        page = calibration_page(found).save(folder / "report.html")
+    common.print(f"{found}\n\nreport: {page}", {**found.to_json(), "report": str(page)})
+    return common.code(found.passed)
+
+
+def _folder(story: str, what: str, out: Path | None, overwrite: bool) -> Path:
+    """Where results go; without --out a folder of the story's own, which is used again."""
+    name = story.rpartition("/")[2].replace(".py:", "-")
+    return new_folder(out or Path("runs") / f"{name}-{what}", overwrite or out is None)
 
 
 def on_device(arguments: dict, device: str) -> dict:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ppgen import plots
+from ppgen.inference.calibration import Calibration
 from ppgen.posterior import Posterior
 from ppgen.report import Picture, Report, Section, Table, Verdict
 from ppgen.types import Likelihood
@@ -46,6 +47,30 @@ def posterior_page(posterior: Posterior, story: str) -> Report:
             Section("Pictures", pictures=pictures),
         ],
         facts=facts,
+    )
+
+
+def calibration_page(found: Calibration) -> Report:
+    """The page of a calibration: the picture, then every quantity, worst first."""
+    heads = ["quantity", "p of evenness", "mean rank", "p of symmetry", "reading"]
+    order = sorted(found.p, key=lambda name: found.p[name])
+    rows = [
+        [n, found.p[n], float(found.pit[n].mean()), found.bias[n], found.reading(n) or "even"]
+        for n in order
+    ]
+    marks = {(i, 4): "bad" if n in found.flagged else "ok" for i, n in enumerate(order)}
+    caption = (
+        "Ranks of the true values are even where posteriors are right; symmetric about 1/2 where "
+        "they are at least in the right place."
+    )
+    return Report(
+        title=f"{found.story}: calibration of {found.engine}",
+        subtitle=found.rests_on(),
+        verdict=Verdict("pass" if found.passed else "fail", found.verdict()),
+        sections=[
+            Section("Ranks", pictures=[Picture(found.plot(), "Distribution functions of ranks.")]),
+            Section("Quantities", tables=[Table(heads, rows, caption, marks)]),  # type: ignore[arg-type]
+        ],
     )
 
 

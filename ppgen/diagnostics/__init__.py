@@ -20,11 +20,15 @@ from ppgen.diagnostics.distances import KolmogorovSmirnov as KolmogorovSmirnov
 from ppgen.diagnostics.distances import ks as ks
 from ppgen.diagnostics.distances import sliced_wasserstein as sliced_wasserstein
 from ppgen.diagnostics.distances import wasserstein1 as wasserstein1
+from ppgen.diagnostics.halves import Spread as Spread
+from ppgen.diagnostics.halves import correlations as correlations
+from ppgen.diagnostics.halves import spread_of_halves as spread_of_halves
 from ppgen.diagnostics.intervals import eti as eti
 from ppgen.diagnostics.intervals import hdi as hdi
 from ppgen.diagnostics.kernels import KernelTest as KernelTest
 from ppgen.diagnostics.kernels import ksd as ksd
 from ppgen.diagnostics.kernels import mmd as mmd
+from ppgen.diagnostics.kernels import mmd_against_halves as mmd_against_halves
 from ppgen.diagnostics.nested import nested_rhat as nested_rhat
 from ppgen.diagnostics.nested import nested_rhat_limit as nested_rhat_limit
 from ppgen.diagnostics.pareto import ParetoK as ParetoK

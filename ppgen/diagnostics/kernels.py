@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ppgen.diagnostics.arrays import Array, as_sample, thin
+from ppgen.diagnostics.arrays import Array, as_chains, as_sample, thin
+from ppgen.diagnostics.halves import pieces, splits
 
 
 class KernelTest(NamedTuple):
@@ -45,25 +46,51 @@ def mmd(x: Any, y: Any, permutations: int = 500, limit: int = 1000) -> KernelTes
         raise ValueError(
             f"expected two samples of one width with two or more rows, got {x.shape}, {y.shape}"
         )
-    both = np.concatenate([x, y]) @ _whitening(y)[0]
-    squares = _squared_distances(both)
-    bandwidth2 = np.median(squares[n:, n:][np.triu_indices(m, 1)]) or 1.0
-    kernel = np.exp(-squares / (2 * bandwidth2))
-    np.fill_diagonal(kernel, 0)  # unbiased: no point is compared with itself
-
+    kernel = _gaussian_kernel(x, y)
     orders = torch.rand(permutations, n + m, dtype=torch.float64).argsort(1).numpy()
     first = np.zeros((n + m, permutations + 1))
     first[:n, 0] = 1
     np.put_along_axis(first[:, 1:], orders.T[:n], 1.0, axis=0)
-    second = 1 - first
-    towards_first = kernel @ first
-    within_first = (first * towards_first).sum(0)
-    across = (second * towards_first).sum(0)
-    within_second = kernel.sum() - within_first - 2 * across
-    statistic = within_first / (n * (n - 1)) + within_second / (m * (m - 1)) - 2 * across / (n * m)
+    statistic = _discrepancies(kernel, first, 1 - first)
     # a relabelling that gives the same split differs by rounding only: it counts as equal
     reached = (statistic[1:] >= statistic[0] - 1e-12).sum()
     return KernelTest(float(statistic[0]), float(1 + reached) / (1 + permutations))
+
+
+def mmd_against_halves(x: Any, reference: Any, size: int = 500, number: int = 200) -> KernelTest:
+    """MMD of a sample from halves of the reference, beside that of the halves from one another.
+
+    The null keeps whole stretches of the reference's chains together, so that their
+    autocorrelation and any disagreement among them count. `x` itself should be thinned to nearly
+    independent draws.
+
+    Args:
+        x: sample, (n, d).
+        reference: draws, (chains, draws, d).
+        size: draws of `x` and of each half, at most, thinned evenly.
+        number: random halvings; p is at least 1 / (number + 1).
+
+    Raises:
+        ValueError: when the widths disagree, or there are fewer than four draws of either.
+    """
+    cut = pieces(as_chains(reference))
+    each = max(1, min(cut.shape[1], 2 * size // len(cut)))
+    y = np.concatenate([thin(piece, each) for piece in cut])
+    x = _matrix(x, "x", min(size, len(y) // 2))
+    if x.shape[1] != y.shape[1] or min(len(x), len(y)) < 4:
+        raise ValueError(
+            f"expected two samples of one width with four or more rows, got {x.shape}, {y.shape}"
+        )
+    kernel, n = _gaussian_kernel(x, y), len(x)
+    among = kernel[n:, n:]
+    first = splits(len(cut), number).repeat(each, axis=1).T.astype(float)  # (m, number)
+    null = _discrepancies(among, first, 1 - first)
+    ones = first.sum(0)
+    within = (first * (among @ first)).sum(0) / (ones * (ones - 1))
+    across = kernel[:n, n:].sum(0) @ first / (n * ones)
+    # averaged over the halves: their noise cancels
+    statistic = float((kernel[:n, :n].sum() / (n * (n - 1)) + within - 2 * across).mean())
+    return KernelTest(statistic, float(1 + (null >= statistic).sum()) / (1 + number))
 
 
 def ksd(
@@ -105,6 +132,27 @@ def ksd(
     statistic = stein.sum() / n**2
     null = (signs * (stein @ signs)).sum(0) / n**2
     return KernelTest(float(statistic), float(1 + (null >= statistic).sum()) / (1 + bootstraps))
+
+
+def _gaussian_kernel(x: Array, y: Array) -> Array:
+    """Kernel among the rows of x, then y, whitened and scaled by y; zero from a row to itself."""
+    both = np.concatenate([x, y]) @ _whitening(y)[0]
+    squares = _squared_distances(both)
+    within = squares[len(x) :, len(x) :]
+    bandwidth2 = np.median(within[np.triu_indices(len(y), 1)]) or 1.0
+    kernel = np.exp(-squares / (2 * bandwidth2))
+    np.fill_diagonal(kernel, 0)  # unbiased: no point is compared with itself
+    return kernel
+
+
+def _discrepancies(kernel: Array, first: Array, second: Array) -> Array:
+    """Unbiased MMD^2 between complementary sets of rows, for each column of their indicators."""
+    n, m = first.sum(0), second.sum(0)
+    towards_first = kernel @ first
+    within_first = (first * towards_first).sum(0)
+    across = (second * towards_first).sum(0)
+    within_second = kernel.sum() - within_first - 2 * across  # the two make up all rows
+    return within_first / (n * (n - 1)) + within_second / (m * (m - 1)) - 2 * across / (n * m)
 
 
 def _matrix(x: Any, name: str, limit: int) -> Array:

@@ -17,6 +17,8 @@ import numpy as np
 
 from ppgen.diagnostics.arrays import Array, as_array
 
+_ROUNDING = 1e-8  # of weights whose largest is 1: log densities of an exact guide differ by less
+
 
 class ParetoK(NamedTuple):
     """Shape of the tail of importance weights, and what it asks for.
@@ -92,7 +94,7 @@ def _generalised_pareto(excess: Array) -> tuple[float, float]:
     """
     count = len(excess)
     quartile = excess[int(count / 4 + 0.5) - 1]
-    if excess[-1] - excess[0] < np.finfo(float).tiny:
+    if excess[-1] - excess[0] < _ROUNDING:
         return 0.0, 0.0  # a tail without spread: bounded weights, every moment exists
     if quartile <= 0:
         # underflow beside the largest: a few weights take all; or ties at the cutoff

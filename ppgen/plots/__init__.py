@@ -5,6 +5,8 @@ notebook a figure that is a cell's last value shows itself; ``figure.savefig("na
 it. For a picture of your own in the same look: `canvas`, `styles`, `label` and `legend`.
 """
 
+from ppgen.plots.agreement import interval_coverage as interval_coverage
+from ppgen.plots.agreement import loo_differences as loo_differences
 from ppgen.plots.calibration import ecdf_difference as ecdf_difference
 from ppgen.plots.chains import rank_histogram as rank_histogram
 from ppgen.plots.chains import trace as trace

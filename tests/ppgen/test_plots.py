@@ -47,6 +47,10 @@ CASES = {
     "marginals, odd scale": lambda: plots.marginals({"HMC": rng.standard_cauchy((400, 2)) * 1e-7}),
     "pair": lambda: plots.pair(samples(3), ["x", "y", LONG]),
     "pair, chosen": lambda: plots.pair(samples(3), ["x", "y", "z"], "HMC", ("x", "z")),
+    "coverage": lambda: plots.interval_coverage(
+        {name: np.reshape(x, (-1, 3)) for name, x in samples(3).items()}, "HMC", ["x", "y", LONG]
+    ),
+    "leave one out": lambda: plots.loo_differences({"VI": rng.normal(size=30), LONG: np.ones(30)}),
     "grids": lambda: plots.grids(
         {"means": [[0.01, 2.0], [0.3, np.nan]], "sds": [[0.0, 1e5], [np.inf, 12.0]]},
         ["HMC", LONG],

@@ -1,0 +1,1 @@
+"""The parts of a comparison, one file each, in the order in which they are reported."""

@@ -1,0 +1,180 @@
+"""What mends an approximation that does not pass, and what it gains, cheapest first."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ppgen.inference.cavi import CAVI
+from ppgen.inference.comparison.plain import plain
+from ppgen.inference.dadvi import DADVI
+from ppgen.inference.flow_guides import flow_guide
+from ppgen.inference.guides import full_rank_guide
+from ppgen.inference.laplace import Laplace
+from ppgen.inference.pathfinder_engine import Pathfinder
+from ppgen.inference.psis import repair
+from ppgen.inference.verdict import Marginal, Verdict
+from ppgen.inference.vi import VI
+from ppgen.inference.vi_guides import describe
+from ppgen.posterior import Posterior
+from ppgen.types import Engine, Story
+
+BY_WEIGHTS = "resampled by its weights"
+
+Judge = Callable[[Posterior], tuple[tuple[Marginal, ...], Verdict]]
+"""The margins of a posterior against the reference, and what follows."""
+
+Reparametrisation = Callable[..., tuple[Story, str] | None]
+"""From a story and its arguments to the same posterior in other coordinates, and in words what
+was changed; None where there is nothing to change. The sites of the first story have to be sites,
+or deterministic sites, of the second."""
+
+
+@dataclass(frozen=True)
+class Repair:
+    """One attempt, against the same reference.
+
+    Args:
+        how: what was done.
+        posterior: what came of it.
+        marginals: its distance from the reference; none where it cannot be trusted.
+        verdict: on it.
+        cost: seconds of the method with its repair, in those of the method alone.
+        before: the worst margin's distance before, where 1 fails.
+        after: the same afterwards; NaN where it cannot be trusted.
+    """
+
+    how: str
+    posterior: Posterior
+    marginals: tuple[Marginal, ...]
+    verdict: Verdict
+    cost: float
+    before: float
+    after: float
+
+    def __str__(self) -> str:
+        gain = ""
+        if self.marginals:
+            gain = (
+                f" (worst margin {self.before:.2f} -> {self.after:.2f} of what fails, "
+                f"{self.cost:.1f} x the cost, {self.posterior.count:,} draws)"
+            )
+        return f"{self.how}: {self.verdict}{gain}"
+
+    @property
+    def remedy(self) -> str:
+        """The sentence for the verdict on the method that it repairs."""
+        if self.verdict.level != "pass":
+            return ""
+        return f"{self.how} repairs it at {self.cost:.1f} times the cost"
+
+    def to_json(self) -> dict[str, Any]:
+        named = ("how", "verdict", "cost", "before", "after", "marginals")
+        return plain({n: getattr(self, n) for n in named} | {"draws": self.posterior.count})
+
+
+def by_weights(posterior: Posterior, rows: tuple[Marginal, ...], judge: Judge) -> Repair | None:
+    """Importance resampling, where there is anything to resample by; it costs nothing."""
+    if posterior.kind != "independent" or posterior.log_weights is None:
+        return None
+    try:
+        better = repair(posterior)
+    except ValueError:  # resampled already, or no weight in any draw
+        return None
+    if posterior.converged and not better.converged:
+        said = Verdict("fail", f"no repair: {better.messages[-1]}")
+        return Repair(BY_WEIGHTS, better, (), said, 1.0, _worst(rows), float("nan"))
+    return judged(BY_WEIGHTS, better, posterior, rows, judge, extra=0.0)
+
+
+def refits(
+    engine: Engine,
+    posterior: Posterior,
+    rows: tuple[Marginal, ...],
+    judge: Judge,
+    fit: Callable[[Engine], Posterior],
+) -> Iterator[Repair]:
+    """Richer approximations, one after the other, up to the first that passes.
+
+    Args:
+        engine: of the method to repair.
+        posterior: what it gave.
+        rows: its margins.
+        judge: of posteriors.
+        fit: the same story with another engine.
+    """
+    for how, richer in ladder(engine):
+        try:
+            better = fit(richer)
+        except ValueError as error:
+            said = Verdict("fail", f"no repair: {error}")
+            yield Repair(how, posterior, (), said, float("nan"), _worst(rows), float("nan"))
+            continue
+        attempt = judged(how, better, posterior, rows, judge, extra=better.cost.seconds)
+        yield attempt
+        if attempt.verdict.level == "pass":
+            return
+
+
+def judged(
+    how: str,
+    better: Posterior,
+    posterior: Posterior,
+    rows: tuple[Marginal, ...],
+    judge: Judge,
+    extra: float,
+) -> Repair:
+    """An attempt that took `extra` seconds beside those of the method."""
+    after, verdict = judge(better)
+    cost = 1.0 + extra / max(posterior.cost.seconds, 1e-3)
+    return Repair(how, better, after, verdict, cost, _worst(rows), _worst(after))
+
+
+def ladder(engine: Engine) -> tuple[tuple[str, Engine], ...]:
+    """Engines that represent more than this one, the cheapest first."""
+    flow = ("a flow guide", _vi(engine, flow_guide()))
+    full_rank = ("a full-rank guide", _vi(engine, full_rank_guide()))
+    response = ("linear response", DADVI())
+    if isinstance(engine, VI):
+        guide = describe(engine.guide)
+        if guide == "mean-field":
+            return (response, full_rank, flow)
+        if guide.startswith("flow"):
+            return ()
+        return (flow,) if guide == "full-rank" else (full_rank, flow)
+    if isinstance(engine, DADVI):
+        return (full_rank, flow) if engine.linear_response else (response, full_rank, flow)
+    if isinstance(engine, CAVI | Laplace | Pathfinder):
+        return (full_rank, flow)
+    return ()
+
+
+def _vi(engine: Engine, guide: Any) -> VI:
+    """VI with another guide and that guide's own learning rate."""
+    base = engine if isinstance(engine, VI) else VI()
+    return dataclasses.replace(base, guide=guide, learning_rate=None)
+
+
+def restricted(posterior: Posterior, sites: tuple[str, ...]) -> Posterior:
+    """The posterior of those sites alone: of another parameterisation, what both have.
+
+    Raises:
+        ValueError: where one of the sites is missing.
+    """
+    missing = [name for name in sites if name not in posterior.draws]
+    if missing:
+        raise ValueError(
+            f"the reparametrised story has no site {missing[0]!r}; it has {list(posterior.draws)}"
+        )
+    kept = {name: posterior.draws[name] for name in sites}
+    fixed = tuple(name for name in posterior.deterministic if name in kept)
+    # what is left has no flat vector of its own
+    return dataclasses.replace(
+        posterior, draws=kept, deterministic=fixed, unconstrained=None, guide_log_prob=None
+    )
+
+
+def _worst(rows: tuple[Marginal, ...]) -> float:
+    return max((row.badness for row in rows), default=float("nan"))

@@ -1,0 +1,241 @@
+"""Trust, consequences, repairs and cost: against closed forms and planted faults."""
+
+import math
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+import ppgen
+from ppgen.inference import DADVI, HMC, VI, Exact, Laplace, flow_guide, full_rank_guide
+from ppgen.inference.compare import comparison
+from ppgen.inference.comparison.consequences import consequences, of_quantities
+from ppgen.inference.comparison.cost import cost
+from ppgen.inference.comparison.plain import plain
+from ppgen.inference.comparison.repairs import ladder, restricted
+from ppgen.inference.comparison.trust import optimiser_trust, reference_trust
+from ppgen.inference.verdict import marginals
+from ppgen.models import NormalNormal
+from ppgen.posterior import Cost, Posterior
+from ppgen.program import Program
+
+pytestmark = pytest.mark.usefixtures("silent")
+
+Y = torch.tensor([0.5, 1.5, 2.5, -1.0, 0.3]).double()
+STORY = NormalNormal(0.0, 2.0, 1.0)
+
+
+def normal(loc=0.0, sd=1.0, kind="chains", shape=(8, 500), **fields):
+    return Posterior({"a": loc + sd * torch.randn(*shape)}, "test", kind, **fields)
+
+
+# -- trust -----------------------------------------------------------------------------------
+
+
+def trust_of(posteriors):
+    rows = {name: marginals(p, posteriors["one"]) for name, p in posteriors.items()}
+    return reference_trust("one", posteriors, rows)
+
+
+def test_a_second_sampler_confirms_the_reference_or_does_not():
+    agreeing = trust_of({"one": normal(), "two": normal()})
+    assert agreeing.ok
+    assert "two agrees" in str(agreeing)
+    # .3 sd with 4,000 draws each: an error of .022, so 13 of them
+    apart = trust_of({"one": normal(), "two": normal(0.3)})
+    assert not apart.ok
+    assert "two DISAGREES" in str(apart)
+    alone = trust_of({"one": normal(), "q": normal(0.3, kind="independent")})
+    assert alone.ok
+    assert "no second sampler" in str(alone)
+
+
+def test_two_samplers_that_disagree_leave_no_verdict():
+    found = comparison({"one": normal(), "two": normal(0.3), "q": normal()}, "one")
+    assert {v.level for v in found.verdicts.values()} == {"unknown"}
+    assert "not confirmed" in found.verdicts["q"].sentence
+
+
+def test_the_reference_is_diagnosed_in_words():
+    chains = normal(stats={"diverging": torch.ones(8, 500), "energy": torch.randn(8, 500)})
+    said = str(trust_of({"one": chains}))
+    assert "4000 divergences" in said
+    assert "means known to 0.01" in said  # 1 / sqrt(4000) = .016
+    assert not trust_of({"one": normal(converged=False)}).ok
+    assert "exact posterior" in str(trust_of({"one": Exact().run(STORY.model, Y)}))
+
+
+def test_a_rising_elbo_has_not_settled_and_a_noisy_flat_one_has():
+    noise = 0.3 * torch.randn(2000)
+    flat, rising = (
+        normal(kind="independent", history={"elbo": noise + slope * torch.arange(2000.0)})
+        for slope in (0.0, 0.01)
+    )
+    assert optimiser_trust(flat).ok
+    said = optimiser_trust(rising)
+    assert not said.ok
+    assert str(said).startswith("NOT SETTLED; the last 400 steps gained +")
+    gain = float(re.search(r"gained (\S+)", str(said)).group(1))
+    # .01 x 400; a slope of batches of 20 with error .3 x 1.25 / sqrt(20) x sqrt(12 / 20) = .07
+    assert gain == pytest.approx(4.0, abs=4.3 * 0.07 + 0.05)  # printed with two digits
+    assert optimiser_trust(normal()) is None
+
+
+# -- does it matter? -------------------------------------------------------------------------
+
+
+def test_leave_one_out_is_that_of_the_conjugate_formula():
+    exact = Exact(4000).run(STORY.model, Y)
+    program = Program(STORY.model, Y)
+    (loo,) = consequences(exact, exact, program).loo
+    truth = 0.0
+    for i in range(len(Y)):
+        rest = torch.cat([Y[:i], Y[i + 1 :]])
+        precision = 1 / 4 + len(rest)
+        predictive = dist.Normal(rest.sum() / precision, math.sqrt(1 + 1 / precision))
+        truth += float(predictive.log_prob(Y[i]))
+    # each term is known to about .4 / sqrt(4000) nats: the weights vary little
+    assert loo.elpd == pytest.approx(truth, abs=4.3 * 0.4 * 5 / math.sqrt(4000))
+    assert loo.difference == 0.0
+    assert loo.khat < 0.7
+
+
+def test_predictions_of_a_wrong_posterior_are_off_by_as_much():
+    program, exact = Program(STORY.model, Y), Exact(4000).run(STORY.model, Y)
+    moved = Posterior({"mu": exact["mu"] + 1.0}, "moved", "independent",
+                      unconstrained=exact.unconstrained + 1.0)  # fmt: skip
+    same, off = (consequences(p, exact, program) for p in (exact, moved))
+    assert same.predictive[0].shift == 0.0  # the same draws and the same noise
+    # the predictive sd is sqrt(1 + 1 / 5.25) = 1.09
+    assert off.predictive[0].shift == pytest.approx(1 / 1.09, abs=0.1)
+    assert off.predictive[0].crps > 0.1
+    assert off.loo[0].difference < -0.5
+    # E[crps] of a normal at a point has a closed form; here only that the score is proper
+    assert consequences(exact, exact, None).missing == ("predictions need the story and its data",)
+
+
+def test_quantities_of_the_user_are_judged_like_scalars():
+    good, bad = normal(kind="independent"), normal(sd=0.5, kind="independent")
+    functions = {"square": lambda s: s["a"] ** 2, "both": lambda s: torch.stack([s["a"]] * 2, -1)}
+    names = [row.name for row in of_quantities(good, normal(), functions)]
+    assert sorted(names) == ["both[0]", "both[1]", "square"]
+    rows = {row.name: row for row in of_quantities(bad, normal(), functions)}
+    # E[a^2] = 1 against .25, in the sd of a chi-square, sqrt(2)
+    assert rows["square"].shift == pytest.approx(-0.75 / math.sqrt(2), abs=0.1)
+    assert rows["square"].level == "fail"
+    found = comparison(
+        {"one": normal(), "q": good}, "one", quantities={"far": lambda s: s["a"] ** 2}
+    )
+    assert found.verdicts["q"].level == "pass"
+    assert "far" in str(found)
+    with pytest.raises(ValueError, match=r"'oops' asks for site 'b'.* has \['a'\]"):
+        of_quantities(good, normal(), {"oops": lambda s: s["b"]})
+    with pytest.raises(ValueError, match=r"'mean' gave shape \(\)"):
+        of_quantities(good, normal(), {"mean": lambda s: s["a"].mean()})
+
+
+# -- repairs ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("engine", "steps"),
+    [
+        (VI(), ["linear response", "a full-rank guide", "a flow guide"]),
+        (VI(guide=full_rank_guide()), ["a flow guide"]),
+        (VI(guide=flow_guide()), []),
+        (Laplace(), ["a full-rank guide", "a flow guide"]),
+        (DADVI(), ["a full-rank guide", "a flow guide"]),
+        (DADVI(linear_response=False), ["linear response", "a full-rank guide", "a flow guide"]),
+        (HMC(), []),
+    ],
+)
+def test_the_ladder_leads_to_richer_families(engine, steps):
+    found = ladder(engine)
+    assert [how for how, _ in found] == steps
+    if steps and isinstance(engine, VI):
+        assert found[-1][1].draws == engine.draws
+
+
+@dataclass(frozen=True)
+class Planted:
+    """Draws of a normal of this width, with the density of a guide that knows it."""
+
+    sd: float
+    converged: bool = True
+
+    def run(self, model, *args):
+        z = self.sd * torch.randn(4, 1000, 1)
+        return Posterior(
+            {"mu": z[..., 0]}, "Planted", "chains", converged=self.converged, unconstrained=z,
+            cost=Cost(sampling=1.0),
+        )  # fmt: skip
+
+
+def model(y):
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    pyro.sample("y", dist.Normal(mu, 1e3), obs=y)
+
+
+def test_a_reparametrisation_replaces_a_reference_that_has_not_converged():
+    @dataclass(frozen=True)
+    class Stuck(Planted):
+        def run(self, story, *args):
+            found = Planted(1.0, converged=story is not model).run(story)
+            extra = {**found.draws, "eta": found["mu"]}
+            return Posterior(extra, "Stuck", "chains", converged=found.converged)
+
+    def proposal(story, y):
+        return (lambda y: None), "mu is eta"
+
+    using = {"HMC": Stuck(1.0), "other": Stuck(1.0)}
+    zero = torch.zeros(1)
+    plain_run = ppgen.compare(model, zero, using=using, reference="HMC")
+    assert plain_run.verdicts["other"].level == "unknown"
+    found = ppgen.compare(
+        model, zero, using=using, reference="HMC", reparametrise=proposal, repair=True
+    )
+    assert found["HMC"].converged
+    assert "reparametrised: mu is eta" in found["HMC"].messages
+    assert found.repairs["other"][-1].how == "mu is eta"
+    assert found.repairs["other"][-1].verdict.level == "pass"
+    assert "mu is eta repairs it" in found.verdicts["other"].remedy
+
+
+def test_a_restricted_posterior_keeps_what_both_have():
+    z = torch.randn(2, 50, 2)
+    whole = Posterior({"a": z[..., 0], "e": z[..., 1], "b": z.sum(-1)}, "test", "chains",
+                      unconstrained=z, deterministic=("b",))  # fmt: skip
+    kept = restricted(whole, ("a", "b"))
+    assert list(kept.draws) == ["a", "b"]
+    assert kept.deterministic == ("b",)
+    assert kept.unconstrained is None
+    with pytest.raises(ValueError, match="no site 'c'; it has"):
+        restricted(whole, ("a", "c"))
+
+
+# -- cost and JSON ---------------------------------------------------------------------------
+
+
+def test_the_cost_counts_what_draws_are_worth():
+    chains = normal(cost=Cost(recording=1.0, sampling=3.0, gradients=7))
+    row = cost(chains)
+    assert row["recording"] == 1.0
+    assert row["seconds"] == 4.0
+    assert row["ESS/s"] == pytest.approx(row["ESS"] / 4.0, rel=1e-3)
+    weighted = normal(
+        kind="independent", log_density=torch.zeros(8, 500), log_guide=torch.zeros(8, 500)
+    )
+    assert cost(weighted)["ESS"] == 4000
+    assert cost(normal(kind="independent"))["ESS"] is None
+
+
+def test_findings_become_json():
+    rows = marginals(normal(kind="point", shape=(1, 1)), normal())
+    found = plain({"rows": rows, "array": np.array([1.0, np.inf])})
+    assert found["rows"][0]["name"] == "a"
+    assert found["rows"][0]["ratio"] is None
+    assert found["array"] == [1.0, None]
