@@ -6,8 +6,9 @@ r"""Regressions in groups, partially pooled: every coefficient varies between gr
     y_n \sim N(\beta_{g_n 0} + x_n \cdot \beta_{g_n, 1:}, \sigma)
 
 Complete pooling is :math:`\tau = 0`, no pooling :math:`\tau = \infty`; how much is pooled is
-learnt. The form is non-centred, :math:`\beta = m + \tau \eta`: the better one where groups are
-small or many alike. Given m, tau and sigma the coefficients are normal.
+learnt. Given m, tau and sigma the coefficients are normal. The form is centred, the better one
+where groups say much about themselves; where they do not, ``ppgen.fit(..., reparametrise="auto")``
+finds for each coefficient how far to leave it.
 
 References:
     | Data analysis using regression and multilevel/hierarchical models, chapters 12 and 13
@@ -43,8 +44,7 @@ def hierarchical_regression(
     spread = pyro.sample("spread", dist.HalfNormal(x.new_full((size,), scale)).to_event(1))
     noise = pyro.sample("noise", dist.HalfNormal(x.new_full((), scale)))
     with pyro.plate("group", groups):
-        eta = pyro.sample("eta", dist.Normal(x.new_zeros(size), 1.0).to_event(1))
-    beta = pyro.deterministic("beta", mean + spread * eta)
+        beta = pyro.sample("beta", dist.Normal(mean, spread).to_event(1))
     rows = beta[group]
     with pyro.plate("data", len(x)):
         pyro.sample("y", dist.Normal(rows[:, 0] + (x * rows[:, 1:]).sum(-1), noise), obs=y)

@@ -4,9 +4,10 @@ r"""Item response with two parameters an item (2PL): who can solve which item.
     \theta_p \sim N(0, 1), \quad b_i \sim N(0, 2), \quad a_i \sim \mathrm{LogNormal}(0, 1/2),
     \quad y_n \sim \mathrm{Bernoulli}(\mathrm{logit}^{-1}(a_{i_n} (\theta_{p_n} - b_{i_n})))
 
-Abilities have unit scale and discriminations are positive: that identifies the model, which is
-invariant under :math:`(\theta, a) \to (-\theta, -a)` and under a common shift and scale. Answers
-come as a list of who, what and whether, so that not everybody needs to answer every item.
+The prior's mean 0 and scale 1 of abilities, and positive discriminations, identify a likelihood
+which is the same for :math:`(-\theta, -b, -a)` and under a common shift and scale of abilities and
+difficulties. Answers come as a list of who, what and whether: not everybody needs to answer every
+item.
 
 References:
     | Some latent trait models and their use in inferring an examinee's ability (Birnbaum, 1968)
