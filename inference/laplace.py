@@ -110,8 +110,8 @@ def _positive_definite(program: Program, mode: Mode) -> Tensor:
     if not bool(torch.isfinite(mode.precision).all()):
         raise ValueError(
             "Laplace: the log density has no finite curvature at the highest point found, "
-            f"{where}: it ends there or beside it, so that no normal lies around the mode; give the site a "
-            "distribution with the right support, or use HMC"
+            f"{where}: it ends there or beside it, so that no normal lies around the mode; "
+            "give the site a distribution with the right support, or use HMC"
         )
     raise ValueError(
         f"Laplace: the log density is not curved downwards in the direction of {names} (smallest "

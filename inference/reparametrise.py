@@ -205,8 +205,7 @@ def _words(site: Hierarchy, centredness: Tensor) -> str:
 def _shares(pilot: Program, found: tuple[Hierarchy, ...]) -> tuple[dict[str, Tensor], int]:
     """For each element of each site, the data's share of what is known about it, in [0, 1]."""
     near = Pathfinder(draws=_PILOT).run(pilot)
-    assert near.unconstrained is not None
-    z = near.unconstrained.flatten(0, 1)
+    z = pilot.initial(_POINTS) if near.unconstrained is None else near.unconstrained.flatten(0, 1)
     z = z[torch.linspace(0, len(z) - 1, _POINTS).long()]
     slope = in_pieces(lambda z: pilot.value_and_grad(z, part="likelihood"), _ROWS)
     shares = {}
