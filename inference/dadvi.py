@@ -30,6 +30,7 @@ from ppgen.inference.independent import Clock, independent
 from ppgen.inference.laplace import log_prob, sample
 from ppgen.inference.mode import spectrum
 from ppgen.inference.point import as_program
+from ppgen.inference.second_opinion import with_second_opinion
 from ppgen.inference.target import Target, in_pieces
 from ppgen.inference.vi_start import Frame, find_frame
 from ppgen.posterior import Posterior
@@ -49,7 +50,8 @@ class DADVI:
     """Independent normals fitted with fixed draws, and the covariance that linear response adds.
 
     No learning rate, no noise in the objective, and a stopping rule that means something: the
-    Newton step is negligible. The error of the means from the fixed draws is reported.
+    Newton step is negligible. The error of the means from the fixed draws is reported, and so is
+    the site, if any, whose mean or width the importance weights of the draws contradict.
 
     Args:
         draws: from the normal that is returned.
@@ -106,24 +108,26 @@ class DADVI:
         clock.fitted()
         noise = torch.randn(self.draws, program.dim).to(frame.centre)
         u, log_guide = sample(fit.mean, fit.precision, noise)
-        return independent(
-            program,
-            frame.push(u),
-            log_guide - frame.log_det,
-            log_density=lambda z: function(z)[0],
-            cost=lambda: clock.cost(target.gradients),
-            engine="DADVI",
-            options=asdict(self),
-            complaints=fit.complaints,
-            notes=_error_note(program, fit, self.fixed),
-            history={
-                "elbo": ascent.elbo,
-                "location": frame.push(fit.mean),
-                "fixed_draw_error": frame.factor * fit.error,
-            },
-            guide_log_prob=lambda z: (
-                log_prob(fit.mean, fit.precision, frame.back(z)) - frame.log_det
-            ),
+        return with_second_opinion(
+            independent(
+                program,
+                frame.push(u),
+                log_guide - frame.log_det,
+                log_density=lambda z: function(z)[0],
+                cost=lambda: clock.cost(target.gradients),
+                engine="DADVI",
+                options=asdict(self),
+                complaints=fit.complaints,
+                notes=_error_note(program, fit, self.fixed),
+                history={
+                    "elbo": ascent.elbo,
+                    "location": frame.push(fit.mean),
+                    "fixed_draw_error": frame.factor * fit.error,
+                },
+                guide_log_prob=lambda z: (
+                    log_prob(fit.mean, fit.precision, frame.back(z)) - frame.log_det
+                ),
+            )
         )
 
 

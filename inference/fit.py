@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 
+from ppgen.inference.hierarchies import hierarchies
 from ppgen.inference.hmc_engine import HMC
+from ppgen.inference.point import as_program
+from ppgen.inference.reparametrise import Reparametrisation, added, reparametrised
+from ppgen.inference.verdict import WEIGHT_ESS_FAIL
 from ppgen.inputs import slots
 from ppgen.posterior import Posterior
 from ppgen.types import Engine, Story
@@ -21,6 +26,7 @@ def fit(
     *args: Any,
     using: Engine | None = None,
     seed: int | None = 0,
+    reparametrise: Literal["auto"] | bool = False,
     **kwargs: Any,
 ) -> Posterior:
     """The posterior of a story given its data.
@@ -31,6 +37,10 @@ def fit(
         using: the engine with its options; ``HMC()`` when None.
         seed: of the run; the caller's random state is given back afterwards. None continues
             from the caller's random state.
+        reparametrise: write hierarchies non-centred before the run, as far as the data ask for it
+            (see :func:`ppgen.inference.reparametrise.reparametrised`); ``"auto"`` does so only
+            where the run on the story as written fails. The posterior has the story's own sites
+            either way. False proposes it where a run fails.
         kwargs: the story's keyword arguments.
 
     Raises:
@@ -47,6 +57,8 @@ def fit(
         torch.Size([1, 4000])
     """
     engine = HMC() if using is None else using
+    if reparametrise not in (True, False, "auto"):
+        raise ValueError(f"reparametrise must be True, False or 'auto', got {reparametrise!r}")
     if not callable(getattr(engine, "run", None)) or isinstance(engine, type):
         raise TypeError(
             f"using must be an engine with its options, such as HMC(chains=64); got {using!r}"
@@ -54,7 +66,70 @@ def fit(
     with torch.random.fork_rng(enabled=seed is not None), _threads_for(model, args, kwargs):
         if seed is not None:
             torch.manual_seed(seed)
-        return engine.run(model, *args, **kwargs)
+        return _run(engine, reparametrise, model, args, kwargs)
+
+
+def _run(
+    engine: Engine,
+    choice: Literal["auto"] | bool,
+    model: Story,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Posterior:
+    if choice is True:
+        changed = reparametrised(model, *args, **kwargs)
+        return engine.run(model, *args, **kwargs) if changed is None else _on(engine, changed)
+    try:
+        posterior = engine.run(model, *args, **kwargs)
+    except ValueError as error:
+        changed = _way_out(choice, model, args, kwargs)
+        if isinstance(changed, str):
+            error.add_note(changed)
+        if not isinstance(changed, Reparametrisation):
+            raise
+        return _on(engine, changed, f"{type(engine).__name__} failed on the story as written")
+    if not _failed(posterior):
+        return posterior
+    changed = _way_out(choice, model, args, kwargs)
+    if isinstance(changed, Reparametrisation):
+        again = _on(engine, changed, "the run on the story as written did not converge")
+        return replace(again, cost=added(posterior.cost, again.cost))
+    return (
+        posterior
+        if changed is None
+        else replace(posterior, messages=(*posterior.messages, changed))
+    )
+
+
+def _on(engine: Engine, changed: Reparametrisation, why: str | None = None) -> Posterior:
+    program = changed.program
+    posterior = changed.restored(engine.run(changed.story, *program.args, **program.kwargs))
+    return replace(posterior, messages=(*([why] if why else []), *posterior.messages))
+
+
+def _failed(posterior: Posterior) -> bool:
+    """Whether a run says of itself that its draws are not to be trusted."""
+    if not posterior.converged or posterior.kind == "chains":
+        return not posterior.converged
+    found = posterior.diagnosis()
+    heavy = found.get("khat", 0.0) > found.get("khat_limit", 0.0)
+    return heavy and found["relative_is_ess"] < WEIGHT_ESS_FAIL
+
+
+def _way_out(
+    choice: Literal["auto"] | bool, model: Story, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Reparametrisation | str | None:
+    """Other coordinates, where they were asked for; else the advice to ask for them."""
+    try:
+        if choice == "auto":
+            return reparametrised(model, *args, **kwargs)
+        found = hierarchies(as_program(model, args, kwargs))
+    except ValueError:
+        return None  # it is the story that fails, not the engine
+    if not found:
+        return None
+    names = ", ".join(str(h) for h in found)
+    return f"fit(..., reparametrise=True) would write non-centred: {names}"
 
 
 @contextmanager

@@ -125,6 +125,7 @@ class HMC:
             target_accept=self.target_accept,
             max_leapfrog=self.max_leapfrog,
             metric=self.metric,
+            draws=self.draws,
             advance=advance,
         )
         if interrupt:

@@ -29,7 +29,9 @@ _HESSIAN_LIMIT = 500  # dimensions; beyond it no first metric is taken from the 
 _ROUNDS = 3  # of the search for normals to start from, where paths do not end at a top
 _ORDERS = 100.0  # between widths by the curvature and by the starts: the first is mistaken
 _FEW = 8  # chains that say nothing about the width
-_WORTH = 0.4  # independent draws that a kept draw should be worth
+_WORTH = 0.4  # independent draws that a kept draw should be worth, in long chains
+_LONG = 200  # draws of a chain
+_MARGIN = 1.5  # over what R-hat asks of shorter ones: the estimate from the warm-up is optimistic
 _THINNED_LEAPFROGS = 100.0  # gradients that a kept draw may cost on account of thinning
 _PRIOR_DRAWS = 10.0  # weight of the metric in force when it is renewed, in draws
 
@@ -53,6 +55,7 @@ def warm_up(
     target_accept: float,
     max_leapfrog: int,
     metric: MetricName,
+    draws: int = 200,
     jitter: float = JITTER,
     advance: Callable[[float, Info], bool] = lambda step_size, info: True,
 ) -> Tuned:
@@ -65,6 +68,7 @@ def warm_up(
         target_accept: for the harmonic mean acceptance over chains.
         max_leapfrog: longest trajectory, in steps.
         metric: `auto` is dense where the parameters are strongly correlated.
+        draws: that each chain will keep.
         jitter: share of the trajectory that varies between iterations, in [0, 1].
         advance: told the step size and info of each iteration; False ends the warm-up early.
     """
@@ -100,25 +104,26 @@ def warm_up(
         if not advance(epsilon, info):
             break
     epsilon, trajectory = math.exp(steps.log_average), math.exp(path.log_average)
-    thin = thinning(torch.stack(window, 1), trajectory / epsilon) if window else 1
+    thin = thinning(torch.stack(window, 1), trajectory / epsilon, draws) if window else 1
     return Tuned(state, current, epsilon, trajectory, moved, thin)
 
 
-def thinning(draws: Tensor, leapfrogs: float) -> int:
+def thinning(window: Tensor, leapfrogs: float, draws: int) -> int:
     """Transitions to a draw, from the last stage's ``(C, N, D)`` and the steps of a trajectory.
 
-    R-hat of many short chains is about ``1 + (1 / e - 1) / N`` where every half chain holds N
-    draws worth e independent ones: at 100 draws it passes 1.01 only if e exceeds a third. So
-    where location or spread of any parameter mixes slower, several transitions make one draw;
-    not where that would cost hundreds of gradients.
+    R-hat of many short chains is about ``1 + (1 / e - 1) / 2 N`` where every half chain holds N
+    draws worth e independent ones each: at N = 100 it passes 1.01 only if e exceeds a third, at
+    N = 50 only if it exceeds a half. So where location or spread of any parameter mixes slower,
+    several transitions make one draw; not where that would cost hundreds of gradients.
     """
-    if draws.shape[1] < 10:
+    if window.shape[1] < 10:
         return 1
-    spread = (draws - draws.flatten(0, 1).median(0).values).abs()
-    ess = min(diagnostics.ess_bulk(x).min() for x in (draws, spread))
-    share = max(float(ess) / draws[..., 0].numel(), 1e-3)  # NaN where a chain never moved
+    worth = _WORTH if draws >= _LONG else min(0.9, _MARGIN / (1.0 + 0.01 * draws))
+    spread = (window - window.flatten(0, 1).median(0).values).abs()
+    ess = min(diagnostics.ess_bulk(x).min() for x in (window, spread))
+    share = max(float(ess) / window[..., 0].numel(), 1e-3)  # NaN where a chain never moved
     affordable = max(1.0, _THINNED_LEAPFROGS / max(1.0, leapfrogs))
-    return math.ceil(min(_WORTH / share, affordable)) if share < _WORTH else 1
+    return math.ceil(min(worth / share, affordable)) if share < worth else 1
 
 
 def quarter_period(spread: float, jitter: float) -> float:

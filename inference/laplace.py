@@ -13,11 +13,13 @@ from ppgen.inference.guides import standard_normal
 from ppgen.inference.independent import Clock, independent
 from ppgen.inference.mode import Batched, Mode, find_mode, flat_sites, spectrum
 from ppgen.inference.point import ROWS, as_program
+from ppgen.inference.second_opinion import with_second_opinion
 from ppgen.posterior import Posterior
 from ppgen.program import Program
 from ppgen.progress import Progress
 from ppgen.types import Story
 
+_LinAlgError = torch.linalg.LinAlgError  # pyright: ignore[reportPrivateImportUsage]
 _SINGULAR = 1e-10  # smallest eigenvalue of the precision with unit diagonal
 
 
@@ -56,25 +58,37 @@ class Laplace:
         program = as_program(model, args, kwargs)
         function, clock = Batched(program, ROWS), Clock(program)
         with Progress("Laplace", None) as progress:
-            mode = find_mode(function, program.initial(ROWS)[: self.starts])
-            precision = _positive_definite(program, mode)
-            flat = flat_sites(function, mode, program)
+            mode, precision, flat = self._climb(program, function)
             progress.advance(function.gradients, log_density=float(mode.value))
         clock.fitted()
         noise = torch.randn(self.draws, program.dim, dtype=mode.z.dtype, device=mode.z.device)
         z, log_guide = sample(mode.z, precision, noise)
         complaint = f"the density does not fall as {' and '.join(flat)} move away from the mode"
-        return independent(
-            program,
-            z,
-            log_guide,
-            log_density=lambda z: function(z)[0],
-            cost=lambda: clock.cost(function.gradients),
-            engine="Laplace",
-            options=dataclasses.asdict(self),
-            complaints=(complaint,) if flat else (),
-            guide_log_prob=lambda z: log_prob(mode.z, precision, z),
+        return with_second_opinion(
+            independent(
+                program,
+                z,
+                log_guide,
+                log_density=lambda z: function(z)[0],
+                cost=lambda: clock.cost(function.gradients),
+                engine="Laplace",
+                options=dataclasses.asdict(self),
+                complaints=(complaint,) if flat else (),
+                guide_log_prob=lambda z: log_prob(mode.z, precision, z),
+            )
         )
+
+    def _climb(self, program: Program, function: Batched) -> tuple[Mode, Tensor, list[str]]:
+        try:
+            mode = find_mode(function, program.initial(ROWS)[: self.starts])
+            return mode, _positive_definite(program, mode), flat_sites(function, mode, program)
+        except _LinAlgError as error:
+            raise ValueError(
+                f"Laplace: a matrix could not be factorised on the way to the mode ({error}): the "
+                "density ends, or is flat, beside its highest point, or a covariance inside the "
+                "story is singular there; add a jitter to that diagonal, give flat sites a proper "
+                "prior, or use HMC, which treats such points as impossible"
+            ) from error
 
 
 def sample(mode: Tensor, precision: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,6 +116,12 @@ def _positive_definite(program: Program, mode: Mode) -> Tensor:
     names = " and ".join(found.sites(program, 0))
     at = {n: v for n, v in program.constrain(mode.z[None]).items() if n in names.split(" and ")}
     where = ", ".join(f"{n} = {_short(v[0])}" for n, v in at.items())
+    if not bool(torch.isfinite(mode.precision).all()):
+        raise ValueError(
+            "Laplace: the log density has no finite curvature at the highest point found, "
+            f"{where}: it ends there or beside it, so that no normal lies around the mode; "
+            "give the site a distribution with the right support, or use HMC"
+        )
     raise ValueError(
         f"Laplace: the log density is not curved downwards in the direction of {names} (smallest "
         f"eigenvalue of the precision {float(found.values[0]):.2g}, where independent "

@@ -130,6 +130,11 @@ class NUTS:
                 f"{deepest} draws reached max_tree_depth={self.max_tree_depth}: slow, not wrong; "
                 "parameters of very different scales, or strongly correlated"
             )
+        if bool(stats["diverging"].any()):
+            said.append(
+                f"some trajectories diverged: raise target_accept={self.target_accept} towards 1; "
+                "if they still do, there is a funnel"
+            )
         return tuple(said)
 
 

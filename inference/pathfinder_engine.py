@@ -19,6 +19,7 @@ from ppgen.inference.point import as_program
 from ppgen.inference.psis import repair, trustworthy, warning
 from ppgen.inference.target import Target, in_pieces
 from ppgen.posterior import Posterior
+from ppgen.program import Program
 from ppgen.progress import Progress
 from ppgen.types import Story
 
@@ -72,7 +73,7 @@ class Pathfinder:
         if self.paths > _ROWS:
             raise ValueError(f"Pathfinder(paths=...) must be at most {_ROWS}, got {self.paths}")
 
-    def run(self, model: Story, *args: Any, **kwargs: Any) -> Posterior:
+    def run(self, model: Story | Program, *args: Any, **kwargs: Any) -> Posterior:
         program = as_program(model, args, kwargs)
         target, clock = Target(program), Clock(program)
         function = in_pieces(target, _ROWS)

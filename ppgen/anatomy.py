@@ -82,14 +82,19 @@ def dissect(model: Story, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> A
     :func:`ppgen.story.sandbox`.
 
     Raises:
-        ValueError: where a site has no unconstrained view, naming it and what to use instead.
+        ValueError: where a site has no unconstrained view, naming it and what to use instead;
+            where a plate is empty, naming the argument.
     """
     handler = _Dissect()
     with torch.random.fork_rng(devices=[]), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(0)
-        with handler:
-            model(*args, **kwargs)
+        try:
+            with handler:
+                model(*args, **kwargs)
+        except ZeroDivisionError as error:
+            _refuse_empty(error, args, kwargs)
+            raise
     points = [p.flatten() for p in handler.points]
     return Anatomy(
         sites=handler.sites,
@@ -211,6 +216,20 @@ def _refuse_subsampling(msg: Any) -> None:
             "noise, and MCMC would sample from the wrong distribution; give it all data, or fit "
             "with VI and a hand-written guide, or pyro.infer.SVI"
         )
+
+
+def _refuse_empty(
+    error: ZeroDivisionError, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> None:
+    """Pyro says of a plate without elements only that its size cannot be zero."""
+    given = [*enumerate(args, start=1), *kwargs.items()]
+    empty = [f"{n!r}" for n, v in given if isinstance(v, Tensor) and not v.numel()]
+    if "size cannot be zero" in str(error):
+        raise ValueError(
+            "a pyro.plate of the story has no elements"
+            + (f": argument {' and '.join(empty)} is empty" if empty else "")
+            + "; give it data, or leave the plate out where there are none"
+        ) from error
 
 
 def _refuse_missing(msg: Any) -> None:

@@ -196,17 +196,21 @@ class Posterior:
     # -- judging -----------------------------------------------------------------------------
 
     def _diagnosed(self) -> Posterior:
-        found = self.diagnosis()
-        complaints = [
-            f"{what} is {found[name]:.4g} (limit {limit})"
-            for name, what, limit, passes in _CHECKS
-            if name in found and not passes(found[name])  # what is unknown does not pass
-        ]
+        complaints = self.complaints()
         return dataclasses.replace(
             self,
             converged=self.converged and not complaints,
             messages=(*self.messages, *complaints),
         )
+
+    def complaints(self) -> list[str]:
+        """The checks of a Markov chain that these draws do not pass, in words."""
+        found = self.diagnosis()
+        return [
+            f"{what} is {found[name]:.4g} (limit {limit})"
+            for name, what, limit, passes in _CHECKS
+            if name in found and not passes(found[name])  # what is unknown does not pass
+        ]
 
     def diagnosis(self) -> dict[str, float]:
         """The worst R-hat and ESS, divergences and E-BFMI of chains; k-hat of approximations."""

@@ -324,20 +324,20 @@ def test_slowly_mixing_chains_are_thinned_in_proportion():
             x.append(r * x[-1] + math.sqrt(1 - r**2) * torch.randn(64, dim))
         return torch.stack(x, 1)
 
-    assert hmc_warmup.thinning(chains(0.0), 3.0) == 1
+    assert hmc_warmup.thinning(chains(0.0), 3.0, 200) == 1
     # (1 - .6) / (1 + .6) = .25: two make .4
-    assert hmc_warmup.thinning(chains(0.6), 3.0) == 2
+    assert hmc_warmup.thinning(chains(0.6), 3.0, 200) == 2
     # .053 asks for 8, the worst of three dimensions for more; 20 steps a transition allow 5
-    assert 7 <= hmc_warmup.thinning(chains(0.9), 3.0) <= 14
-    assert hmc_warmup.thinning(chains(0.9), 20.0) == 5
-    assert hmc_warmup.thinning(chains(0.9), 300.0) == 1
+    assert 7 <= hmc_warmup.thinning(chains(0.9), 3.0, 200) <= 14
+    assert hmc_warmup.thinning(chains(0.9), 20.0, 200) == 5
+    assert hmc_warmup.thinning(chains(0.9), 300.0, 200) == 1
     mixed = torch.cat([chains(0.0), chains(0.9, 1)], -1)
-    assert 7 <= hmc_warmup.thinning(mixed, 3.0) <= 14
+    assert 7 <= hmc_warmup.thinning(mixed, 3.0, 200) <= 14
     # location moves on at once (signs alternate), but spread does not
     spread = chains(0.95, 1).abs() * (-1.0) ** torch.arange(200).unsqueeze(-1)
-    assert hmc_warmup.thinning(spread, 3.0) >= 4
+    assert hmc_warmup.thinning(spread, 3.0, 200) >= 4
     stuck = torch.zeros(64, 50, 2)
-    assert hmc_warmup.thinning(stuck, 3.0) >= 1
+    assert hmc_warmup.thinning(stuck, 3.0, 200) >= 1
 
 
 def test_a_centred_hierarchy_starts_in_its_bulk_not_at_its_pole():

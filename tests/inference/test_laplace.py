@@ -115,3 +115,33 @@ def test_options_are_checked():
         Laplace(starts=1000)
     with pytest.raises(ValueError, match="no continuous latent site"):
         Laplace().run(lambda: pyro.sample("k", dist.Bernoulli(0.5), obs=torch.tensor(1.0)))
+
+
+def test_a_wall_beside_the_highest_point_is_an_error_in_words():
+    """The density is highest where it ends: beyond x = 1 the root is no number."""
+
+    def story():
+        x = pyro.sample("x", dist.Normal(0.0, 1.0).mask(False))
+        pyro.factor("wall", -torch.sqrt(1.0 - x))
+
+    with pytest.raises(ValueError, match=r"no finite curvature .* x = 1:.*right support"):
+        Laplace().run(story)
+
+
+def test_a_covariance_that_is_singular_on_the_way_is_an_error_in_words():
+    def story():
+        r = pyro.sample("r", dist.Normal(10.0, 1.0))
+        pyro.factor("wall", torch.linalg.cholesky(torch.eye(2) * (3.0 - r)).sum())
+
+    with pytest.raises(ValueError, match=r"Laplace: a matrix could not be factorised.*jitter"):
+        Laplace().run(story)
+
+
+def test_weights_that_contradict_a_width_are_reported():
+    """Gamma(1/2, 1): log x is skew to the left, and x has sd 0.71, not that of a log-normal."""
+
+    def story():
+        pyro.sample("x", dist.Gamma(0.5, 1.0))
+
+    posterior = Laplace().run(story)
+    assert "importance weights contradict x" in posterior.messages[-1]

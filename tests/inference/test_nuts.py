@@ -245,3 +245,15 @@ def test_a_story_without_latent_sites_is_refused():
 
     with pytest.raises(ValueError, match="no latent site"):
         fit(story)
+
+
+@pytest.mark.parametrize("diverging", [True, False])
+def test_divergences_come_with_advice(diverging):
+    stats = {
+        "lp": torch.zeros(2, 1000),
+        "reached_max_treedepth": torch.zeros(2, 1000),
+        "diverging": torch.zeros(2, 1000, dtype=torch.bool),
+    }
+    stats["diverging"][1, 3] = diverging
+    said = NUTS()._messages(stats)
+    assert any("raise target_accept=0.8" in m for m in said) == diverging

@@ -46,23 +46,38 @@ from ppgen.models import (
     ProbitRegression,
     ShrinkageRegression,
     SphereFlow,
+    banana,
+    bayesian_neural_network,
+    correlated_gaussian,
     eight_schools,
     eight_schools_centred,
+    gaussian_process,
+    hierarchical_regression,
+    item_response,
     linear_regression,
     logistic_regression,
+    neals_funnel,
+    poisson_gaussian_process,
+    stochastic_volatility,
 )
+from ppgen.models.bayesian_neural_network import data as network_data
 from ppgen.models.beta_bernoulli import data as beta_bernoulli_data
 from ppgen.models.conjugate_regression import data as conjugate_regression_data
 from ppgen.models.dirichlet_categorical import data as dirichlet_categorical_data
 from ppgen.models.eight_schools import data as schools_data
 from ppgen.models.gamma_poisson import data as gamma_poisson_data
 from ppgen.models.gaussian_mixture import data as gaussian_mixture_data
+from ppgen.models.gaussian_process import counts
+from ppgen.models.gaussian_process import data as gaussian_process_data
+from ppgen.models.hierarchical_regression import data as groups_data
+from ppgen.models.item_response import data as item_response_data
 from ppgen.models.linear_regression import data as linear_data
 from ppgen.models.logistic_regression import data as logistic_data
 from ppgen.models.normal_gamma import data as normal_gamma_data
 from ppgen.models.normal_normal import data as normal_normal_data
 from ppgen.models.probit_regression import data as probit_regression_data
 from ppgen.models.shrinkage_regression import data as shrinkage_regression_data
+from ppgen.models.stochastic_volatility import data as volatility_data
 
 
 @dataclass
@@ -116,6 +131,15 @@ CASES = {
     "ProbitRegression": bayes(ProbitRegression().model, probit_regression_data),
     "ShrinkageRegression": bayes(ShrinkageRegression().model, shrinkage_regression_data),
     "GaussianMixture": mixture,
+    "hierarchical_regression": bayes(hierarchical_regression, groups_data),
+    "gaussian_process": bayes(gaussian_process, gaussian_process_data),
+    "poisson_gaussian_process": bayes(poisson_gaussian_process, counts),
+    "bayesian_neural_network": bayes(bayesian_neural_network, network_data),
+    "stochastic_volatility": bayes(stochastic_volatility, volatility_data),
+    "item_response": bayes(item_response, item_response_data),
+    "neals_funnel": bayes(neals_funnel, dict),
+    "banana": bayes(banana, dict),
+    "correlated_gaussian": bayes(correlated_gaussian, dict),
     "RBM": deep(lambda: RBM(6, 3), BITS, (ContrastiveDivergence(), pyro.infer.Trace_ELBO())),
     "large RBM": deep(lambda: RBM(30, 30), BITS.repeat(1, 5), (ContrastiveDivergence(),)),
     "GaussianRBM": deep(
@@ -184,6 +208,15 @@ def test_svi_changes_the_parameters_twice_in_one_process(name):
         "ProbitRegression",
         "ShrinkageRegression",
         "GaussianMixture",
+        "hierarchical_regression",
+        "gaussian_process",
+        "poisson_gaussian_process",
+        "bayesian_neural_network",
+        "stochastic_volatility",
+        "item_response",
+        "neals_funnel",
+        "banana",
+        "correlated_gaussian",
     ],
 )
 def test_pyros_own_mcmc_runs(name):

@@ -693,3 +693,15 @@ def test_the_compiled_gradient_is_the_same():
         warnings.simplefilter("ignore")
         compiled = program.value_and_grad(z, compile=True)
     torch.testing.assert_close(compiled, plain)
+
+
+def test_empty_data_are_an_error_that_names_the_argument():
+    def story(x, y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    with pytest.raises(ValueError, match=r"plate .* no elements: argument 2 is empty"):
+        Program(story, torch.zeros(3), torch.zeros(0))
+    with pytest.raises(ZeroDivisionError, match=r"modulo|division"):
+        Program(lambda: 1 // 0)
