@@ -21,10 +21,14 @@ from ppgen.inference.guides import full_rank_guide as full_rank_guide
 from ppgen.inference.guides import low_rank_guide as low_rank_guide
 from ppgen.inference.guides import mean_field_guide as mean_field_guide
 from ppgen.inference.hmc_engine import HMC as HMC
+from ppgen.inference.importance_weighted import ImportanceWeightedELBO as ImportanceWeightedELBO
+from ppgen.inference.importance_weighted import ReweightedWakeSleep as ReweightedWakeSleep
 from ppgen.inference.laplace import Laplace as Laplace
 from ppgen.inference.likelihood import log_likelihood as log_likelihood
 from ppgen.inference.nuts import NUTS as NUTS
 from ppgen.inference.parallel_tempering import ParallelTempering as ParallelTempering
+from ppgen.inference.path_gradients import DReG as DReG
+from ppgen.inference.path_gradients import StickingTheLanding as StickingTheLanding
 from ppgen.inference.pathfinder_engine import Pathfinder as Pathfinder
 from ppgen.inference.point import MAP as MAP
 from ppgen.inference.point import MLE as MLE

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial, reduce
+from functools import reduce
 from operator import add
-from typing import Any, NamedTuple
+from typing import Any
 
-import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO
-from pyro.nn import PyroModule
-from pyro.poutine.messenger import Messenger
-from pyro.poutine.runtime import am_i_wrapped
-from pyro.poutine.util import site_is_subsample
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import kl_divergence
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from ppgen.inference.pair import Site, Sites, run_pair
 from ppgen.inference.recorded_steps import RecordedSteps
 from ppgen.tape import Unrecordable
 
@@ -92,7 +88,7 @@ class ELBO(Trace_ELBO):
     def _particle(
         self, model: Callable, guide: Callable, args: tuple, kwargs: dict[str, Any]
     ) -> Tensor:
-        drawn, scored = _run(model, guide, args, kwargs)
+        drawn, scored = run_pair(model, guide, args, kwargs)
         estimator = _fallback(drawn, scored)
         if estimator is not None:
             loss = estimator().differentiable_loss(model, guide, *args, **kwargs)
@@ -109,101 +105,10 @@ class ELBO(Trace_ELBO):
 
     def _reparameterised(self, model: Callable, guide: Callable, *args: Any) -> Tensor:
         """The negative ELBO by reparameterised draws; nothing is looked at."""
-        drawn, scored = _run(model, guide, args, {})
+        drawn, scored = run_pair(model, guide, args, {})
         if _fallback(drawn, scored) is not None:
             raise Unrecordable("a guide site has no reparameterised samples")
         return _total(_terms(drawn, scored, self.analytic))
-
-
-class Site(NamedTuple):
-    """What the bound needs to know of a ``pyro.sample`` statement."""
-
-    fn: Any  # the distribution
-    value: Tensor
-    scale: Any  # of plates and ``poutine.scale``: a number or a tensor
-    mask: Any  # of ``poutine.mask``: None, a bool or a tensor
-    observed: bool
-    options: dict[str, Any]  # the statement's ``infer=``
-
-    @property
-    def base(self) -> Any:
-        """The distribution without the layers that turn batch dimensions into event ones."""
-        fn = self.fn
-        while isinstance(fn, dist.Independent):
-            fn = fn.base_dist
-        return fn
-
-
-Sites = dict[str, Site]
-
-
-class _Record(Messenger):
-    """Keeps the sample sites; given the guide's, replays their values, subsamples too."""
-
-    def __init__(self, guide: _Record | None = None) -> None:
-        super().__init__()
-        self.sites: Sites = {}
-        self.values: dict[str, Tensor] = {}  # also the indices of plates
-        self.guide = {} if guide is None else guide.values
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if not msg["is_observed"] and msg["name"] in self.guide:
-            msg["value"], msg["done"] = self.guide[msg["name"]], True
-
-    def _pyro_post_sample(self, msg: Any) -> None:
-        name, options = msg["name"], msg["infer"] or {}
-        if options.get("_do_not_trace"):
-            return
-        if name in self.values:
-            raise ValueError(f"two sample sites are named {name!r}: site names must be unique")
-        self.values[name] = msg["value"]
-        if site_is_subsample(msg):
-            return
-        observed = msg["is_observed"]
-        self.sites[name] = Site(
-            msg["fn"], msg["value"], msg["scale"], msg["mask"], observed, options
-        )
-
-
-def _run(
-    model: Callable, guide: Callable, args: tuple, kwargs: dict[str, Any]
-) -> tuple[Sites, Sites]:
-    """The sites of the guide, and those of the model under its draws."""
-    lean_guide, lean_model = _lean(guide, model)
-    drawn = _Record()
-    with pyro.validation_enabled(False):
-        with drawn:
-            lean_guide(*args, **kwargs)
-        scored = _Record(drawn)
-        with scored:
-            lean_model(*args, **kwargs)
-    return drawn.sites, scored.sites
-
-
-def _lean(*stories: Callable) -> list[Callable]:
-    """The same programs without the registration of plain parameters in Pyro's store.
-
-    Where nobody listens for parameters (a torch optimizer holds them), the statements that
-    `pyro_method` makes of them change no value and take a twentieth of a small VAE's step.
-    Constrained parameters and random modules do depend on them: those keep them.
-    """
-    if am_i_wrapped():
-        return list(stories)
-    plain: dict[int, bool] = {}  # of each module that owns a story
-    lean = []
-    for story in stories:
-        owner, method = getattr(story, "__self__", None), getattr(story, "__wrapped__", None)
-        if isinstance(owner, PyroModule) and id(owner) not in plain:
-            plain[id(owner)] = _plain(owner)
-        lean.append(partial(method, owner) if method and plain.get(id(owner)) else story)
-    return lean
-
-
-def _plain(module: nn.Module) -> bool:
-    """Whether no part of it has a constrained parameter or a random attribute."""
-    if isinstance(module, PyroModule) and (module._pyro_params or module._pyro_samples):
-        return False
-    return all(_plain(part) for part in module._modules.values() if part is not None)
 
 
 def _fallback(guide: Sites, model: Sites) -> type[Trace_ELBO | TraceEnum_ELBO] | None:
