@@ -1,6 +1,7 @@
 """Inference methods, one file each, and what stands on top of them."""
 
 from ppgen.inference.annealed_importance_sampling import LogPartition as LogPartition
+from ppgen.inference.annealing import WarmUp as WarmUp
 from ppgen.inference.boltzmann_likelihood import boltzmann_likelihood as boltzmann_likelihood
 from ppgen.inference.calibrate import calibrate as calibrate
 from ppgen.inference.calibration import Calibration as Calibration

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import reduce
 from operator import add
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from ppgen.inference.annealing import check_divergence_options, regularised
 from ppgen.inference.pair import Site, Sites, run_pair
 from ppgen.inference.recorded_steps import RecordedSteps
 from ppgen.tape import Unrecordable
@@ -41,6 +42,10 @@ class ELBO(Trace_ELBO):
         particles: draws from the guide that are averaged.
         analytic: use analytic divergences; otherwise every term is Monte Carlo, as in
             `Trace_ELBO`.
+        beta: weight of the divergence in training, a number or a function of the step, such as
+            `WarmUp`; `loss`, which evaluates, has it at one always.
+        free_bits: nats of each unit's divergence, on average over the examples, that training
+            leaves alone; likewise.
 
     Raises:
         ValueError: from a step, when a term is not finite (its site is named) or when the guide
@@ -49,23 +54,42 @@ class ELBO(Trace_ELBO):
     References:
         | Automated Variational Inference in Probabilistic Programming (Wingate, Weber, 2013)
         | https://arxiv.org/abs/1301.1299
+        | beta-VAE (Higgins et al., 2017)
+        | Improving Variational Inference with Inverse Autoregressive Flow (Kingma et al., 2016),
+          on free bits
     """
 
-    def __init__(self, particles: int = 1, *, analytic: bool = True) -> None:
+    def __init__(
+        self,
+        particles: int = 1,
+        *,
+        analytic: bool = True,
+        beta: float | Callable[[int], float] = 1.0,
+        free_bits: float = 0.0,
+    ) -> None:
         if particles < 1:
             raise ValueError(f"particles must be at least 1; got {particles}")
         super().__init__(num_particles=particles)
-        self.analytic = analytic
+        check_divergence_options(beta, free_bits)
+        self.analytic, self.beta, self.free_bits = analytic, beta, free_bits
+        self.step = 0  # of training, for beta
         self._share = 1 / particles
         self._steps = RecordedSteps()
 
     def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
-        """The negative ELBO; its gradient is added to every parameter's ``.grad``."""
+        """The negative ELBO; its gradient is added to every parameter's ``.grad``.
+
+        With `beta` or `free_bits` it is their objective instead.
+        """
         total = 0.0
+        objective, beta = self._reparameterised, self._next_beta()
+        inputs = args
+        if beta is not None:
+            objective, inputs = self._regularised, (beta, *args)
         for _ in range(self.num_particles):
-            value = self._steps.run(self._reparameterised, model, guide, args, kwargs, self._share)
+            value = self._steps.run(objective, model, guide, inputs, kwargs, self._share)
             if value is None:
-                loss = self._particle(model, guide, args, kwargs)
+                loss = self._particle(model, guide, args, kwargs, beta)
                 value = loss.item()
                 if loss.requires_grad:
                     share = None if self._share == 1 else loss.new_tensor(self._share)
@@ -85,11 +109,35 @@ class ELBO(Trace_ELBO):
         losses = [self._particle(model, guide, args, kwargs) for _ in range(self.num_particles)]
         return reduce(add, losses) / self.num_particles
 
+    def state_dict(self) -> dict[str, Tensor] | None:
+        """What a resumed run needs: how far `beta` has come, where it moves."""
+        return {"step": torch.tensor(self.step)} if callable(self.beta) else None
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        self.step = int(tensors["step"])
+
+    def _next_beta(self) -> Tensor | None:
+        """The weight of this step, an input of the recording; None: there is nothing to weigh."""
+        beta = float(self.beta(self.step)) if callable(self.beta) else self.beta
+        self.step += 1
+        # a warm-up that is over costs nothing
+        return torch.tensor(beta) if beta != 1 or self.free_bits else None
+
     def _particle(
-        self, model: Callable, guide: Callable, args: tuple, kwargs: dict[str, Any]
+        self,
+        model: Callable,
+        guide: Callable,
+        args: tuple,
+        kwargs: dict[str, Any],
+        beta: Tensor | None = None,
     ) -> Tensor:
         drawn, scored = run_pair(model, guide, args, kwargs)
         estimator = _fallback(drawn, scored)
+        if estimator is not None and beta is not None:
+            raise ValueError(
+                "beta and free_bits need a guide whose sites have reparameterised draws; scale the "
+                "latent sites with pyro.poutine.scale instead"
+            )
         if estimator is not None:
             loss = estimator().differentiable_loss(model, guide, *args, **kwargs)
             if not math.isfinite(loss.item()):
@@ -99,6 +147,8 @@ class ELBO(Trace_ELBO):
             return loss
         terms = _terms(drawn, scored, self.analytic)
         loss = _total(terms)
+        if beta is not None:
+            loss = regularised(terms, drawn, scored, beta.to(loss), self.free_bits)
         if not math.isfinite(loss.item()):
             raise ValueError(_complaint(-loss.item(), terms, scored))
         return loss
@@ -109,6 +159,14 @@ class ELBO(Trace_ELBO):
         if _fallback(drawn, scored) is not None:
             raise Unrecordable("a guide site has no reparameterised samples")
         return _total(_terms(drawn, scored, self.analytic))
+
+    def _regularised(self, model: Callable, guide: Callable, beta: Tensor, *args: Any) -> Tensor:
+        """The same with the divergence weighed and floored."""
+        drawn, scored = run_pair(model, guide, args, {})
+        if _fallback(drawn, scored) is not None:
+            raise Unrecordable("a guide site has no reparameterised samples")
+        terms = _terms(drawn, scored, self.analytic)
+        return regularised(terms, drawn, scored, beta, self.free_bits)
 
 
 def _fallback(guide: Sites, model: Sites) -> type[Trace_ELBO | TraceEnum_ELBO] | None:
