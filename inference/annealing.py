@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributions import kl_divergence
 
+from ppgen.diagnostics.latent import unit_divergences
 from ppgen.inference.pair import Site, Sites
 
 
@@ -72,7 +72,7 @@ def regularised(
 
 def _floored(term: Tensor, q: Site, p: Site, free_bits: float) -> Tensor:
     mass = _mass(p)
-    each = unit_divergences(q, p)
+    each = unit_divergences(q.fn, p.fn)
     if each is None:
         return torch.maximum(term, free_bits * p.fn.event_shape.numel() * mass)
     weight = p.scale if p.mask is None else p.scale * p.mask[(...,) + (None,) * p.fn.event_dim]
@@ -85,15 +85,3 @@ def _mass(site: Site) -> Tensor:
     like = site.value
     count = torch.ones(site.fn.batch_shape, dtype=like.dtype, device=like.device)
     return (count * site.scale * (1.0 if site.mask is None else site.mask)).sum()
-
-
-def unit_divergences(q: Site, p: Site) -> Tensor | None:
-    """KL of each coordinate, ``(*batch, *event)``, where both laws have independent ones."""
-    if q.base.event_shape or p.base.event_shape or q.base.batch_shape != p.base.batch_shape:
-        return None
-    if q.fn.event_shape != p.fn.event_shape:
-        return None
-    try:
-        return kl_divergence(q.base, p.base)
-    except NotImplementedError:
-        return None

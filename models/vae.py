@@ -10,10 +10,13 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 
+from ppgen.diagnostics.latent import LatentUse, latent_use, unit_divergences
 from ppgen.networks.likelihoods import BernoulliLikelihood, PixelLikelihood
 from ppgen.networks.mlp import MLP, hidden_layers
 from ppgen.networks.posteriors import DiagonalNormal, centre, scored
 from ppgen.networks.priors import StandardNormal
+
+DRAWS = 100  # for a divergence without a formula
 
 
 class VAE(PyroModule):
@@ -144,6 +147,17 @@ class VAE(PyroModule):
     def code(self, x: Tensor) -> Tensor:
         """The mean code of `x`, ``(*, D) -> (*, L)``."""
         return centre(self.encode(self._data(x)))
+
+    @torch.no_grad()
+    def latent_use(self, x: Tensor) -> LatentUse:
+        """Which units of the code follow `x`, ``(N, D)``, and how far from the prior."""
+        x = self._data(x)
+        code = scored(self.encode(x))
+        each = unit_divergences(code, self.prior())
+        if each is None:  # no formula: the mean over draws
+            z = code.rsample(torch.Size([DRAWS]))
+            each = (code.log_prob(z) - self.prior().log_prob(z)).mean(0)
+        return latent_use(centre(code), each)
 
     @torch.no_grad()
     def interpolate(self, a: Tensor, b: Tensor, steps: int = 9) -> Tensor:

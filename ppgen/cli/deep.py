@@ -13,6 +13,7 @@ from ppgen.cli.options import Common, note
 from ppgen.cli.runs import (
     draw_examples,
     held_out_likelihood,
+    latent_sentence,
     load_data,
     picture,
     read_metrics,
@@ -161,8 +162,9 @@ def evaluate(
         examples = load_data(settings, split)
         story = restored(settings, examples, run).to(common.device)
         found = held_out_likelihood(story, examples, common, samples, chains, temperatures)
+        code = latent_sentence(story, examples, common)
     what = f"{settings['model']} on {examples.describe()}"
-    common.print(f"{what}: {found}", {"story": settings["model"], "data": examples.describe(),
+    common.print(f"{what}: {found}{code}", {"story": settings["model"], "data": examples.describe(),
                  **asdict(found)})  # fmt: skip
     return DONE
 
@@ -273,6 +275,7 @@ def _train(
     page = write_page(result.story, settings, result.history, out, common)
     text = (
         f"{settings['model']}: {result.epochs} epochs, {result.steps} steps, {result.seconds:.1f} s"
+        f"{latent_sentence(result.story, validation, common)}"
     )
     common.print(
         f"{text}\nrun: {out}\nreport: {page}",
