@@ -139,7 +139,10 @@ class ELBO(Trace_ELBO):
                 "latent sites with pyro.poutine.scale instead"
             )
         if estimator is not None:
-            loss = estimator().differentiable_loss(model, guide, *args, **kwargs)
+            # TraceEnum_ELBO refuses to differentiate what has no gradient
+            pyros = estimator()
+            compute = pyros.differentiable_loss if torch.is_grad_enabled() else pyros.loss
+            loss = torch.as_tensor(compute(model, guide, *args, **kwargs))
             if not math.isfinite(loss.item()):
                 raise ValueError(
                     f"the ELBO is {-loss.item()}: look at the data and the learning rate"
