@@ -10,6 +10,9 @@ from ppgen.inference.compare import Comparison as Comparison
 from ppgen.inference.compare import compare as compare
 from ppgen.inference.contrastive_divergence import ContrastiveDivergence as ContrastiveDivergence
 from ppgen.inference.dadvi import DADVI as DADVI
+from ppgen.inference.decoder_likelihood import Annealing as Annealing
+from ppgen.inference.decoder_likelihood import annealed_likelihood as annealed_likelihood
+from ppgen.inference.decoder_likelihood import simulated_likelihood as simulated_likelihood
 from ppgen.inference.elbo import ELBO as ELBO
 from ppgen.inference.exact import Exact as Exact
 from ppgen.inference.fit import fit as fit
