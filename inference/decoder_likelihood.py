@@ -15,8 +15,8 @@ from ppgen.inference import hmc
 from ppgen.types import DecoderModel, Likelihood
 
 TARGET = 0.65  # acceptance that the pilot run adapts the step size to
-GAIN = 0.05  # of the log step size, for each transition of the pilot run
-SETTLING = 50  # transitions of the pilot run at the first temperature
+GAIN = 0.15  # of the log step size, for each transition of the pilot run
+SETTLING = 30  # transitions of the pilot run at the first temperature
 
 
 @dataclass(frozen=True)
