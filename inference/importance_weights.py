@@ -155,18 +155,19 @@ def _common_plates(sites: Sites) -> set[int]:
 
 
 def _one_scale(sites: Sites) -> float:
-    scales = {name: site.scale for name, site in sites.items()}
-    numbers = {name: float(s) for name, s in scales.items()}
-    first = next(iter(numbers), None)
+    numbers = {name: float(site.scale) for name, site in sites.items()}
+    if not numbers:
+        return 1.0
+    first, expected = next(iter(numbers.items()))
     for name, number in numbers.items():
-        if not math.isclose(number, numbers[first], rel_tol=1e-9):
+        if not math.isclose(number, expected, rel_tol=1e-9):
             raise ValueError(
-                f"the site {name!r} is scaled by {number:g} and {first!r} by {numbers[first]:g}: "
+                f"the site {name!r} is scaled by {number:g} and {first!r} by {expected:g}: "
                 "inside the logarithm of an importance weighted bound a scale leaves no bound. "
                 "Put every site into the subsampled plate, give the plate all its data, and keep "
                 "poutine.scale for ELBO (its beta= anneals the divergence)"
             )
-    return numbers[first] if first is not None else 1.0
+    return expected
 
 
 def _log_prob(sites: Sites, parts: set[int]) -> Tensor:

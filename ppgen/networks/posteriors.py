@@ -93,8 +93,9 @@ class OneCall(TorchDistribution):
         return OneCall(self.code.expand(batch_shape))
 
     def rsample(self, sample_shape: Any = _ONE) -> Tensor:
-        self.draw, self.log_q = self.code.rsample_with_log_prob(sample_shape)
-        return self.draw
+        z, self.log_q = self.code.rsample_with_log_prob(sample_shape)
+        self.draw = z
+        return z
 
     def log_prob(self, value: Tensor) -> Tensor:
         return self.log_q if value is self.draw else self.code.log_prob(value)
