@@ -44,6 +44,9 @@ def train(
     learning_rate: float | None = None,
     hidden: int | None = None,
     latent: int = 20,
+    convolutional: Annotated[bool, Parameter(negative="")] = False,
+    prior: Literal["standard", "mixture", "vampprior", "flow"] = "standard",
+    warm_up: int = 0,
     gibbs_steps: int = 1,
     persistent: Annotated[bool, Parameter(negative="")] = False,
     decay: Annotated[bool, Parameter(negative="")] = False,
@@ -72,6 +75,9 @@ def train(
         hidden: hidden units; 200 for an RBM, 400 for a VAE, 512 for a flow; 200 in the first layer
             of a DBM, which has half as many in the second, and in both of a DBN.
         latent: dimensions of a VAE's code.
+        convolutional: a VAE's networks are convolutional; hidden is the encoder's last width.
+        prior: of a VAE's code; the mixtures have 50 components.
+        warm_up: steps over which the weight of a VAE's divergence rises from 0 to 1.
         gibbs_steps: of contrastive divergence.
         persistent: chains go on from step to step.
         decay: the learning rate falls linearly, to nothing after the last epoch.
@@ -99,6 +105,9 @@ def train(
         "learning_rate": learning_rate or LEARNING_RATES[model],
         "hidden": hidden or {"vae": 400, "flow": 512}.get(model, 200),
         "latent": latent,
+        "convolutional": convolutional,
+        "prior": prior,
+        "warm_up": warm_up,
         "gibbs_steps": gibbs_steps,
         "persistent": persistent,
         "decay": decay,
