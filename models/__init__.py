@@ -8,6 +8,7 @@ from ppgen.models.boltzmann_machine import (
     FullyVisibleBoltzmannMachine as FullyVisibleBoltzmannMachine,
 )
 from ppgen.models.classification_rbm import ClassificationRBM as ClassificationRBM
+from ppgen.models.conditional_vae import ConditionalVAE as ConditionalVAE
 from ppgen.models.conjugate_regression import ConjugateRegression as ConjugateRegression
 from ppgen.models.correlated_gaussian import correlated_gaussian as correlated_gaussian
 from ppgen.models.dbm import DBM as DBM
@@ -23,6 +24,7 @@ from ppgen.models.gaussian_process import gaussian_process as gaussian_process
 from ppgen.models.gaussian_process import poisson_gaussian_process as poisson_gaussian_process
 from ppgen.models.gaussian_rbm import GaussianRBM as GaussianRBM
 from ppgen.models.hierarchical_regression import hierarchical_regression as hierarchical_regression
+from ppgen.models.hierarchical_vae import HierarchicalVAE as HierarchicalVAE
 from ppgen.models.item_response import item_response as item_response
 from ppgen.models.linear_regression import linear_regression as linear_regression
 from ppgen.models.logistic_regression import logistic_regression as logistic_regression
@@ -32,6 +34,7 @@ from ppgen.models.normal_normal import NormalNormal as NormalNormal
 from ppgen.models.probit_regression import ProbitRegression as ProbitRegression
 from ppgen.models.rbm import RBM as RBM
 from ppgen.models.rbm_vae import RBMVAE as RBMVAE
+from ppgen.models.semi_supervised_vae import SemiSupervisedVAE as SemiSupervisedVAE
 from ppgen.models.shrinkage_regression import ShrinkageRegression as ShrinkageRegression
 from ppgen.models.sphere_flow import SphereFlow as SphereFlow
 from ppgen.models.stochastic_volatility import stochastic_volatility as stochastic_volatility

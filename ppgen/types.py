@@ -59,6 +59,19 @@ class ImportanceWeighted(Protocol):
 
 
 @runtime_checkable
+class DecoderModel(Protocol):
+    """A story with a continuous code, whose ``log p(x)`` annealing of the code bounds."""
+
+    def prior(self) -> TorchDistribution:
+        """p(z), of event shape ``(L,)``."""
+        ...
+
+    def decode(self, z: Tensor) -> TorchDistribution:
+        """p(x | z), ``(*, L)`` to a law of batch ``(*)`` and event ``(D,)``."""
+        ...
+
+
+@runtime_checkable
 class Autoencoder(Protocol):
     """A story whose latent space can be walked through: codes of examples, examples of codes."""
 

@@ -18,6 +18,8 @@ from ppgen.inference import (
     ELBO,
     BlockGibbs,
     ContrastiveDivergence,
+    DReG,
+    ImportanceWeightedELBO,
     LeaveOneOut,
     ParallelTempering,
     PseudoLikelihood,
@@ -33,6 +35,7 @@ from ppgen.models import (
     BaseRate,
     BetaBernoulli,
     ClassificationRBM,
+    ConditionalVAE,
     ConjugateRegression,
     DequantizedFlow,
     DirichletCategorical,
@@ -41,9 +44,11 @@ from ppgen.models import (
     GammaPoisson,
     GaussianMixture,
     GaussianRBM,
+    HierarchicalVAE,
     NormalGamma,
     NormalNormal,
     ProbitRegression,
+    SemiSupervisedVAE,
     ShrinkageRegression,
     SphereFlow,
     banana,
@@ -109,10 +114,11 @@ def mixture():
     return Case(model, guide, (x,), losses=(pyro.infer.TraceEnum_ELBO(max_plate_nesting=1),))
 
 
-def deep(make, x, losses=None):
+def deep(make, x, losses=None, *more):
     def case():
         story = make()
-        return Case(story.model, story.guide, (x,), story, losses or (pyro.infer.Trace_ELBO(),))
+        given = losses or (pyro.infer.Trace_ELBO(),)
+        return Case(story.model, story.guide, (x, *more), story, given)
 
     return case
 
@@ -167,7 +173,24 @@ CASES = {
     "VAE": deep(
         lambda: VAE(6, 2, (8,)),
         BITS,
-        (pyro.infer.Trace_ELBO(), pyro.infer.TraceMeanField_ELBO(), ELBO()),
+        (pyro.infer.Trace_ELBO(), pyro.infer.TraceMeanField_ELBO(), ELBO(), DReG(4)),
+    ),
+    "HierarchicalVAE": deep(
+        lambda: HierarchicalVAE(6, (2, 1), (8, 4)),
+        BITS,
+        (pyro.infer.Trace_ELBO(), ELBO(), ImportanceWeightedELBO(4), DReG(4)),
+    ),
+    "ConditionalVAE": deep(
+        lambda: ConditionalVAE(6, 3, 2, (8,)),
+        BITS,
+        (pyro.infer.Trace_ELBO(), ELBO(), ImportanceWeightedELBO(4)),
+        torch.tensor([0, 1, 2, 0]),
+    ),
+    "SemiSupervisedVAE": deep(
+        lambda: SemiSupervisedVAE(6, 3, 2, (8,)),
+        BITS,
+        (pyro.infer.TraceEnum_ELBO(max_plate_nesting=1), ELBO()),
+        torch.tensor([0, -1, 2, -1]),
     ),
     "Flow": deep(lambda: Flow(2), POINTS, (pyro.infer.Trace_ELBO(), ELBO())),
     "SphereFlow": deep(SphereFlow, POLES, (pyro.infer.Trace_ELBO(), ELBO())),
