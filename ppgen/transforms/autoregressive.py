@@ -55,6 +55,17 @@ class Autoregressive(TransformModule):
         self.domain = self.codomain = constraints.independent(scalar_map.domain, 1)
         self.conditioner = MADE(dim, scalar_map.parameters, hidden, order=order, dropout=dropout)
 
+    def forward_with_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The data value ``y`` of `x`, and ``log |det dy/dx|``; `dim` passes."""
+        y, total = torch.zeros_like(x), x.new_zeros(())
+        for i in self.conditioner.order.tolist():
+            raw = self._parameters_at(y)[..., i, :]
+            column, slope = self.scalar_map.to_data(x[..., i], raw)
+            # a new tensor: autograd keeps the old one for the network's pass
+            y = torch.cat([y[..., :i], column[..., None], y[..., i + 1 :]], -1)
+            total = total + slope
+        return y, total
+
     def inverse_with_log_det(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """The base value ``x`` of `y`, and ``log |det dx/dy|``."""
         x, slope = self.scalar_map.to_base(y, self._parameters_at(y))
@@ -71,13 +82,7 @@ class Autoregressive(TransformModule):
         return self.inverse_with_log_det(y)[0]
 
     def _call(self, x: Tensor) -> Tensor:
-        y = torch.zeros_like(x)
-        for i in self.conditioner.order.tolist():
-            raw = self._parameters_at(y)[..., i, :]
-            column, _ = self.scalar_map.to_data(x[..., i], raw)
-            # a new tensor: autograd keeps the old one for the network's pass
-            y = torch.cat([y[..., :i], column[..., None], y[..., i + 1 :]], -1)
-        return y
+        return self.forward_with_log_det(x)[0]
 
     def _parameters_at(self, y: Tensor) -> Tensor:
         # centred, where the data live in the unit cube

@@ -68,6 +68,12 @@ class Coupling(TransformModule):
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
 
+    def forward_with_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The data value ``y`` of `x`, and ``log |det dy/dx|``."""
+        stay, move, raw = self._split(x)
+        moved, slope = self.scalar_map.to_data(move, raw)
+        return self._join(stay, moved), slope.sum(-1)
+
     def inverse_with_log_det(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """The base value ``x`` of `y`, and ``log |det dx/dy|``."""
         stay, move, raw = self._split(y)
@@ -75,8 +81,7 @@ class Coupling(TransformModule):
         return self._join(stay, moved), slope.sum(-1)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        _, move, raw = self._split(x)
-        return self.scalar_map.to_data(move, raw)[1].sum(-1)
+        return self.forward_with_log_det(x)[1]
 
     def with_cache(self, cache_size: int = 1) -> Coupling:
         """Itself: it never caches."""
@@ -86,8 +91,7 @@ class Coupling(TransformModule):
         return self.inverse_with_log_det(y)[0]
 
     def _call(self, x: Tensor) -> Tensor:
-        stay, move, raw = self._split(x)
-        return self._join(stay, self.scalar_map.to_data(move, raw)[0])
+        return self.forward_with_log_det(x)[0]
 
     def _split(self, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         stay, move = value.index_select(-1, self.stay), value.index_select(-1, self.move)
