@@ -28,7 +28,7 @@ from ppgen.plots import canvas, label
 from ppgen.transforms.coupling import Coupling
 from ppgen.transforms.planar import Planar
 from ppgen.transforms.rational_quadratic import RationalQuadratic
-from ppgen.transforms.scalar import Affine, ScalarMap
+from ppgen.transforms.scalar import Affine, Chain, ScalarMap
 from ppgen.transforms.sylvester import Sylvester
 from ppgen.transforms.vector import VectorTransform
 
@@ -43,7 +43,9 @@ FLOWS: dict[str, Callable[[], list[nn.Module]]] = {
     "planar-32": lambda: [VectorTransform(Planar(2)) for _ in range(32)],
     "Sylvester-16": lambda: [VectorTransform(Sylvester(2)) for _ in range(16)],
     "affine coupling-8": lambda: couplings(Affine(3.0), 8, (64, 64)),
-    "spline coupling-4": lambda: couplings(RationalQuadratic(16, 4.0), 4, (64, 64)),
+    "spline coupling-6": lambda: couplings(
+        Chain([RationalQuadratic(8, 4.0), Affine(3.0)]), 6, (64, 64)
+    ),
 }
 
 
