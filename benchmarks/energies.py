@@ -41,6 +41,8 @@ def couplings(scalar_map: ScalarMap, layers: int, hidden: Sequence[int]) -> list
 
 
 class Flow(NamedTuple):
+    """Its layers, and how fast they learn."""
+
     build: Callable[[], list[nn.Module]]
     rate: float  # Adam's first
 
