@@ -9,10 +9,12 @@ from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from ppgen.transforms.bijection import Bijection
+
 _NARROWEST = 1e-6  # the least scale: a channel that is constant has none
 
 
-class ActNorm(TransformModule):
+class ActNorm(Bijection, TransformModule):
     r"""A shift and scale for each channel: ``y = loc + exp(log_scale) x``.
 
     The first batch of data that is scored in training mode sets them, so that the base side of
@@ -31,7 +33,6 @@ class ActNorm(TransformModule):
         | https://arxiv.org/abs/1807.03039
     """
 
-    bijective = True
     domain: Any
     codomain: Any
     started: Tensor
@@ -49,29 +50,14 @@ class ActNorm(TransformModule):
         self.register_buffer("started", torch.tensor(False))
 
     def forward_with_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The data value ``y`` of `x`, and ``log |det dy/dx|``."""
         loc, log_scale = self.loc.view(self.spread), self.log_scale.view(self.spread)
         return loc + log_scale.exp() * x, self._log_det(x)
 
     def inverse_with_log_det(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """The base value ``x`` of data `y`, and ``log |det dx/dy|``."""
         if self.training and y.numel() and not self.started:
             self._start(y.detach())
         loc, log_scale = self.loc.view(self.spread), self.log_scale.view(self.spread)
         return (y - loc) * (-log_scale).exp(), -self._log_det(y)
-
-    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        return self._log_det(x)
-
-    def with_cache(self, cache_size: int = 1) -> ActNorm:
-        """Itself: it never caches."""
-        return self
-
-    def _call(self, x: Tensor) -> Tensor:
-        return self.forward_with_log_det(x)[0]
-
-    def _inverse(self, y: Tensor) -> Tensor:
-        return self.inverse_with_log_det(y)[0]
 
     def _log_det(self, value: Tensor) -> Tensor:
         event = len(self.spread)

@@ -11,10 +11,11 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ppgen.networks.masked import MADE
+from ppgen.transforms.bijection import Bijection
 from ppgen.transforms.scalar import ScalarMap
 
 
-class Autoregressive(TransformModule):
+class Autoregressive(Bijection, TransformModule):
     r"""Masked autoregressive flow: coordinate i of the data is a scalar map of the base's.
 
     .. math:: y_i = f(x_i;\ \theta_i(y_{<i}))
@@ -37,7 +38,6 @@ class Autoregressive(TransformModule):
         | https://arxiv.org/abs/1705.07057
     """
 
-    bijective = True
     domain: Any
     codomain: Any
 
@@ -67,22 +67,11 @@ class Autoregressive(TransformModule):
         return y, total
 
     def inverse_with_log_det(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """The base value ``x`` of `y`, and ``log |det dx/dy|``."""
         x, slope = self.scalar_map.to_base(y, self._parameters_at(y))
         return x, slope.sum(-1)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         return -self.inverse_with_log_det(y)[1]
-
-    def with_cache(self, cache_size: int = 1) -> Autoregressive:
-        """Itself: it never caches."""
-        return self
-
-    def _inverse(self, y: Tensor) -> Tensor:
-        return self.inverse_with_log_det(y)[0]
-
-    def _call(self, x: Tensor) -> Tensor:
-        return self.forward_with_log_det(x)[0]
 
     def _parameters_at(self, y: Tensor) -> Tensor:
         # centred, where the data live in the unit cube

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ppgen.transforms.actnorm import ActNorm
+from ppgen.transforms.bijection import Bijection
 from ppgen.transforms.invertible_linear import InvertibleLinear
 from ppgen.transforms.scalar import Affine, ScalarMap
 
@@ -18,7 +19,7 @@ _IMAGE = constraints.independent(constraints.real, 3)
 _STEEPEST = 2.0  # nats: the largest |log scale| of one coupling
 
 
-class Glow(TransformModule):
+class Glow(Bijection, TransformModule):
     r"""Multi-scale flow between a flat vector of noise and an image.
 
     At each scale, from the image down: squeeze (2 x 2 pixels become 4 channels), some steps of
@@ -49,7 +50,6 @@ class Glow(TransformModule):
         (torch.Size([5, 64]), torch.Size([5]))
     """
 
-    bijective = True
     domain = constraints.real_vector
     codomain: Any = _IMAGE
 
@@ -122,19 +122,6 @@ class Glow(TransformModule):
                 y, out = y.chunk(2, -3)
                 left.append(out.flatten(-3))
         return torch.cat([*left, y.flatten(-3)], -1), total
-
-    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.forward_with_log_det(x)[1]
-
-    def with_cache(self, cache_size: int = 1) -> Glow:
-        """Itself: it never caches."""
-        return self
-
-    def _call(self, x: Tensor) -> Tensor:
-        return self.forward_with_log_det(x)[0]
-
-    def _inverse(self, y: Tensor) -> Tensor:
-        return self.inverse_with_log_det(y)[0]
 
 
 class ImageCoupling(nn.Module):

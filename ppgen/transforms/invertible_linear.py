@@ -9,8 +9,10 @@ from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from ppgen.transforms.bijection import Bijection
 
-class InvertibleLinear(TransformModule):
+
+class InvertibleLinear(Bijection, TransformModule):
     r"""The same invertible matrix at each pixel, in LU form: ``x = W y, W = P L (U + diag(s))``.
 
     P is a fixed permutation, L unit lower and U strictly upper triangular, and the signs of s
@@ -29,7 +31,6 @@ class InvertibleLinear(TransformModule):
         | https://arxiv.org/abs/1807.03039
     """
 
-    bijective = True
     domain: Any
     codomain: Any
     order: Tensor
@@ -56,31 +57,16 @@ class InvertibleLinear(TransformModule):
         return (L @ U)[self.order]
 
     def inverse_with_log_det(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """The base value ``x`` of data `y`, and ``log |det dx/dy|``."""
         columns = y.movedim(self._axis, -1)
         return (columns @ self.weight().mT).movedim(-1, self._axis), self._log_det(y)
 
     def forward_with_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The data value ``y`` of `x`, and ``log |det dy/dx|``."""
         L, U = self._factors()
         columns = x.movedim(self._axis, -1)[..., self.order.argsort()]
         flat = columns.reshape(-1, columns.shape[-1]).mT
         y = torch.linalg.solve_triangular(L, flat, upper=False, unitriangular=True)
         y = torch.linalg.solve_triangular(U, y, upper=True).mT.reshape(columns.shape)
         return y.movedim(-1, self._axis), -self._log_det(x)
-
-    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        return -self._log_det(x)
-
-    def with_cache(self, cache_size: int = 1) -> InvertibleLinear:
-        """Itself: it never caches."""
-        return self
-
-    def _call(self, x: Tensor) -> Tensor:
-        return self.forward_with_log_det(x)[0]
-
-    def _inverse(self, y: Tensor) -> Tensor:
-        return self.inverse_with_log_det(y)[0]
 
     @property
     def _axis(self) -> int:

@@ -16,8 +16,9 @@ import torch
 from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor, nn
 from torch.distributions import constraints
-from torch.distributions.transforms import Transform
 from torch.nn import functional as F
+
+from ppgen.transforms.bijection import Bijection
 
 MIN_SLOPE = 1e-3  # the least slope along a map's direction: at 0 it would not be invertible
 
@@ -84,22 +85,19 @@ class VectorChain:
         return y, total
 
 
-class _Mapped(Transform):
-    """A map and its raw parameters as a transform. Nothing is cached."""
+class _Mapped(Bijection):
+    """A map and its raw parameters as a transform."""
 
-    bijective = True
     domain = constraints.real_vector
     codomain = constraints.real_vector
     vector_map: VectorMap
     raw: Tensor
 
     def forward_with_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The data value ``y`` of `x`, and ``log |det dy/dx|``."""
         _check(x, self.vector_map)
         return self.vector_map.to_data(x, self.raw)
 
     def inverse_with_log_det(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """The base value ``x`` of `y`, and ``log |det dx/dy|``."""
         _check(y, self.vector_map)
         return self.vector_map.to_base(y, self.raw)
 
@@ -110,15 +108,6 @@ class _Mapped(Transform):
 
     def inverse_shape(self, shape: Sequence[int]) -> torch.Size:
         return self.forward_shape(shape)
-
-    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.forward_with_log_det(x)[1]
-
-    def _call(self, x: Tensor) -> Tensor:
-        return self.forward_with_log_det(x)[0]
-
-    def _inverse(self, y: Tensor) -> Tensor:
-        return self.inverse_with_log_det(y)[0]
 
 
 class VectorTransform(_Mapped, TransformModule):
@@ -141,10 +130,6 @@ class VectorTransform(_Mapped, TransformModule):
         super().__init__()
         self.vector_map = vector_map
         self.raw = nn.Parameter(vector_map.initial())
-
-    def with_cache(self, cache_size: int = 1) -> VectorTransform:
-        """Itself: it never caches."""
-        return self
 
 
 class ConditionedTransform(_Mapped):
@@ -173,10 +158,6 @@ class ConditionedTransform(_Mapped):
                 f"got raw of shape {tuple(raw.shape)}"
             )
         self.vector_map, self.raw = vector_map, raw
-
-    def with_cache(self, cache_size: int = 1) -> ConditionedTransform:
-        """Itself: it never caches."""
-        return self
 
 
 def _check(value: Tensor, vector_map: VectorMap) -> None:
