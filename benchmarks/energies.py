@@ -4,8 +4,9 @@ Every flow is fitted by reverse KL, from draws of the flow and the energy alone.
 constants are known, so the table is KL(flow || target) itself, not a bound up to a constant: its
 mean and standard error over fresh draws. The four targets train at once, one flow for each, as
 one batch of tensors; base noise is standard normal, a learned shift and scale come last, the
-energy is tempered for the first 60 % of the steps (else U1 loses one of its moons and the long
-waves their ends), and Adam's rate falls to zero.
+energy is tempered at first (else U1 loses one of its moons and the long waves their ends), and
+Adam's rate falls to zero. Maps without a network like it hot and long, a wide start and a high
+rate; networks, less of each.
 
 Run: python benchmarks/energies.py [--steps 4000] [--flows planar-32 spline] [--out FOLDER]
 """
@@ -18,7 +19,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from matplotlib.figure import Figure
@@ -45,14 +46,21 @@ class Flow(NamedTuple):
 
     build: Callable[[], list[nn.Module]]
     rate: float  # Adam's first
+    heat: float  # the part of the energy that counts at the start
+    warm: float  # the share of the steps after which all of it counts
+    scale: tuple[float, float]  # of the first draws
 
 
+MAPS: dict[str, Any] = {"heat": 0.01, "warm": 0.6, "scale": (4.0, 1.0)}
+NETWORKS: dict[str, Any] = {"heat": 0.1, "warm": 1 / 3, "scale": (2.0, 2.0)}
 FLOWS = {
-    "planar-32": Flow(lambda: [VectorTransform(Planar(2)) for _ in range(32)], 0.03),
-    "Sylvester-16": Flow(lambda: [VectorTransform(Sylvester(2)) for _ in range(16)], 0.04),
-    "affine coupling-8": Flow(lambda: couplings(Affine(3.0), 8, (64, 64)), 0.005),
+    "planar-32": Flow(lambda: [VectorTransform(Planar(2)) for _ in range(32)], 0.03, **MAPS),
+    "Sylvester-16": Flow(lambda: [VectorTransform(Sylvester(2)) for _ in range(16)], 0.04, **MAPS),
+    "affine coupling-8": Flow(lambda: couplings(Affine(3.0), 8, (64, 64)), 0.005, **NETWORKS),
     "spline coupling-6": Flow(
-        lambda: couplings(Chain([RationalQuadratic(8, 4.0), Affine(3.0)]), 6, (64, 64)), 0.005
+        lambda: couplings(Chain([RationalQuadratic(8, 4.0), Affine(3.0)]), 6, (64, 64)),
+        0.005,
+        **NETWORKS,
     ),
 }
 
@@ -60,11 +68,11 @@ FLOWS = {
 class Stack(nn.Module):
     """Layers, then a learned shift and scale, from noise to draws and their log density."""
 
-    def __init__(self, layers: list[nn.Module]) -> None:
+    def __init__(self, flow: Flow) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(layers)
+        self.layers = nn.ModuleList(flow.build())
         self.loc = nn.Parameter(torch.zeros(2))
-        self.log_scale = nn.Parameter(torch.tensor([math.log(4.0), 0.0]))
+        self.log_scale = nn.Parameter(torch.tensor(flow.scale).log())
 
     def forward(self, noise: Tensor) -> tuple[Tensor, Tensor]:
         log_q = -0.5 * noise.square().sum(-1) - math.log(2 * math.pi) - self.log_scale.sum()
@@ -91,7 +99,7 @@ def log_targets(z: Tensor) -> Tensor:
 
 def fit(flow: Flow, steps: int, batch: int) -> list[Stack]:
     """One flow for each energy, all at once."""
-    flows = [Stack(flow.build()) for _ in ENERGIES]
+    flows = [Stack(flow) for _ in ENERGIES]
     parameters, buffers = torch.func.stack_module_state(flows)  # type: ignore[arg-type]
     skeleton = copy.deepcopy(flows[0])
     run = torch.vmap(
@@ -102,7 +110,7 @@ def fit(flow: Flow, steps: int, batch: int) -> list[Stack]:
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for step in range(steps):
         z, log_q = run(parameters, buffers, torch.randn(len(ENERGIES), batch, 2))
-        heat = min(1.0, 0.01 + step / (0.6 * steps))
+        heat = min(1.0, flow.heat + step / (flow.warm * steps))
         loss = (log_q - heat * log_targets(z)).mean(1).sum()
         optimizer.zero_grad()
         loss.backward()
