@@ -5,8 +5,7 @@ constants are known, so the table is KL(flow || target) itself, not a bound up t
 mean and standard error over fresh draws. The four targets train at once, one flow for each, as
 one batch of tensors; base noise is standard normal, a learned shift and scale come last, the
 energy is tempered at first (else U1 loses one of its moons and the long waves their ends), and
-Adam's rate falls to zero. Maps without a network like it hot and long, a wide start and a high
-rate; networks, less of each.
+Adam's rate falls to zero.
 
 Run: python benchmarks/energies.py [--steps 4000] [--flows planar-32 spline] [--out FOLDER]
 """
@@ -42,25 +41,31 @@ def couplings(scalar_map: ScalarMap, layers: int, hidden: Sequence[int]) -> list
 
 
 class Flow(NamedTuple):
-    """Its layers, and how fast they learn."""
+    """Layers, and the recipe that suits them."""
 
     build: Callable[[], list[nn.Module]]
     rate: float  # Adam's first
-    heat: float  # the part of the energy that counts at the start
+    share: float  # the part of the energy that counts at the start
     warm: float  # the share of the steps after which all of it counts
     scale: tuple[float, float]  # of the first draws
 
 
-MAPS: dict[str, Any] = {"heat": 0.01, "warm": 0.6, "scale": (4.0, 1.0)}
-NETWORKS: dict[str, Any] = {"heat": 0.1, "warm": 1 / 3, "scale": (2.0, 2.0)}
+TEMPERED_LONG: dict[str, Any] = {"share": 0.01, "warm": 0.6, "scale": (4.0, 1.0)}
+TEMPERED_BRIEFLY: dict[str, Any] = {"share": 0.1, "warm": 1 / 3, "scale": (2.0, 2.0)}
 FLOWS = {
-    "planar-32": Flow(lambda: [VectorTransform(Planar(2)) for _ in range(32)], 0.03, **MAPS),
-    "Sylvester-16": Flow(lambda: [VectorTransform(Sylvester(2)) for _ in range(16)], 0.04, **MAPS),
-    "affine coupling-8": Flow(lambda: couplings(Affine(3.0), 8, (64, 64)), 0.005, **NETWORKS),
+    "planar-32": Flow(
+        lambda: [VectorTransform(Planar(2)) for _ in range(32)], 0.03, **TEMPERED_LONG
+    ),
+    "Sylvester-16": Flow(
+        lambda: [VectorTransform(Sylvester(2)) for _ in range(16)], 0.04, **TEMPERED_LONG
+    ),
+    "affine coupling-8": Flow(
+        lambda: couplings(Affine(3.0), 8, (64, 64)), 0.005, **TEMPERED_BRIEFLY
+    ),
     "spline coupling-6": Flow(
         lambda: couplings(Chain([RationalQuadratic(8, 4.0), Affine(3.0)]), 6, (64, 64)),
         0.005,
-        **NETWORKS,
+        **TEMPERED_LONG,
     ),
 }
 
@@ -110,8 +115,8 @@ def fit(flow: Flow, steps: int, batch: int) -> list[Stack]:
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for step in range(steps):
         z, log_q = run(parameters, buffers, torch.randn(len(ENERGIES), batch, 2))
-        heat = min(1.0, flow.heat + step / (flow.warm * steps))
-        loss = (log_q - heat * log_targets(z)).mean(1).sum()
+        share = min(1.0, flow.share + step / (flow.warm * steps))
+        loss = (log_q - share * log_targets(z)).mean(1).sum()
         optimizer.zero_grad()
         loss.backward()
         for values in parameters.values():  # each energy's flow by its own gradient norm
