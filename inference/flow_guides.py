@@ -4,6 +4,10 @@ References:
     | Density estimation using Real NVP (Dinh et al., 2017) | https://arxiv.org/abs/1605.08803
     | Improved Variational Inference with Inverse Autoregressive Flow (Kingma et al., 2016)
     | https://arxiv.org/abs/1606.04934
+    | Variational Inference with Normalizing Flows (Rezende & Mohamed, 2015)
+    | https://arxiv.org/abs/1505.05770
+    | Sylvester Normalizing Flows for Variational Inference (van den Berg et al., 2018)
+    | https://arxiv.org/abs/1803.05649
     | Neural Spline Flows (Durkan et al., 2019) | https://arxiv.org/abs/1906.04032
     | Disentangling impact of capacity, objective, batchsize, estimators, and step-size on flow VI
     | (Agrawal & Domke, 2024) | https://arxiv.org/abs/2412.08824
@@ -12,7 +16,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +24,18 @@ from torch import Tensor, nn
 from ppgen.inference.guides import Family, FlatGuide, FullRank, standard_normal
 from ppgen.networks.masked import MADE
 from ppgen.networks.mlp import MLP
+from ppgen.transforms.planar import Planar
+from ppgen.transforms.radial import Radial
 from ppgen.transforms.rational_quadratic import RationalQuadratic
 from ppgen.transforms.scalar import Affine, ScalarMap
+from ppgen.transforms.sylvester import Sylvester
+from ppgen.transforms.vector import VectorMap, VectorTransform
 
 _BINS = 8
 _BOUND = 5.0  # splines act on [-bound, bound], in standard deviations
 _STEEPEST = 3.0  # nats: the largest |log scale| of one affine layer
-Transform = Literal["affine", "spline", "autoregressive"]
+_COLUMNS = 16  # at most, of a Sylvester layer: its inverse takes as many steps
+Transform = Literal["affine", "spline", "autoregressive", "planar", "radial", "sylvester"]
 
 
 class _Coupling(nn.Module):
@@ -49,11 +58,11 @@ class _Coupling(nn.Module):
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward_with_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
         y, log_slope = self.scalar_map.to_data(x, self._raw(x))
         return torch.where(self.moves, y, x), torch.where(self.moves, log_slope, 0.0).sum(-1)
 
-    def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
+    def inverse_with_log_det(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """The noise side of `y`, and ``log |det dx/dy|``."""
         x, log_slope = self.scalar_map.to_base(y, self._raw(y))
         return torch.where(self.moves, x, y), torch.where(self.moves, log_slope, 0.0).sum(-1)
@@ -72,7 +81,7 @@ class _Autoregressive(nn.Module):
         self.network = MADE(dim, 2, hidden, order=list(order))
         self.scalar_map = Affine(_STEEPEST)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward_with_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
         y, log_slope = self.scalar_map.to_data(x, self.network(x))
         return y, log_slope.sum(-1)
 
@@ -94,9 +103,25 @@ class _Flow(FlatGuide):
     def forward(self, noise: Tensor) -> tuple[Tensor, Tensor]:
         log_q = standard_normal(noise) - self.outer.log_diagonal.sum()
         for layer in self.layers:
-            noise, log_det = layer(noise)
+            noise, log_det = layer.forward_with_log_det(noise)  # type: ignore[operator]
             log_q = log_q - log_det
         return self.outer.loc + noise @ self.outer.factor().mT, log_q
+
+    def log_prob(self, u: Tensor) -> Tensor:
+        """Log density of any points, ``(K, D) -> (K,)``, nats."""
+        centred = (u - self.outer.loc).mT
+        x = torch.linalg.solve_triangular(self.outer.factor(), centred, upper=False).mT
+        log_q = -self.outer.log_diagonal.sum()
+        for layer in reversed(self.layers):
+            x, log_det = layer.inverse_with_log_det(x)  # type: ignore[operator]
+            log_q = log_q + log_det
+        return standard_normal(x) + log_q
+
+    def score(self, u: Tensor, noise: Tensor) -> Tensor:
+        with torch.enable_grad():
+            point = u.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(self.log_prob(point).sum(), point)
+        return gradient
 
 
 class CouplingFlow(_Flow):
@@ -117,22 +142,6 @@ class CouplingFlow(_Flow):
             for i in range(layers)
         )
 
-    def log_prob(self, u: Tensor) -> Tensor:
-        """Log density of any points, ``(K, D) -> (K,)``, nats."""
-        centred = (u - self.outer.loc).mT
-        x = torch.linalg.solve_triangular(self.outer.factor(), centred, upper=False).mT
-        log_q = -self.outer.log_diagonal.sum()
-        for layer in reversed(self.layers):
-            x, log_det = layer.inverse(x)  # type: ignore[operator]
-            log_q = log_q + log_det
-        return standard_normal(x) + log_q
-
-    def score(self, u: Tensor, noise: Tensor) -> Tensor:
-        with torch.enable_grad():
-            point = u.detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(self.log_prob(point).sum(), point)
-        return gradient
-
 
 class AutoregressiveFlow(_Flow):
     """Inverse autoregressive layers in alternating order, under a full-rank affine map."""
@@ -146,6 +155,16 @@ class AutoregressiveFlow(_Flow):
         )
 
 
+class MapFlow(_Flow):
+    """Layers of one vector map, each with parameters of its own, under a full-rank affine map."""
+
+    rate = 0.02
+
+    def __init__(self, dim: int, vector_maps: Sequence[VectorMap]) -> None:
+        super().__init__(dim)
+        self.layers = nn.ModuleList(VectorTransform(m) for m in vector_maps)
+
+
 def flow_guide(
     transform: Transform = "affine", *, layers: int = 6, hidden: Sequence[int] = (32,)
 ) -> Family:
@@ -154,20 +173,32 @@ def flow_guide(
     Args:
         transform: ``"affine"`` coupling (real NVP); ``"spline"`` coupling (rational-quadratic),
             whose steps cost about five times as much; or ``"autoregressive"`` (IAF), whose
-            gradients are noisier, since the path derivative would need its slow inverse.
+            gradients are noisier, since the path derivative would need its slow inverse. The
+            maps without a network, ``"planar"``, ``"radial"`` and ``"sylvester"``, bend less
+            in a layer and need more of them, 16 to 32.
         layers: how many.
-        hidden: widths of the hidden layers of each layer's network.
+        hidden: widths of the hidden layers of each layer's network, where it has one.
     """
-    if transform not in ("affine", "spline", "autoregressive"):
-        raise ValueError(
-            f"transform must be 'affine', 'spline' or 'autoregressive', got {transform!r}"
-        )
+    known = get_args(Transform)
+    if transform not in known:
+        raise ValueError(f"transform must be one of {', '.join(known)}; got {transform!r}")
     if layers < 1:
         raise ValueError(f"layers must be at least 1, got {layers}")
 
     def build(dim: int) -> FlatGuide:
         if transform == "autoregressive":
             return AutoregressiveFlow(dim, layers, hidden)
-        return CouplingFlow(dim, layers, hidden, transform)
+        if transform == "affine" or transform == "spline":
+            return CouplingFlow(dim, layers, hidden, transform)
+        return MapFlow(dim, [_vector_map(transform, dim) for _ in range(layers)])
 
-    return Family("flow", build, {"transform": transform, "layers": layers, "hidden": list(hidden)})
+    options: dict[str, Any] = {"transform": transform, "layers": layers}
+    if transform in ("affine", "spline", "autoregressive"):
+        options["hidden"] = list(hidden)
+    return Family("flow", build, options)
+
+
+def _vector_map(kind: Transform, dim: int) -> VectorMap:
+    if kind == "planar":
+        return Planar(dim)
+    return Radial(dim) if kind == "radial" else Sylvester(dim, min(dim, _COLUMNS))

@@ -2,6 +2,7 @@
 
 from ppgen.distributions.boltzmann import Boltzmann as Boltzmann
 from ppgen.distributions.discretised_logistic import DiscretisedLogistic as DiscretisedLogistic
+from ppgen.distributions.energies import RezendeMohamed as RezendeMohamed
 from ppgen.distributions.rayleigh import Rayleigh as Rayleigh
 from ppgen.distributions.restricted_boltzmann import RestrictedBoltzmann as RestrictedBoltzmann
 from ppgen.distributions.signed_normal import SignedNormal as SignedNormal

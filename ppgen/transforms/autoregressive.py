@@ -11,10 +11,11 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ppgen.networks.masked import MADE
+from ppgen.transforms.bijection import Bijection
 from ppgen.transforms.scalar import ScalarMap
 
 
-class Autoregressive(TransformModule):
+class Autoregressive(Bijection, TransformModule):
     r"""Masked autoregressive flow: coordinate i of the data is a scalar map of the base's.
 
     .. math:: y_i = f(x_i;\ \theta_i(y_{<i}))
@@ -37,7 +38,6 @@ class Autoregressive(TransformModule):
         | https://arxiv.org/abs/1705.07057
     """
 
-    bijective = True
     domain: Any
     codomain: Any
 
@@ -55,29 +55,23 @@ class Autoregressive(TransformModule):
         self.domain = self.codomain = constraints.independent(scalar_map.domain, 1)
         self.conditioner = MADE(dim, scalar_map.parameters, hidden, order=order, dropout=dropout)
 
+    def forward_with_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The data value ``y`` of `x`, and ``log |det dy/dx|``; `dim` passes."""
+        y, total = torch.zeros_like(x), x.new_zeros(())
+        for i in self.conditioner.order.tolist():
+            raw = self._parameters_at(y)[..., i, :]
+            column, slope = self.scalar_map.to_data(x[..., i], raw)
+            # a new tensor: autograd keeps the old one for the network's pass
+            y = torch.cat([y[..., :i], column[..., None], y[..., i + 1 :]], -1)
+            total = total + slope
+        return y, total
+
     def inverse_with_log_det(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """The base value ``x`` of `y`, and ``log |det dx/dy|``."""
         x, slope = self.scalar_map.to_base(y, self._parameters_at(y))
         return x, slope.sum(-1)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         return -self.inverse_with_log_det(y)[1]
-
-    def with_cache(self, cache_size: int = 1) -> Autoregressive:
-        """Itself: it never caches."""
-        return self
-
-    def _inverse(self, y: Tensor) -> Tensor:
-        return self.inverse_with_log_det(y)[0]
-
-    def _call(self, x: Tensor) -> Tensor:
-        y = torch.zeros_like(x)
-        for i in self.conditioner.order.tolist():
-            raw = self._parameters_at(y)[..., i, :]
-            column, _ = self.scalar_map.to_data(x[..., i], raw)
-            # a new tensor: autograd keeps the old one for the network's pass
-            y = torch.cat([y[..., :i], column[..., None], y[..., i + 1 :]], -1)
-        return y
 
     def _parameters_at(self, y: Tensor) -> Tensor:
         # centred, where the data live in the unit cube

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ppgen.networks.mlp import MLP
+from ppgen.transforms.bijection import Bijection
 from ppgen.transforms.circle import angle
 from ppgen.transforms.scalar import ScalarMap
 
 
-class Coupling(TransformModule):
+class Coupling(Bijection, TransformModule):
     r"""Coupling layer: some coordinates stay, and set the scalar maps of the others.
 
     .. math:: y_A = x_A, \quad y_B = f(x_B;\ \theta(x_A))
@@ -36,7 +37,6 @@ class Coupling(TransformModule):
         | https://arxiv.org/abs/1605.08803
     """
 
-    bijective = True
     domain: Any
     codomain: Any
     stay: Tensor
@@ -72,26 +72,15 @@ class Coupling(TransformModule):
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
 
+    def forward_with_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        stay, move, raw = self._split(x)
+        moved, slope = self.scalar_map.to_data(move, raw)
+        return self._join(stay, moved), slope.sum(-1)
+
     def inverse_with_log_det(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """The base value ``x`` of `y`, and ``log |det dx/dy|``."""
         stay, move, raw = self._split(y)
         moved, slope = self.scalar_map.to_base(move, raw)
         return self._join(stay, moved), slope.sum(-1)
-
-    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        _, move, raw = self._split(x)
-        return self.scalar_map.to_data(move, raw)[1].sum(-1)
-
-    def with_cache(self, cache_size: int = 1) -> Coupling:
-        """Itself: it never caches."""
-        return self
-
-    def _inverse(self, y: Tensor) -> Tensor:
-        return self.inverse_with_log_det(y)[0]
-
-    def _call(self, x: Tensor) -> Tensor:
-        stay, move, raw = self._split(x)
-        return self._join(stay, self.scalar_map.to_data(move, raw)[0])
 
     def _split(self, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         stay, move = value.index_select(-1, self.stay), value.index_select(-1, self.move)

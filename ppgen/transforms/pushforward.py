@@ -1,11 +1,13 @@
-"""The distribution of a transformed base, scored in one pass of each transform."""
+"""The distribution of a transformed base, drawn and scored in one pass of each transform."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pyro.distributions as dist
-from torch import Tensor
+from torch import Size, Tensor
+
+_ONE = Size()
 
 
 class Pushforward(dist.TransformedDistribution):
@@ -33,6 +35,26 @@ class Pushforward(dist.TransformedDistribution):
             value = x
         log_base = self.base_dist.log_prob(value)
         return _sum_last(log_base, dims - len(self.base_dist.event_shape)) + total
+
+    def rsample_with_log_prob(self, sample_shape: Size = _ONE) -> tuple[Tensor, Tensor]:
+        """A draw and its log density, from one forward pass: no inverse.
+
+        That is what a guide needs. Gradients flow through both.
+        """
+        value = self.base_dist.rsample(sample_shape)
+        log_prob = self.base_dist.log_prob(value)
+        dims = len(self.base_dist.event_shape)
+        for transform in self.transforms:
+            combined = getattr(transform, "forward_with_log_det", None)
+            if combined is not None:
+                y, log_det = combined(value)
+            else:
+                y = transform(value)
+                log_det = transform.log_abs_det_jacobian(value, y)
+            log_prob = log_prob - _sum_last(log_det, dims - transform.domain.event_dim)
+            dims += transform.codomain.event_dim - transform.domain.event_dim
+            value = y
+        return value, log_prob
 
 
 def _sum_last(value: Tensor, dims: int) -> Tensor:

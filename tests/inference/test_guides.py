@@ -28,6 +28,9 @@ CASES = {
     "affine flow": flow_guide("affine", layers=4, hidden=(8,)),
     "spline flow": flow_guide("spline", layers=3, hidden=(8,)),
     "autoregressive flow": flow_guide("autoregressive", layers=2, hidden=(8,)),
+    "planar flow": flow_guide("planar", layers=4),
+    "radial flow": flow_guide("radial", layers=4),
+    "sylvester flow": flow_guide("sylvester", layers=2),
 }
 
 
@@ -79,8 +82,8 @@ def test_flows_have_the_density_of_their_jacobian(name, dim):
     assert torch.allclose(log_q, standard_normal(noise) - log_det, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["affine flow", "spline flow"])
-def test_coupling_flows_know_the_density_of_any_point(name):
+@pytest.mark.parametrize("name", [n for n in CASES if "flow" in n and "auto" not in n])
+def test_flows_with_an_inverse_know_the_density_of_any_point(name):
     guide = perturbed(CASES[name])
     u, log_q = guide(torch.randn(6, DIM))
     assert torch.allclose(guide.log_prob(u), log_q, atol=1e-9)
@@ -111,6 +114,7 @@ def test_autoguide_classes_become_families():
     assert isinstance(choose(low_rank_guide(9)).build(4), LowRank)
     assert isinstance(choose(flow_guide()).build(4), CouplingFlow)
     assert isinstance(choose(flow_guide("autoregressive")).build(4), AutoregressiveFlow)
+    assert str(choose(flow_guide("planar", layers=16))) == "flow(transform=planar, layers=16)"
 
 
 def test_other_autoguides_and_functions_of_the_model_are_factories():
@@ -137,7 +141,7 @@ def test_what_is_no_guide_is_refused(guide, error, words):
 def test_options_of_families_are_checked():
     with pytest.raises(ValueError, match="rank"):
         low_rank_guide(0)
-    with pytest.raises(ValueError, match="transform"):
-        flow_guide("planar")
+    with pytest.raises(ValueError, match="transform must be one of affine, "):
+        flow_guide("plane")
     with pytest.raises(ValueError, match="layers"):
         flow_guide(layers=0)

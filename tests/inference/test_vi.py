@@ -131,10 +131,13 @@ def banana():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("transform", ["affine", "autoregressive"])
-def test_a_flow_bends_where_a_normal_cannot(transform):
+@pytest.mark.parametrize(
+    ("transform", "layers"),
+    [("affine", 4), ("autoregressive", 4), ("planar", 16), ("sylvester", 8)],
+)
+def test_a_flow_bends_where_a_normal_cannot(transform, layers):
     normal = VI(guide=full_rank_guide()).run(banana).diagnosis()
-    flow = VI(guide=flow_guide(transform, layers=4)).run(banana).diagnosis()
+    flow = VI(guide=flow_guide(transform, layers=layers)).run(banana).diagnosis()
     # log Z = 0: the ELBO is minus the KL divergence
     assert normal["elbo"] < -0.5
     assert -0.1 < flow["elbo"] < 0.02

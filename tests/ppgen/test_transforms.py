@@ -10,9 +10,13 @@ from torch.distributions import constraints
 
 from ppgen.transforms.autoregressive import Autoregressive
 from ppgen.transforms.coupling import Coupling
+from ppgen.transforms.planar import Planar
 from ppgen.transforms.pushforward import Pushforward
+from ppgen.transforms.radial import Radial
 from ppgen.transforms.rational_quadratic import RationalQuadratic
 from ppgen.transforms.scalar import Affine, Chain, LinearSpline
+from ppgen.transforms.sylvester import Sylvester
+from ppgen.transforms.vector import VectorChain, VectorTransform
 
 MAPS = {
     "affine": Affine,
@@ -26,18 +30,30 @@ LAYERS = {
     "reversed": lambda dim, f: Autoregressive(dim, f, (16,), order=range(dim - 1, -1, -1)),
     "coupling": lambda dim, f: Coupling(dim, f, (16,)),
 }
-CASES = [
-    pytest.param(layer, f, dim, spread, id=f"{layer}, {f}, dim {dim}, spread {spread}")
+VECTOR_MAPS = {
+    "planar": Planar,
+    "radial": Radial,
+    "sylvester": Sylvester,
+    "sylvester of one column": lambda dim: Sylvester(dim, 1),
+    "triangular sylvester": lambda dim: Sylvester(dim, reflections=0, flip=True),
+    "chain": lambda dim: VectorChain([Planar(dim), Radial(dim), Sylvester(dim)]),
+}
+TRANSFORMS = {
+    f"{layer}, {f}": lambda dim, layer=layer, f=f: LAYERS[layer](dim, MAPS[f]())
     for layer in LAYERS
     for f in MAPS
+} | {f: lambda dim, f=f: VectorTransform(VECTOR_MAPS[f](dim)) for f in VECTOR_MAPS}
+CASES = [
+    pytest.param(name, dim, spread, id=f"{name}, dim {dim}, spread {spread}")
+    for name in TRANSFORMS
     for dim in (1, 2, 5)
     for spread in (0.0, 0.3, 1.0)
-    if not (layer == "coupling" and dim == 1)
+    if not (name.startswith("coupling") and dim == 1)
 ]
 
 
-def build(layer, f, dim, spread):
-    transform = LAYERS[layer](dim, MAPS[f]())
+def build(name, dim, spread):
+    transform = TRANSFORMS[name](dim)
     with torch.no_grad():
         for parameter in transform.parameters():
             parameter.add_(spread * torch.randn_like(parameter))
@@ -45,7 +61,7 @@ def build(layer, f, dim, spread):
 
 
 def in_cube(transform):
-    return transform.domain.base_constraint is constraints.unit_interval
+    return getattr(transform.domain, "base_constraint", None) is constraints.unit_interval
 
 
 def points(transform, dim, count=20):
@@ -56,9 +72,9 @@ def points(transform, dim, count=20):
     return torch.cat([2 * torch.randn(count, dim), near_ends[:, None].expand(2, dim)])
 
 
-@pytest.mark.parametrize(("layer", "f", "dim", "spread"), CASES)
-def test_log_determinant_is_that_of_autograd_and_the_round_trip_closes(layer, f, dim, spread):
-    transform = build(layer, f, dim, spread)
+@pytest.mark.parametrize(("name", "dim", "spread"), CASES)
+def test_log_determinant_is_that_of_autograd_and_the_round_trip_closes(name, dim, spread):
+    transform = build(name, dim, spread)
     y = points(transform, dim)
     x, log_det = transform.inverse_with_log_det(y)
     back = transform(x)
@@ -79,19 +95,21 @@ def test_log_determinant_is_that_of_autograd_and_the_round_trip_closes(layer, f,
     assert torch.allclose(transform.inverse_with_log_det(back)[0], x, atol=1e-8, rtol=1e-8)
 
 
-@pytest.mark.parametrize("f", MAPS)
-@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("name", TRANSFORMS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_shapes_dtypes_and_empty_batches(layer, f, dtype):
-    transform = build(layer, f, 3, 0.3).to(dtype)
+def test_shapes_dtypes_and_empty_batches(name, dtype):
+    transform = build(name, 3, 0.3).to(dtype)
     for shape in [(3,), (0, 3), (4, 3), (2, 4, 3)]:
         y = torch.rand(shape, dtype=dtype)
         x, log_det = transform.inverse_with_log_det(y)
         assert x.shape == y.shape
         assert x.dtype == log_det.dtype == dtype
         assert log_det.shape == shape[:-1]
-        assert transform(x).shape == y.shape
-        assert transform(x).dtype == dtype
+        again, log_det = transform.forward_with_log_det(x)
+        assert torch.equal(transform(x), again)
+        assert again.shape == y.shape
+        assert again.dtype == log_det.dtype == dtype
+        assert log_det.shape == shape[:-1]
 
 
 def normal(dim):
@@ -102,11 +120,15 @@ def cube(dim):
     return dist.Uniform(torch.zeros(dim), torch.ones(dim)).to_event(1)
 
 
-@pytest.mark.parametrize("f", MAPS)
+@pytest.mark.parametrize(
+    "names",
+    [[f"{layer}, {f}" for layer in ("autoregressive", "reversed")] for f in MAPS]
+    + [[f, f] for f in VECTOR_MAPS],
+    ids=str,
+)
 @pytest.mark.parametrize("dim", [1, 2])
-def test_density_integrates_to_one(f, dim):
-    layers = ["autoregressive", "reversed"]
-    transforms = [build(layer, f, dim, 0.2) for layer in layers]
+def test_density_integrates_to_one(names, dim):
+    transforms = [build(name, dim, 0.2) for name in names]
     unit = in_cube(transforms[0])
     flow = Pushforward(cube(dim) if unit else normal(dim), transforms)
     # midpoint rule: the error is that of the jumps (kinks, for smooth splines) times the cell
@@ -123,7 +145,7 @@ def test_density_integrates_to_one(f, dim):
 
 
 def test_pushforward_scores_like_pyro_and_samples_what_it_scores():
-    transforms = [build("autoregressive", "spline and affine", 2, 0.3), AffineTransform(1.0, 2.0)]
+    transforms = [build("autoregressive, spline and affine", 2, 0.3), AffineTransform(1.0, 2.0)]
     ours = Pushforward(normal(2), transforms)
     pyros = dist.TransformedDistribution(normal(2), transforms)
     y = ours.sample(torch.Size([7]))
@@ -132,7 +154,7 @@ def test_pushforward_scores_like_pyro_and_samples_what_it_scores():
 
 
 def test_samples_follow_the_density():
-    flow = Pushforward(cube(1), [build("autoregressive", "linear spline", 1, 1.0)])
+    flow = Pushforward(cube(1), [build("autoregressive, linear spline", 1, 1.0)])
     counts = torch.histc(flow.sample(torch.Size([4000])), bins=4, min=0, max=1)
     middles = (torch.arange(4)[:, None] + 0.5) / 4
     expected = 1000 * flow.log_prob(middles).exp().detach()
@@ -140,9 +162,9 @@ def test_samples_follow_the_density():
     assert ((counts - expected) ** 2 / expected).sum() < 24.6
 
 
-@pytest.mark.parametrize("layer", LAYERS)
-def test_a_parameter_update_is_never_missed(layer):
-    transform = build(layer, "spline and affine", 3, 0.3)
+@pytest.mark.parametrize("name", [n for n in TRANSFORMS if "linear" not in n and "cube" not in n])
+def test_a_parameter_update_is_never_missed(name):
+    transform = build(name, 3, 0.3)
     flow, y = Pushforward(normal(3), [transform]), torch.randn(5, 3)
     before = flow.log_prob(y)
     with torch.no_grad():
@@ -151,9 +173,9 @@ def test_a_parameter_update_is_never_missed(layer):
     assert not torch.allclose(flow.log_prob(y), before)
 
 
-@pytest.mark.parametrize("f", MAPS)
-def test_gradients_are_finite_far_away_and_reach_every_parameter(f):
-    transform = build("autoregressive", f, 3, 0.3)
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_gradients_are_finite_far_away_and_reach_every_parameter(name):
+    transform = build(name, 3, 0.3)
     y = torch.tensor([[1e4, -1e4, 0.0], [2.0, -2.0, 2.0], [0.1, 0.2, 0.3], [0.9, 0.4, 0.6]])
     x, log_det = transform.inverse_with_log_det(y)
     (x.sum() + log_det.sum()).backward()

@@ -1,0 +1,201 @@
+"""How near flows come to the four energies of Rezende and Mohamed: exact KL, in nats.
+
+Every flow is fitted by reverse KL, from draws of the flow and the energy alone. The normalising
+constants are known, so the table is KL(flow || target) itself, not a bound up to a constant: its
+mean and standard error over fresh draws. The four targets train at once, one flow for each, as
+one batch of tensors; base noise is standard normal, a learned shift and scale come last, the
+energy is tempered at first (else U1 loses one of its moons and the long waves their ends), and
+Adam's rate falls to zero.
+
+Run: python benchmarks/energies.py [--steps 4000] [--flows planar-32 spline] [--out FOLDER]
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from ppgen.distributions import RezendeMohamed
+from ppgen.plots import canvas, label
+from ppgen.transforms.coupling import Coupling
+from ppgen.transforms.planar import Planar
+from ppgen.transforms.rational_quadratic import RationalQuadratic
+from ppgen.transforms.scalar import Affine, Chain, ScalarMap
+from ppgen.transforms.sylvester import Sylvester
+from ppgen.transforms.vector import VectorTransform
+
+ENERGIES = (1, 2, 3, 4)
+
+
+def couplings(scalar_map: ScalarMap, layers: int, hidden: Sequence[int]) -> list[nn.Module]:
+    return [Coupling(2, scalar_map, hidden, fixed=[i % 2]) for i in range(layers)]
+
+
+class Flow(NamedTuple):
+    """Layers, and the recipe that suits them."""
+
+    build: Callable[[], list[nn.Module]]
+    rate: float  # Adam's first
+    share: float  # the part of the energy that counts at the start
+    warm: float  # the share of the steps after which all of it counts
+    scale: tuple[float, float]  # of the first draws
+
+
+TEMPERED_LONG: dict[str, Any] = {"share": 0.01, "warm": 0.6, "scale": (4.0, 1.0)}
+TEMPERED_BRIEFLY: dict[str, Any] = {"share": 0.1, "warm": 1 / 3, "scale": (2.0, 2.0)}
+FLOWS = {
+    "planar-32": Flow(
+        lambda: [VectorTransform(Planar(2)) for _ in range(32)], 0.03, **TEMPERED_LONG
+    ),
+    "Sylvester-16": Flow(
+        lambda: [VectorTransform(Sylvester(2)) for _ in range(16)], 0.04, **TEMPERED_LONG
+    ),
+    "affine coupling-8": Flow(
+        lambda: couplings(Affine(3.0), 8, (64, 64)), 0.005, **TEMPERED_BRIEFLY
+    ),
+    "spline coupling-6": Flow(
+        lambda: couplings(Chain([RationalQuadratic(8, 4.0), Affine(3.0)]), 6, (64, 64)),
+        0.005,
+        **TEMPERED_LONG,
+    ),
+}
+
+
+class Stack(nn.Module):
+    """Layers, then a learned shift and scale, from noise to draws and their log density."""
+
+    def __init__(self, flow: Flow) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(flow.build())
+        self.loc = nn.Parameter(torch.zeros(2))
+        self.log_scale = nn.Parameter(torch.tensor(flow.scale).log())
+
+    def forward(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        log_q = -0.5 * noise.square().sum(-1) - math.log(2 * math.pi) - self.log_scale.sum()
+        for layer in self.layers:
+            noise, log_det = layer.forward_with_log_det(noise)  # type: ignore[operator]
+            log_q = log_q - log_det
+        return self.loc + self.log_scale.exp() * noise, log_q
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        x = (z - self.loc) * (-self.log_scale).exp()
+        log_q = -math.log(2 * math.pi) - self.log_scale.sum()
+        for layer in reversed(self.layers):
+            x, log_det = layer.inverse_with_log_det(x)  # type: ignore[operator]
+            log_q = log_q + log_det
+        return log_q - 0.5 * x.square().sum(-1)
+
+
+def log_targets(z: Tensor) -> Tensor:
+    """Normalised log densities, ``(4, B, 2) -> (4, B)``, nats."""
+    return torch.stack(
+        [RezendeMohamed(k).log_prob(part) for k, part in zip(ENERGIES, z, strict=True)]
+    )
+
+
+def fit(flow: Flow, steps: int, batch: int) -> list[Stack]:
+    """One flow for each energy, all at once."""
+    flows = [Stack(flow) for _ in ENERGIES]
+    parameters, buffers = torch.func.stack_module_state(flows)  # type: ignore[arg-type]
+    skeleton = copy.deepcopy(flows[0])
+    run = torch.vmap(
+        lambda p, b, noise: torch.func.functional_call(skeleton, (p, b), (noise,)),
+        in_dims=(0, 0, 0),
+    )
+    optimizer = torch.optim.Adam(parameters.values(), lr=flow.rate, betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for step in range(steps):
+        z, log_q = run(parameters, buffers, torch.randn(len(ENERGIES), batch, 2))
+        share = min(1.0, flow.share + step / (flow.warm * steps))
+        loss = (log_q - share * log_targets(z)).mean(1).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        for values in parameters.values():  # each energy's flow by its own gradient norm
+            if values.grad is not None:
+                norm = values.grad.flatten(1).norm(dim=1).clamp(min=10.0)
+                values.grad *= (10.0 / norm).reshape(-1, *[1] * (values.ndim - 1))
+        optimizer.step()
+        schedule.step()
+    with torch.no_grad():
+        for i, fitted in enumerate(flows):
+            for name, values in fitted.named_parameters():
+                values.copy_(parameters[name][i])
+    return flows
+
+
+@torch.no_grad()
+def divergence(flow: Stack, number: int, draws: int = 200_000) -> tuple[float, float]:
+    """KL(flow || target) and its standard error, nats."""
+    z, log_q = flow(torch.randn(draws, 2))
+    gaps = log_q - RezendeMohamed(number).log_prob(z)
+    return float(gaps.mean()), float(gaps.std()) / draws**0.5
+
+
+@torch.no_grad()
+def picture(fitted: dict[str, list[Stack]], table: dict[str, list[tuple[float, float]]]) -> Figure:
+    """The targets above the flows, each density on the same grid."""
+    side = torch.linspace(-8.0, 8.0, 161)
+    grid = torch.stack(torch.meshgrid(side, side, indexing="xy"), -1)
+    names = ["target", *fitted]
+    figure, axes = canvas(
+        1.75 * len(names),
+        "Flows fitted to energies by reverse KL",
+        "Densities; in each panel the divergence from the target above it, KL(flow || target)",
+        rows=len(names),
+        columns=len(ENERGIES),
+        sharex=True,
+        sharey=True,
+    )
+    panels = iter(axes)
+    for name in names:
+        for i, number in enumerate(ENERGIES):
+            ax = next(panels)
+            target = RezendeMohamed(number)
+            log_density = target.log_prob if name == "target" else fitted[name][i].log_prob
+            peak = float(target.log_prob(grid).exp().max())
+            ax.pcolormesh(side, side, log_density(grid).exp(), cmap="viridis", vmin=0, vmax=peak)
+            ax.grid(visible=False)
+            ax.set_aspect("equal")
+            text = f"U{number}" if name == "target" else f"{table[name][i][0]:.3f} nats"
+            bottom, left = name == names[-1], i == 0
+            label(ax, "z1" if bottom else "", f"{name}\nz2" if left else "", title=text)
+    return figure
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--flows", nargs="+", choices=list(FLOWS), default=list(FLOWS))
+    parser.add_argument("--out", type=Path, help="folder for energies.txt and energies.png")
+    options = parser.parse_args()
+    torch.set_default_dtype(torch.float64)
+    lines = [f"{'flow':20s} {'U1':>14s} {'U2':>14s} {'U3':>14s} {'U4':>14s} {'CPU s':>7s}"]
+    print(lines[0], flush=True)
+    fitted, table = {}, {}
+    for name in options.flows:
+        torch.manual_seed(0)
+        start = time.process_time()
+        fitted[name] = fit(FLOWS[name], options.steps, options.batch)
+        seconds = time.process_time() - start
+        table[name] = [divergence(f, k) for f, k in zip(fitted[name], ENERGIES, strict=True)]
+        cells = " ".join(f"{kl:6.4f} ± {error:.4f}" for kl, error in table[name])
+        lines.append(f"{name:20s} {cells} {seconds:7.0f}")
+        print(lines[-1], flush=True)
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "energies.txt").write_text("\n".join(lines) + "\n")
+        picture(fitted, table).savefig(options.out / "energies.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""Normalisation by a learned shift and scale that starts from the data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pyro.distributions.torch_transform import TransformModule
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from ppgen.transforms.bijection import Bijection
+
+_NARROWEST = 1e-6  # the least scale: a channel that is constant has none
+
+
+class ActNorm(Bijection, TransformModule):
+    r"""A shift and scale for each channel: ``y = loc + exp(log_scale) x``.
+
+    The first batch of data that is scored in training mode sets them, so that the base side of
+    that batch has mean 0 and variance 1 in each channel; from then on they are ordinary
+    parameters. Whether that has happened is part of the state, so that a model that is loaded
+    does not start again. Before, it is the identity.
+
+    Args:
+        channels: C.
+        event_dim: 1 for vectors ``(*, C)``; 3 for images ``(*, C, H, W)``.
+
+    Shapes: as the data; log-determinants ``(*)``.
+
+    References:
+        | Glow: Generative Flow with Invertible 1x1 Convolutions (Kingma & Dhariwal, 2018)
+        | https://arxiv.org/abs/1807.03039
+    """
+
+    domain: Any
+    codomain: Any
+    started: Tensor
+
+    def __init__(self, channels: int, *, event_dim: int = 1) -> None:
+        super().__init__()
+        if channels < 1 or event_dim < 1:
+            raise ValueError(
+                f"channels and event_dim must be at least 1, got {channels} and {event_dim}"
+            )
+        self.domain = self.codomain = constraints.independent(constraints.real, event_dim)
+        self.spread = (channels, *[1] * (event_dim - 1))  # against the axes after the channels
+        self.loc = nn.Parameter(torch.zeros(channels))
+        self.log_scale = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("started", torch.tensor(False))
+
+    def forward_with_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        loc, log_scale = self.loc.view(self.spread), self.log_scale.view(self.spread)
+        return loc + log_scale.exp() * x, self._log_det(x)
+
+    def inverse_with_log_det(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        if self.training and y.numel() and not self.started:
+            self._start(y.detach())
+        loc, log_scale = self.loc.view(self.spread), self.log_scale.view(self.spread)
+        return (y - loc) * (-log_scale).exp(), -self._log_det(y)
+
+    def _log_det(self, value: Tensor) -> Tensor:
+        event = len(self.spread)
+        pixels = value.shape[value.ndim - event + 1 :].numel()
+        return (pixels * self.log_scale.sum()).expand(value.shape[: value.ndim - event])
+
+    @torch.no_grad()
+    def _start(self, y: Tensor) -> None:
+        columns = y.movedim(-len(self.spread), 0).flatten(1)
+        self.loc.copy_(columns.mean(1))
+        self.log_scale.copy_(columns.std(1, correction=0).clamp(min=_NARROWEST).log())
+        self.started.fill_(True)

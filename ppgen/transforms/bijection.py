@@ -1,0 +1,40 @@
+"""What all transforms here have in common."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from torch import Tensor
+from torch.distributions.transforms import Transform
+
+
+class Bijection(Transform):
+    """A transform that gives the value and the log-determinant together, in both directions.
+
+    A subclass says how; :class:`~ppgen.transforms.pushforward.Pushforward` asks for the pairs,
+    and torch's own interface is served from them. Nothing is cached, so that no value outlives
+    a parameter update. With parameters of its own it is also a `TransformModule`, named second.
+    """
+
+    bijective = True
+
+    def forward_with_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The data value ``y`` of base `x`, and ``log |det dy/dx|``."""
+        raise NotImplementedError
+
+    def inverse_with_log_det(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The base value ``x`` of data `y`, and ``log |det dx/dy|``."""
+        raise NotImplementedError
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.forward_with_log_det(x)[1]
+
+    def with_cache(self, cache_size: int = 1) -> Self:
+        """Itself: it never caches."""
+        return self
+
+    def _call(self, x: Tensor) -> Tensor:
+        return self.forward_with_log_det(x)[0]
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return self.inverse_with_log_det(y)[0]
