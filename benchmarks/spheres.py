@@ -54,7 +54,7 @@ def push(layers: Sequence[SphereMap], count: int) -> tuple[Tensor, Tensor]:
     x = SphereUniform(2).sample(torch.Size([count]))
     log_q = x.new_full((count,), -log_area(2))
     for layer in layers:
-        x, log_det = layer.to_data(x)
+        x, log_det = layer.forward_with_log_det(x)
         log_q = log_q - log_det
     return x, log_q
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ppgen.networks.mlp import MLP
+from ppgen.transforms.bijection import Bijection
 from ppgen.transforms.circle import CircularSpline, wrap
 from ppgen.transforms.rational_quadratic import RationalQuadratic
 from ppgen.transforms.scalar import ScalarMap
@@ -22,37 +23,11 @@ _STEPS = 100  # of Newton's method; a handful suffices but for extreme parameter
 _HALVINGS = 12
 
 
-class SphereMap(TransformModule):
-    """What the flows on a sphere have in common: both sides are it, and nothing is cached."""
+class SphereMap(Bijection, TransformModule):
+    """What the flows on a sphere have in common: both sides are it."""
 
     domain = sphere
     codomain = sphere
-    bijective = True
-
-    def to_base(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """The base point ``x`` of `y`, and ``log |det dx/dy|``."""
-        raise NotImplementedError
-
-    def to_data(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The data point ``y`` of `x`, and ``log |det dy/dx|``."""
-        raise NotImplementedError
-
-    def inverse_with_log_det(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """The base point ``x`` of `y`, and ``log |det dx/dy|``."""
-        return self.to_base(y)
-
-    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.to_data(x)[1]
-
-    def with_cache(self, cache_size: int = 1) -> SphereMap:
-        """Itself: it never caches."""
-        return self
-
-    def _call(self, x: Tensor) -> Tensor:
-        return self.to_data(x)[0]
-
-    def _inverse(self, y: Tensor) -> Tensor:
-        return self.to_base(y)[0]
 
 
 class ExponentialMap(SphereMap):
@@ -97,10 +72,10 @@ class ExponentialMap(SphereMap):
         self.share = nn.Parameter(torch.full((components,), math.log(1 / (9 * components))))
         self.sharpness = nn.Parameter(torch.ones(components))
 
-    def to_base(self, y: Tensor) -> tuple[Tensor, Tensor]:
+    def inverse_with_log_det(self, y: Tensor) -> tuple[Tensor, Tensor]:
         return self._walk(y) if self.start == "data" else self._back(y)
 
-    def to_data(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward_with_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self._walk(x) if self.start == "base" else self._back(x)
 
     def _potential(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -270,13 +245,13 @@ class Recursive(SphereMap):
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
 
-    def to_base(self, y: Tensor) -> tuple[Tensor, Tensor]:
+    def inverse_with_log_det(self, y: Tensor) -> tuple[Tensor, Tensor]:
         up, turn = _cylinder(y)
         low, slope = self.height.to_base(up, self.shape)
         back, slope_of_turn = self.longitude.to_base(turn, self._at(up))
         return _globe(low, back), slope + slope_of_turn
 
-    def to_data(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward_with_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
         low, back = _cylinder(x)
         up, slope = self.height.to_data(low, self.shape)
         turn, slope_of_turn = self.longitude.to_data(back, self._at(up))
@@ -306,10 +281,10 @@ class Rotation(SphereMap):
             )
         self.register_buffer("matrix", matrix)
 
-    def to_base(self, y: Tensor) -> tuple[Tensor, Tensor]:
+    def inverse_with_log_det(self, y: Tensor) -> tuple[Tensor, Tensor]:
         return y @ self.matrix, torch.zeros_like(y[..., 0])
 
-    def to_data(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward_with_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return x @ self.matrix.T, torch.zeros_like(x[..., 0])
 
 

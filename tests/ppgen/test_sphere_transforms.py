@@ -170,13 +170,13 @@ def test_coupling_over_circle_maps_is_a_normalised_flow_on_the_torus(f):
 def test_sphere_maps_have_the_log_det_of_the_tangent_frames(name, spread):
     transform = perturbed(SPHERES[name](), spread)
     x = points(transform, 8)
-    y, log_det = transform.to_data(x)
+    y, log_det = transform.forward_with_log_det(x)
     assert torch.allclose(y.norm(dim=-1), torch.ones(8), atol=1e-12)
     # Jacobians by the closed direction: through a root they are the implicit function's
     closed, start, end, sign = (
-        (transform.to_base, y, x, -1)
+        (transform.inverse_with_log_det, y, x, -1)
         if getattr(transform, "start", "data") == "data"
-        else (transform.to_data, x, y, 1)
+        else (transform.forward_with_log_det, x, y, 1)
     )
     ambient = torch.autograd.functional.jacobian(
         lambda v: closed(F.normalize(v, dim=-1))[0].sum(0), start
@@ -186,7 +186,7 @@ def test_sphere_maps_have_the_log_det_of_the_tangent_frames(name, spread):
         expected = sign * torch.linalg.slogdet(J).logabsdet
         # 1e-8: splines of random parameters have slopes up to 1e4
         assert log_det[i].item() == pytest.approx(expected.item(), abs=1e-8, rel=1e-9)
-    back, down = transform.to_base(y)
+    back, down = transform.inverse_with_log_det(y)
     assert torch.allclose(back, x, atol=1e-8)
     assert torch.allclose(down, -log_det, atol=1e-7)
     assert torch.allclose(transform.log_abs_det_jacobian(x, y), log_det, atol=1e-12)
@@ -201,7 +201,7 @@ def test_densities_integrate_to_one(name, spread):
         # importance weights under uniform points: mean one within 4.27 standard errors
         x = SphereUniform(3).sample(torch.Size([4000]))
         with torch.no_grad():
-            weights = transform.to_base(x)[1].exp()
+            weights = transform.inverse_with_log_det(x)[1].exp()
         assert (weights.mean() - 1).abs() < 4.27 * weights.std() / 4000**0.5 + 1e-12
         return
     # Archimedes: midpoints of height and longitude are of equal area
@@ -211,7 +211,7 @@ def test_densities_integrate_to_one(name, spread):
     across = (1 - h * h).sqrt()
     grid = torch.stack([across * t.cos(), across * t.sin(), h], -1)
     with torch.no_grad():
-        mass = transform.to_base(grid)[1].exp().mean()
+        mass = transform.inverse_with_log_det(grid)[1].exp().mean()
     assert mass.item() == pytest.approx(1, abs=1e-3)
 
 
@@ -227,7 +227,7 @@ def test_gradients_of_both_directions_are_those_of_finite_differences(name):
         return (end * toward).sum() + log_det.sum()
 
     step = 1e-5
-    for direction in ("to_data", "to_base"):
+    for direction in ("forward_with_log_det", "inverse_with_log_det"):
         transform.zero_grad()
         if not list(transform.parameters()):
             continue
@@ -252,7 +252,7 @@ def test_shapes_dtypes_poles_and_empty_batches(name, dtype):
     size = points(transform, 1).shape[-1]
     poles = torch.cat([torch.eye(size), -torch.eye(size)]).to(dtype)
     for x in (poles, poles[0], poles[:0], poles[:, None].expand(-1, 2, -1)):
-        for way in (transform.to_data, transform.to_base):
+        for way in (transform.forward_with_log_det, transform.inverse_with_log_det):
             y, log_det = way(x)
             assert y.shape == x.shape
             assert log_det.shape == x.shape[:-1]
@@ -273,9 +273,9 @@ def test_extreme_parameters_of_an_exponential_map_are_inverted():
         transform.share.fill_(6.0)
         transform.sharpness.copy_(torch.tensor([1.0, 50.0, 400.0]))
     x = points(transform, 500)
-    y, _ = transform.to_data(x)
-    back, _ = transform.to_base(y)
-    assert torch.allclose(transform.to_data(back)[0], y, atol=1e-12)
+    y, _ = transform.forward_with_log_det(x)
+    back, _ = transform.inverse_with_log_det(y)
+    assert torch.allclose(transform.forward_with_log_det(back)[0], y, atol=1e-12)
     # slopes down to 1 - sum of shares = 1e-3 magnify rounding
     assert torch.allclose(back, x, atol=1e-9)
 
