@@ -42,10 +42,12 @@ def train(
     epochs: int = 20,
     batch_size: int = 100,
     learning_rate: float | None = None,
-    hidden: int | None = None,
+    hidden: Annotated[list[int] | None, Parameter(consume_multiple=True, negative="")] = None,
     latent: int = 20,
     convolutional: Annotated[bool, Parameter(negative="")] = False,
     prior: Literal["standard", "mixture", "vampprior", "flow"] = "standard",
+    posterior: Literal["normal", "full", "planar", "sylvester"] = "normal",
+    flow_layers: int = 10,
     warm_up: int = 0,
     gibbs_steps: int = 1,
     persistent: Annotated[bool, Parameter(negative="")] = False,
@@ -63,6 +65,7 @@ def train(
 
         ppgen train rbm --data digits --epochs 20 --out runs/rbm
         ppgen train vae --data mnist --folder ~/mnist --hidden 400 --epochs 50
+        ppgen train dbn --hidden 200 300 --persistent
 
     Args:
         data: digits, mnist, fashion-mnist, or a file (see `ppgen data`).
@@ -72,11 +75,13 @@ def train(
         batch_size: examples of one step.
         learning_rate: 0.05 for an RBM, 0.1 for a DBM, 0.02 for a DBN (0.05 for its layers before),
             0.003 for a flow, 0.001 for a VAE.
-        hidden: hidden units; 200 for an RBM, 400 for a VAE, 512 for a flow; 200 in the first layer
-            of a DBM, which has half as many in the second, and in both of a DBN.
+        hidden: units of each hidden layer; 200 for an RBM, 400 for a VAE, 512 for a flow. One number
+            for a DBM is its first layer's, and its second has half as many; a DBN's are alike.
         latent: dimensions of a VAE's code.
         convolutional: a VAE's networks are convolutional; hidden is the encoder's last width.
         prior: of a VAE's code; the mixtures have 50 components.
+        posterior: of a VAE's code; planar and sylvester are flows told by the encoder.
+        flow_layers: of that posterior.
         warm_up: steps over which the weight of a VAE's divergence rises from 0 to 1.
         gibbs_steps: of contrastive divergence.
         persistent: chains go on from step to step.
@@ -103,10 +108,12 @@ def train(
         "epochs": epochs,
         "batch_size": batch_size,
         "learning_rate": learning_rate or LEARNING_RATES[model],
-        "hidden": hidden or {"vae": 400, "flow": 512}.get(model, 200),
+        "hidden": hidden or [{"vae": 400, "flow": 512}.get(model, 200)],
         "latent": latent,
         "convolutional": convolutional,
         "prior": prior,
+        "posterior": posterior,
+        "flow_layers": flow_layers,
         "warm_up": warm_up,
         "gibbs_steps": gibbs_steps,
         "persistent": persistent,

@@ -22,25 +22,38 @@ def build(settings: dict[str, Any], examples: Dataset) -> nn.Module:
     """The untrained story of these settings, its size taken from the data."""
     import torch
 
-    dim = examples.x.shape[1]
-    made = BUNDLED[settings["model"]].load()
+    dim, model, hidden = examples.x.shape[1], settings["model"], widths(settings)
+    made = BUNDLED[model].load()
     with torch.random.fork_rng():
         torch.manual_seed(settings["seed"])
-        if settings["model"] == "rbm":
+        if model == "rbm":
             scale = settings.get("weight_scale", 0.01)
-            return made.from_data(examples.x, settings["hidden"], weight_scale=scale)
-        if settings["model"] == "dbm":
-            hidden = settings["hidden"], max(1, settings["hidden"] // 2)
+            return made.from_data(examples.x, *hidden, weight_scale=scale)
+        if model == "dbm":
             return made.from_data(examples.x, hidden, weight_scale=0.05)
-        if settings["model"] == "dbn":
-            return made(dim, (settings["hidden"], settings["hidden"]), tied=False)
-        if settings["model"] == "vae":
-            hidden = (settings["hidden"],)
-            return made(dim, settings["latent"], hidden, **_parts(settings, examples))
-        return made(dim, hidden=(settings["hidden"],))
+        if model == "dbn":
+            return made(dim, hidden, tied=False)
+        if model == "vae":
+            return made(dim, settings["latent"], hidden, **_parts(settings, examples, hidden[-1]))
+        return made(dim, hidden=hidden)
 
 
-def _parts(settings: dict[str, Any], examples: Dataset) -> dict[str, Any]:
+def widths(settings: dict[str, Any]) -> tuple[int, ...]:
+    """Units of each hidden layer.
+
+    Raises:
+        ValueError: where the model cannot have so many layers.
+    """
+    given, model = settings["hidden"], settings["model"]
+    given = (given,) if isinstance(given, int) else tuple(given)
+    if model == "rbm" and len(given) != 1:
+        raise ValueError(f"--hidden {' '.join(map(str, given))}: an RBM has one hidden layer")
+    if len(given) == 1 and model == "dbm":
+        return given[0], max(1, given[0] // 2)
+    return given * 2 if len(given) == 1 and model == "dbn" else given
+
+
+def _parts(settings: dict[str, Any], examples: Dataset, features: int) -> dict[str, Any]:
     """Of a VAE, those that are not the default ones; runs of older versions name none."""
     latent, parts = settings["latent"], {}
     if settings.get("convolutional"):
@@ -49,12 +62,32 @@ def _parts(settings: dict[str, Any], examples: Dataset) -> dict[str, Any]:
         if examples.image_shape is None:
             raise ValueError(f"--convolutional needs images; {examples.name} are none")
         shape = (1, *examples.image_shape)
-        parts["encoder"] = ConvolutionalEncoder(shape, settings["hidden"])
+        parts["encoder"] = ConvolutionalEncoder(shape, features)
         parts["decoder"] = ConvolutionalDecoder(shape, latent)
     prior = settings.get("prior", "standard")
     if prior != "standard":
         parts["prior"] = _prior(prior, latent, examples)
+    posterior = settings.get("posterior", "normal")
+    if posterior != "normal":
+        layers = settings["flow_layers"]
+        parts["posterior"] = _posterior(posterior, features, latent, layers)
     return parts
+
+
+def _posterior(name: str, features: int, latent: int, layers: int) -> nn.Module:
+    from ppgen.networks.flow_posterior import FlowPosterior
+    from ppgen.networks.posteriors import FullNormal
+    from ppgen.transforms.planar import Planar
+    from ppgen.transforms.sylvester import Sylvester
+    from ppgen.transforms.vector import VectorChain
+
+    if name == "full":
+        return FullNormal(features, latent)
+    if layers < 1:
+        raise ValueError(f"--flow-layers must be at least 1, got {layers}")
+    maps = {"planar": Planar, "sylvester": Sylvester}
+    chain = VectorChain([maps[name](latent) for _ in range(layers)])
+    return FlowPosterior(features, latent, chain)
 
 
 def _prior(name: str, latent: int, examples: Dataset) -> nn.Module:
