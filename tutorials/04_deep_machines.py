@@ -336,10 +336,10 @@ plots.filters(
 # %% [markdown]
 # *What to see: rows 1 and 2 are the layers of the DBN, rows 3 and 4 those of the DBM; in each row
 # the twelve units that say most about the label. Red is ink that goes with the unit, blue is ink
-# that does not.* A unit of so small a picture looks for a stroke or two, in all four rows. The table
-# tells the layers apart: from pixels to the first layer to the second, a *single* unit says more
-# and more about the digit. The 60 units of the second layer *together* do not say more than the 100
-# below them, from which they are made: a layer can only lose information.
+# that does not.* A unit of so small a picture looks for a stroke or two, in all four rows. The
+# table tells the layers apart: from pixels to the first layer to the second, a *single* unit says
+# more and more about the digit. The 60 units of the second layer *together* do not say more than
+# the 100 below them, from which they are made: a layer can only lose information.
 #
 # ## Samples
 #
