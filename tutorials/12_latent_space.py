@@ -32,7 +32,6 @@ with quiet():
 z, known = latent.codes(vae, held_out.x), latent.codes(vae, digits.x)
 print(f"{len(z)} held-out codes, mean length {float(z.norm(dim=1).mean()):.2f}")
 
-
 pairs = [(int((held_out.labels == a).nonzero()[0]), int((held_out.labels == b).nonzero()[0]))
          for a, b in ((0, 6), (1, 7), (3, 8), (4, 9))]  # fmt: skip
 ends = [torch.tensor(rows) for rows in zip(*pairs, strict=True)]
