@@ -193,7 +193,8 @@ climb = latent.ascend(z[:40], lambda c: vae.decode(c).mean.sum(-1), vae.prior(),
 with torch.no_grad():
     real = vae.decode(climb.path[-1]).sample().sum(-1)
 gained = float((climb.property[-1] - climb.property[0]).mean())
-print(f"ink: {float(climb.property[0].mean()):.1f} -> {float(climb.property[-1].mean()):.1f} pixels "
+first, last = (float(climb.property[k].mean()) for k in (0, -1))
+print(f"ink: {first:.1f} -> {last:.1f} pixels "
       f"promised, {float(real.mean()):.1f} drawn")  # fmt: skip
 edge = float(climb.floor.max())
 plots.property_ascent(climb.property, climb.log_prior, edge, name="ink (pixels)")
