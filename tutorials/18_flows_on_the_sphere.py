@@ -3,8 +3,8 @@
 #
 # **Result first.** A density on the globe with four bumps, the benchmark of Rezende et al. (2020),
 # known up to a constant. A flow of two layers, trained in seconds from the energy alone, comes
-# within a tenth of a nat of it, and 90% of its draws count as independent draws from the target.
-# The paper reports a divergence of 0.05 nats and 90% for its best flow.
+# within a tenth of a nat of it, and about 95% of its draws count as independent draws from the
+# target. The paper reports a divergence of 0.05 nats and 90% for its best flow.
 #
 # Directions, orientations, places on the earth and phases live on spheres, and the density must be
 # one *with respect to surface area*. This page shows what that costs (one term, the intrinsic
