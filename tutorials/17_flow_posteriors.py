@@ -222,7 +222,7 @@ for ax, kind in zip(axes, ("normal", "flow"), strict=True):
 figure
 
 # %% [markdown]
-# *What to see: with a normal encoder the true posterior (colour) is one lump, and the draws cover it
+# *What to see: with a normal encoder the true posterior (colour) is one lump, and draws cover it
 # but spread beyond it. With the flow it has two, which a normal could not follow, and the draws go
 # to both, not without filling the gap between them: the decoder has used its new freedom. The room
 # for improvement printed above, less than half a nat, is all that there is to win.* The paper's
