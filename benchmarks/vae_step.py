@@ -29,11 +29,12 @@ from ppgen.models.vae import VAE
 def bare(x: torch.Tensor) -> Callable[[], float]:
     vae = VAE(784, 20, (400,))
     optimizer = torch.optim.Adam(vae.parameters(), 1e-3, fused=True)
-    encoder, decoder = vae.encoder, vae.decoder
+    hidden, head, decoder = vae.encoder, vae.posterior.head, vae.decoder
 
     def step() -> float:
         optimizer.zero_grad()
-        loc, scale = encoder(x)
+        loc, raw = head(hidden(x)).chunk(2, -1)
+        scale = torch.exp(5 * torch.tanh(raw / 10))
         z = loc + scale * torch.randn_like(loc)
         divergence = (0.5 * (loc.square() + scale.square() - 1) - scale.log()).sum()
         loss = binary_cross_entropy_with_logits(decoder(z), x, reduction="sum") + divergence

@@ -1,6 +1,7 @@
 """Inference methods, one file each, and what stands on top of them."""
 
 from ppgen.inference.annealed_importance_sampling import LogPartition as LogPartition
+from ppgen.inference.annealing import WarmUp as WarmUp
 from ppgen.inference.boltzmann_likelihood import boltzmann_likelihood as boltzmann_likelihood
 from ppgen.inference.calibrate import calibrate as calibrate
 from ppgen.inference.calibration import Calibration as Calibration
@@ -9,6 +10,9 @@ from ppgen.inference.compare import Comparison as Comparison
 from ppgen.inference.compare import compare as compare
 from ppgen.inference.contrastive_divergence import ContrastiveDivergence as ContrastiveDivergence
 from ppgen.inference.dadvi import DADVI as DADVI
+from ppgen.inference.decoder_likelihood import Annealing as Annealing
+from ppgen.inference.decoder_likelihood import annealed_likelihood as annealed_likelihood
+from ppgen.inference.decoder_likelihood import simulated_likelihood as simulated_likelihood
 from ppgen.inference.elbo import ELBO as ELBO
 from ppgen.inference.exact import Exact as Exact
 from ppgen.inference.fit import fit as fit
@@ -23,10 +27,14 @@ from ppgen.inference.guides import full_rank_guide as full_rank_guide
 from ppgen.inference.guides import low_rank_guide as low_rank_guide
 from ppgen.inference.guides import mean_field_guide as mean_field_guide
 from ppgen.inference.hmc_engine import HMC as HMC
+from ppgen.inference.importance_weighted import ImportanceWeightedELBO as ImportanceWeightedELBO
+from ppgen.inference.importance_weighted import ReweightedWakeSleep as ReweightedWakeSleep
 from ppgen.inference.laplace import Laplace as Laplace
 from ppgen.inference.likelihood import log_likelihood as log_likelihood
 from ppgen.inference.nuts import NUTS as NUTS
 from ppgen.inference.parallel_tempering import ParallelTempering as ParallelTempering
+from ppgen.inference.path_gradients import DReG as DReG
+from ppgen.inference.path_gradients import StickingTheLanding as StickingTheLanding
 from ppgen.inference.pathfinder_engine import Pathfinder as Pathfinder
 from ppgen.inference.point import MAP as MAP
 from ppgen.inference.point import MLE as MLE

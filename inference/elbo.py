@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import partial, reduce
+from collections.abc import Callable, Mapping
+from functools import reduce
 from operator import add
-from typing import Any, NamedTuple
+from typing import Any
 
-import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO
-from pyro.nn import PyroModule
-from pyro.poutine.messenger import Messenger
-from pyro.poutine.runtime import am_i_wrapped
-from pyro.poutine.util import site_is_subsample
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import kl_divergence
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from ppgen.inference.annealing import check_divergence_options, regularised
+from ppgen.inference.pair import Site, Sites, run_pair
 from ppgen.inference.recorded_steps import RecordedSteps
 from ppgen.tape import Unrecordable
 
@@ -45,6 +42,10 @@ class ELBO(Trace_ELBO):
         particles: draws from the guide that are averaged.
         analytic: use analytic divergences; otherwise every term is Monte Carlo, as in
             `Trace_ELBO`.
+        beta: weight of the divergence in training, a number or a function of the step, such as
+            `WarmUp`; `loss`, which evaluates, has it at one always.
+        free_bits: nats of each unit's divergence, on average over the examples, that training
+            leaves alone; likewise.
 
     Raises:
         ValueError: from a step, when a term is not finite (its site is named) or when the guide
@@ -53,23 +54,42 @@ class ELBO(Trace_ELBO):
     References:
         | Automated Variational Inference in Probabilistic Programming (Wingate, Weber, 2013)
         | https://arxiv.org/abs/1301.1299
+        | beta-VAE (Higgins et al., 2017)
+        | Improving Variational Inference with Inverse Autoregressive Flow (Kingma et al., 2016),
+          on free bits
     """
 
-    def __init__(self, particles: int = 1, *, analytic: bool = True) -> None:
+    def __init__(
+        self,
+        particles: int = 1,
+        *,
+        analytic: bool = True,
+        beta: float | Callable[[int], float] = 1.0,
+        free_bits: float = 0.0,
+    ) -> None:
         if particles < 1:
             raise ValueError(f"particles must be at least 1; got {particles}")
         super().__init__(num_particles=particles)
-        self.analytic = analytic
+        check_divergence_options(beta, free_bits)
+        self.analytic, self.beta, self.free_bits = analytic, beta, free_bits
+        self.step = 0  # of training, for beta
         self._share = 1 / particles
         self._steps = RecordedSteps()
 
     def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
-        """The negative ELBO; its gradient is added to every parameter's ``.grad``."""
+        """The negative ELBO; its gradient is added to every parameter's ``.grad``.
+
+        With `beta` or `free_bits` it is their objective instead.
+        """
         total = 0.0
+        objective, beta = self._reparameterised, self._next_beta()
+        inputs = args
+        if beta is not None:
+            objective, inputs = self._regularised, (beta, *args)
         for _ in range(self.num_particles):
-            value = self._steps.run(self._reparameterised, model, guide, args, kwargs, self._share)
+            value = self._steps.run(objective, model, guide, inputs, kwargs, self._share)
             if value is None:
-                loss = self._particle(model, guide, args, kwargs)
+                loss = self._particle(model, guide, args, kwargs, beta)
                 value = loss.item()
                 if loss.requires_grad:
                     share = None if self._share == 1 else loss.new_tensor(self._share)
@@ -89,13 +109,40 @@ class ELBO(Trace_ELBO):
         losses = [self._particle(model, guide, args, kwargs) for _ in range(self.num_particles)]
         return reduce(add, losses) / self.num_particles
 
+    def state_dict(self) -> dict[str, Tensor] | None:
+        """What a resumed run needs: how far `beta` has come, where it moves."""
+        return {"step": torch.tensor(self.step)} if callable(self.beta) else None
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        self.step = int(tensors["step"])
+
+    def _next_beta(self) -> Tensor | None:
+        """The weight of this step, an input of the recording; None: there is nothing to weigh."""
+        beta = float(self.beta(self.step)) if callable(self.beta) else self.beta
+        self.step += 1
+        # a warm-up that is over costs nothing
+        return torch.tensor(beta) if beta != 1 or self.free_bits else None
+
     def _particle(
-        self, model: Callable, guide: Callable, args: tuple, kwargs: dict[str, Any]
+        self,
+        model: Callable,
+        guide: Callable,
+        args: tuple,
+        kwargs: dict[str, Any],
+        beta: Tensor | None = None,
     ) -> Tensor:
-        drawn, scored = _run(model, guide, args, kwargs)
+        drawn, scored = run_pair(model, guide, args, kwargs)
         estimator = _fallback(drawn, scored)
+        if estimator is not None and beta is not None:
+            raise ValueError(
+                "beta and free_bits need a guide whose sites have reparameterised draws; scale the "
+                "latent sites with pyro.poutine.scale instead"
+            )
         if estimator is not None:
-            loss = estimator().differentiable_loss(model, guide, *args, **kwargs)
+            # TraceEnum_ELBO refuses to differentiate what has no gradient
+            pyros = estimator()
+            compute = pyros.differentiable_loss if torch.is_grad_enabled() else pyros.loss
+            loss = torch.as_tensor(compute(model, guide, *args, **kwargs))
             if not math.isfinite(loss.item()):
                 raise ValueError(
                     f"the ELBO is {-loss.item()}: look at the data and the learning rate"
@@ -103,107 +150,26 @@ class ELBO(Trace_ELBO):
             return loss
         terms = _terms(drawn, scored, self.analytic)
         loss = _total(terms)
+        if beta is not None:
+            loss = regularised(terms, drawn, scored, beta.to(loss), self.free_bits)
         if not math.isfinite(loss.item()):
             raise ValueError(_complaint(-loss.item(), terms, scored))
         return loss
 
     def _reparameterised(self, model: Callable, guide: Callable, *args: Any) -> Tensor:
         """The negative ELBO by reparameterised draws; nothing is looked at."""
-        drawn, scored = _run(model, guide, args, {})
+        drawn, scored = run_pair(model, guide, args, {})
         if _fallback(drawn, scored) is not None:
             raise Unrecordable("a guide site has no reparameterised samples")
         return _total(_terms(drawn, scored, self.analytic))
 
-
-class Site(NamedTuple):
-    """What the bound needs to know of a ``pyro.sample`` statement."""
-
-    fn: Any  # the distribution
-    value: Tensor
-    scale: Any  # of plates and ``poutine.scale``: a number or a tensor
-    mask: Any  # of ``poutine.mask``: None, a bool or a tensor
-    observed: bool
-    options: dict[str, Any]  # the statement's ``infer=``
-
-    @property
-    def base(self) -> Any:
-        """The distribution without the layers that turn batch dimensions into event ones."""
-        fn = self.fn
-        while isinstance(fn, dist.Independent):
-            fn = fn.base_dist
-        return fn
-
-
-Sites = dict[str, Site]
-
-
-class _Record(Messenger):
-    """Keeps the sample sites; given the guide's, replays their values, subsamples too."""
-
-    def __init__(self, guide: _Record | None = None) -> None:
-        super().__init__()
-        self.sites: Sites = {}
-        self.values: dict[str, Tensor] = {}  # also the indices of plates
-        self.guide = {} if guide is None else guide.values
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if not msg["is_observed"] and msg["name"] in self.guide:
-            msg["value"], msg["done"] = self.guide[msg["name"]], True
-
-    def _pyro_post_sample(self, msg: Any) -> None:
-        name, options = msg["name"], msg["infer"] or {}
-        if options.get("_do_not_trace"):
-            return
-        if name in self.values:
-            raise ValueError(f"two sample sites are named {name!r}: site names must be unique")
-        self.values[name] = msg["value"]
-        if site_is_subsample(msg):
-            return
-        observed = msg["is_observed"]
-        self.sites[name] = Site(
-            msg["fn"], msg["value"], msg["scale"], msg["mask"], observed, options
-        )
-
-
-def _run(
-    model: Callable, guide: Callable, args: tuple, kwargs: dict[str, Any]
-) -> tuple[Sites, Sites]:
-    """The sites of the guide, and those of the model under its draws."""
-    lean_guide, lean_model = _lean(guide, model)
-    drawn = _Record()
-    with pyro.validation_enabled(False):
-        with drawn:
-            lean_guide(*args, **kwargs)
-        scored = _Record(drawn)
-        with scored:
-            lean_model(*args, **kwargs)
-    return drawn.sites, scored.sites
-
-
-def _lean(*stories: Callable) -> list[Callable]:
-    """The same programs without the registration of plain parameters in Pyro's store.
-
-    Where nobody listens for parameters (a torch optimizer holds them), the statements that
-    `pyro_method` makes of them change no value and take a twentieth of a small VAE's step.
-    Constrained parameters and random modules do depend on them: those keep them.
-    """
-    if am_i_wrapped():
-        return list(stories)
-    plain: dict[int, bool] = {}  # of each module that owns a story
-    lean = []
-    for story in stories:
-        owner, method = getattr(story, "__self__", None), getattr(story, "__wrapped__", None)
-        if isinstance(owner, PyroModule) and id(owner) not in plain:
-            plain[id(owner)] = _plain(owner)
-        lean.append(partial(method, owner) if method and plain.get(id(owner)) else story)
-    return lean
-
-
-def _plain(module: nn.Module) -> bool:
-    """Whether no part of it has a constrained parameter or a random attribute."""
-    if isinstance(module, PyroModule) and (module._pyro_params or module._pyro_samples):
-        return False
-    return all(_plain(part) for part in module._modules.values() if part is not None)
+    def _regularised(self, model: Callable, guide: Callable, beta: Tensor, *args: Any) -> Tensor:
+        """The same with the divergence weighed and floored."""
+        drawn, scored = run_pair(model, guide, args, {})
+        if _fallback(drawn, scored) is not None:
+            raise Unrecordable("a guide site has no reparameterised samples")
+        terms = _terms(drawn, scored, self.analytic)
+        return regularised(terms, drawn, scored, beta, self.free_bits)
 
 
 def _fallback(guide: Sites, model: Sites) -> type[Trace_ELBO | TraceEnum_ELBO] | None:

@@ -35,8 +35,10 @@ def log_likelihood(
         data: examples, ``(N, D)``.
         samples: importance draws per example, K.
         seed: makes a stochastic bound reproducible; the generator is given back as it was.
-        options: for importance sampling ``memory=``, bytes that a batch may take (256 MB); for
-            a Boltzmann machine those of
+        options: for importance sampling ``memory=``, bytes that a batch may take (256 MB); for a
+            story with a code ``annealing=``, an `Annealing`, by which its code is annealed instead
+            (`annealed_likelihood`: slower, and no encoder loosens it); for a Boltzmann machine
+            those of
             `ppgen.inference.boltzmann_likelihood.boltzmann_likelihood`.
 
     Raises:
@@ -63,6 +65,10 @@ def log_likelihood(
 
 
 def _dispatch(story: object, data: Tensor, samples: int, options: dict[str, Any]) -> Likelihood:
+    if "annealing" in options:
+        from ppgen.inference.decoder_likelihood import annealed_likelihood
+
+        return annealed_likelihood(story, data, options.pop("annealing"), **options)
     if isinstance(story, UnnormalisedDensity):
         from ppgen.inference.boltzmann_likelihood import boltzmann_likelihood
 

@@ -2,6 +2,7 @@
 
 from ppgen.models.base_rate import BaseRate as BaseRate
 from ppgen.models.beta_bernoulli import BetaBernoulli as BetaBernoulli
+from ppgen.models.conditional_vae import ConditionalVAE as ConditionalVAE
 from ppgen.models.conjugate_regression import ConjugateRegression as ConjugateRegression
 from ppgen.models.dbm import DBM as DBM
 from ppgen.models.dbn import DBN as DBN
@@ -12,12 +13,14 @@ from ppgen.models.eight_schools import eight_schools_centred as eight_schools_ce
 from ppgen.models.flow import Flow as Flow
 from ppgen.models.gamma_poisson import GammaPoisson as GammaPoisson
 from ppgen.models.gaussian_mixture import GaussianMixture as GaussianMixture
+from ppgen.models.hierarchical_vae import HierarchicalVAE as HierarchicalVAE
 from ppgen.models.linear_regression import linear_regression as linear_regression
 from ppgen.models.logistic_regression import logistic_regression as logistic_regression
 from ppgen.models.normal_gamma import NormalGamma as NormalGamma
 from ppgen.models.normal_normal import NormalNormal as NormalNormal
 from ppgen.models.probit_regression import ProbitRegression as ProbitRegression
 from ppgen.models.rbm import RBM as RBM
+from ppgen.models.semi_supervised_vae import SemiSupervisedVAE as SemiSupervisedVAE
 from ppgen.models.shrinkage_regression import ShrinkageRegression as ShrinkageRegression
 from ppgen.models.sphere_flow import SphereFlow as SphereFlow
 from ppgen.models.vae import VAE as VAE

@@ -15,7 +15,7 @@ from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from ppgen.models.base_rate import whole_levels
+from ppgen.data.levels import whole_levels
 from ppgen.transforms.autoregressive import Autoregressive
 from ppgen.transforms.pushforward import Pushforward
 from ppgen.transforms.rational_quadratic import RationalQuadratic

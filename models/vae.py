@@ -1,25 +1,29 @@
-"""The variational autoencoder for binary data."""
+"""The variational autoencoder, of parts that are passed in."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 
-from ppgen.models.base_rate import whole_levels
-from ppgen.networks.mlp import MLP, GaussianMLP
+from ppgen.diagnostics.latent import LatentUse, latent_use, unit_divergences
+from ppgen.networks.likelihoods import BernoulliLikelihood, PixelLikelihood
+from ppgen.networks.mlp import MLP, hidden_layers
+from ppgen.networks.posteriors import DiagonalNormal, centre, scored
+from ppgen.networks.priors import StandardNormal
+
+DRAWS = 100  # for a divergence without a formula
 
 
 class VAE(PyroModule):
-    r"""Variational autoencoder with a Gaussian code and Bernoulli pixels.
+    r"""Variational autoencoder; by default with a Gaussian code and Bernoulli pixels.
 
     .. math::
-        z \sim N(0, I), \quad x \mid z \sim \mathrm{Bernoulli}(\sigma(f(z))), \quad
+        z \sim p(z) = N(0, I), \quad x \mid z \sim \mathrm{Bernoulli}(\sigma(f(z))), \quad
         q(z \mid x) = N(\mu(x), \mathrm{diag}\, \sigma^2(x))
 
     Args:
@@ -27,14 +31,20 @@ class VAE(PyroModule):
         latent: dimensions of the code, L.
         hidden: widths of the encoder's hidden layers; the decoder has them in reverse.
         activation: the nonlinearity of both networks.
-        encoder: another recognition network, ``(*, D) -> (loc, scale)``, each ``(*, L)``.
-        decoder: another generating network, ``(*, L) -> (*, D)`` logits.
+        encoder: another network, ``(*, D) -> (*, F)`` features; `posterior` takes as many, by
+            default ``hidden[-1]``.
+        decoder: another network, ``(*, L) -> (*, D P)``, P the likelihood's ``parameters_each``.
+        posterior: features to q(z | x), a part of `ppgen.networks.posteriors` or one like them;
+            None: `DiagonalNormal`.
+        prior: p(z), a part of `ppgen.networks.priors`; None: `StandardNormal`.
+        likelihood: p(x | decoder's output), a part of `ppgen.networks.likelihoods`; None:
+            `BernoulliLikelihood`.
 
-    Shapes: ``x``: ``(B, D)`` in {0, 1}; ``z``: ``(B, L)``.
+    Shapes: ``x``: ``(B, D)``, by default in {0, 1}; ``z``: ``(B, L)``.
 
     Raises:
-        ValueError: when `x` is not binary; the row and column are named. A Bernoulli has no
-            density at grey values: binarise them first.
+        ValueError: when the likelihood has no density at some entry of `x`; its row and column are
+            named. When the parts do not fit together, by their widths.
 
     References:
         | Auto-Encoding Variational Bayes (Kingma and Welling, 2014)
@@ -46,8 +56,7 @@ class VAE(PyroModule):
         torch.Size([3, 64])
     """
 
-    zeros: Tensor
-    ones: Tensor
+    zero: Tensor
 
     def __init__(
         self,
@@ -58,20 +67,27 @@ class VAE(PyroModule):
         activation: Callable[[], nn.Module] = nn.ReLU,
         encoder: nn.Module | None = None,
         decoder: nn.Module | None = None,
+        posterior: nn.Module | None = None,
+        prior: nn.Module | None = None,
+        likelihood: PixelLikelihood | None = None,
     ) -> None:
         super().__init__()
         self.visible, self.latent = visible, latent
-        self.register_buffer("zeros", torch.zeros(latent), persistent=False)
-        self.register_buffer("ones", torch.ones(latent), persistent=False)
-        self.encoder = encoder or GaussianMLP((visible, *hidden, latent), activation)
-        self.decoder = decoder or MLP((latent, *reversed(hidden), visible), activation)
+        self.register_buffer("zero", torch.zeros(()), persistent=False)
+        self.likelihood = likelihood or BernoulliLikelihood()
+        self.encoder = encoder or hidden_layers((visible, *hidden), activation)
+        self.posterior = posterior or DiagonalNormal([visible, *hidden][-1], latent)
+        outputs = visible * self.likelihood.parameters_each
+        self.decoder = decoder or MLP((latent, *reversed(hidden), outputs), activation)
+        self.code_prior = prior or StandardNormal(latent)
 
     @pyro_method
     def model(self, x: Tensor) -> None:
-        x = self._data(whole_levels(x, self.visible))
+        x = self._data(self.likelihood.check(x))
+        prior = self.prior()
         data = pyro.plate("data", len(x))
         with data:
-            z = pyro.sample("z", self.prior())
+            z = pyro.sample("z", prior)
         # outside the plate, so that Pyro passes the networks' parameters by no plate
         pixels = self.decode(z)
         with data:
@@ -79,42 +95,73 @@ class VAE(PyroModule):
 
     @pyro_method
     def guide(self, x: Tensor) -> None:
-        code = self.encode(self._data(x))
+        code = scored(self.encode(self._data(x)))
         with pyro.plate("data", len(x)):
             pyro.sample("z", code)
 
     def prior(self) -> TorchDistribution:
-        """p(z), a standard normal of shape ``(L,)``."""
-        return dist.Normal(self.zeros, self.ones).to_event(1)
+        """p(z), of shape ``(L,)``."""
+        return self.code_prior(self.encode)
 
     def encode(self, x: Tensor) -> TorchDistribution:
         """The recognition distribution q(z | x)."""
-        return dist.Normal(*self.encoder(x)).to_event(1)
+        features = self.encoder(self.likelihood.network_input(x))
+        expected = getattr(self.posterior, "features", features.shape[-1])
+        if features.shape[-1] != expected:
+            raise ValueError(
+                f"the encoder gives {features.shape[-1]} features and the posterior takes "
+                f"{expected}: set hidden=(..., {features.shape[-1]}) or pass posterior="
+            )
+        return self.posterior(features)
 
     def decode(self, z: Tensor) -> TorchDistribution:
         """The generating distribution p(x | z)."""
-        return dist.Bernoulli(logits=self.decoder(z)).to_event(1)
+        raw = self.decoder(z)
+        each = self.likelihood.parameters_each
+        if raw.shape[-1] != each * self.visible:
+            raise ValueError(
+                f"the decoder gives {raw.shape[-1]} numbers, and {self.visible} pixels with "
+                f"{each} each need {each * self.visible}"
+            )
+        return self.likelihood(raw)
 
     def log_weights(self, x: Tensor, samples: int) -> Tensor:
         """``log p(x, z) - log q(z | x)``, z ~ q: ``(B, D) -> (samples, B)``, nats."""
-        x = self._data(whole_levels(x, self.visible))
-        code = self.encode(x)
+        x = self._data(self.likelihood.check(x))
+        code = scored(self.encode(x))
         z = code.rsample(torch.Size([samples]))
         return self.decode(z).log_prob(x) + self.prior().log_prob(z) - code.log_prob(z)
 
     @torch.no_grad()
     def sample(self, count: int) -> Tensor:
-        """New binary examples, ``(count, D)``."""
-        return self.decode(self.prior().sample(torch.Size([count]))).sample()
+        """New examples, ``(count, D)``."""
+        z = self.prior().sample(torch.Size([count]))
+        return self.decode(z).sample().to(self.zero.dtype)
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
-        """Pixel probabilities at the mean code of `x`, ``(*, D)``."""
-        return self.decode(self.encode(self._data(x)).mean).mean
+        """Mean pixels at the mean code of `x`, ``(*, D)``."""
+        return self.likelihood.mean(self.decode(self.code(x)))
+
+    @torch.no_grad()
+    def code(self, x: Tensor) -> Tensor:
+        """The mean code of `x`, ``(*, D) -> (*, L)``."""
+        return centre(self.encode(self._data(x)))
+
+    @torch.no_grad()
+    def latent_use(self, x: Tensor) -> LatentUse:
+        """Which units of the code follow `x`, ``(N, D)``, and how far from the prior."""
+        x = self._data(x)
+        code = scored(self.encode(x))
+        each = unit_divergences(code, self.prior())
+        if each is None:  # no formula: the mean over draws
+            z = code.rsample(torch.Size([DRAWS]))
+            each = (code.log_prob(z) - self.prior().log_prob(z)).mean(0)
+        return latent_use(centre(code), each)
 
     @torch.no_grad()
     def interpolate(self, a: Tensor, b: Tensor, steps: int = 9) -> Tensor:
-        """Pixel probabilities on the line between the mean codes of `a` and `b`.
+        """Mean pixels on the line between the mean codes of `a` and `b`.
 
         Args:
             a: where the line begins, ``(*, D)``.
@@ -124,11 +171,12 @@ class VAE(PyroModule):
         Returns:
             ``(steps, *, D)``; the ends are the reconstructions of `a` and `b`.
         """
-        start, end = (self.encode(self._data(x)).mean for x in (a, b))
+        start, end = self.code(a), self.code(b)
         share = torch.linspace(0, 1, steps, dtype=start.dtype, device=start.device)
-        return self.decode(torch.lerp(start, end, share.view(-1, *[1] * start.ndim))).mean
+        z = torch.lerp(start, end, share.view(-1, *[1] * start.ndim))
+        return self.likelihood.mean(self.decode(z))
 
     def _data(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.visible:
             raise ValueError(f"this VAE has {self.visible} pixels; got data {tuple(x.shape)}")
-        return x.to(self.zeros.dtype)
+        return x.to(self.zero.dtype)

@@ -70,6 +70,19 @@ class Autoencoder(Protocol):
         ...
 
 
+@runtime_checkable
+class DecoderModel(Protocol):
+    """A story with a continuous code, whose ``log p(x)`` annealing of the code bounds."""
+
+    def prior(self) -> TorchDistribution:
+        """p(z), of event shape ``(L,)``."""
+        ...
+
+    def decode(self, z: Tensor) -> TorchDistribution:
+        """p(x | z), ``(*, L)`` to a law of batch ``(*)`` and event ``(D,)``."""
+        ...
+
+
 class Statistics(NamedTuple):
     """What one phase of a Boltzmann machine knows of its N states: enough for its gradient."""
 

@@ -13,6 +13,7 @@ from ppgen.cli.options import Common, note
 from ppgen.cli.runs import (
     draw_examples,
     held_out_likelihood,
+    latent_sentence,
     load_data,
     picture,
     read_metrics,
@@ -43,6 +44,9 @@ def train(
     learning_rate: float | None = None,
     hidden: int | None = None,
     latent: int = 20,
+    convolutional: Annotated[bool, Parameter(negative="")] = False,
+    prior: Literal["standard", "mixture", "vampprior", "flow"] = "standard",
+    warm_up: int = 0,
     gibbs_steps: int = 1,
     persistent: Annotated[bool, Parameter(negative="")] = False,
     decay: Annotated[bool, Parameter(negative="")] = False,
@@ -71,6 +75,9 @@ def train(
         hidden: hidden units; 200 for an RBM, 400 for a VAE, 512 for a flow; 200 in the first layer
             of a DBM, which has half as many in the second, and in both of a DBN.
         latent: dimensions of a VAE's code.
+        convolutional: a VAE's networks are convolutional; hidden is the encoder's last width.
+        prior: of a VAE's code; the mixtures have 50 components.
+        warm_up: steps over which the weight of a VAE's divergence rises from 0 to 1.
         gibbs_steps: of contrastive divergence.
         persistent: chains go on from step to step.
         decay: the learning rate falls linearly, to nothing after the last epoch.
@@ -98,6 +105,9 @@ def train(
         "learning_rate": learning_rate or LEARNING_RATES[model],
         "hidden": hidden or {"vae": 400, "flow": 512}.get(model, 200),
         "latent": latent,
+        "convolutional": convolutional,
+        "prior": prior,
+        "warm_up": warm_up,
         "gibbs_steps": gibbs_steps,
         "persistent": persistent,
         "decay": decay,
@@ -161,8 +171,9 @@ def evaluate(
         examples = load_data(settings, split)
         story = restored(settings, examples, run).to(common.device)
         found = held_out_likelihood(story, examples, common, samples, chains, temperatures)
+        code = latent_sentence(story, examples, common)
     what = f"{settings['model']} on {examples.describe()}"
-    common.print(f"{what}: {found}", {"story": settings["model"], "data": examples.describe(),
+    common.print(f"{what}: {found}{code}", {"story": settings["model"], "data": examples.describe(),
                  **asdict(found)})  # fmt: skip
     return DONE
 
@@ -273,6 +284,7 @@ def _train(
     page = write_page(result.story, settings, result.history, out, common)
     text = (
         f"{settings['model']}: {result.epochs} epochs, {result.steps} steps, {result.seconds:.1f} s"
+        f"{latent_sentence(result.story, validation, common)}"
     )
     common.print(
         f"{text}\nrun: {out}\nreport: {page}",

@@ -76,6 +76,13 @@ def held_out_likelihood(
     return ppgen.log_likelihood(story, examples.x.to(common.device), seed=common.seed, **options)
 
 
+def latent_sentence(story: Any, examples: Dataset, common: Common) -> str:
+    """Whether a story with a code uses it, on a line of its own; nothing for others."""
+    if not hasattr(story, "latent_use") or len(examples) < 2:
+        return ""
+    return f"\ncode: {story.latent_use(examples.x.to(common.device))}"
+
+
 def draw_examples(story: Any, examples: Dataset, count: int, gibbs_steps: int, seed: int) -> Any:
     """New examples, ``(count, D)``; a machine's chains start at rows of the data."""
     import torch

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ppgen.data import Dataset
 
 LEARNING_RATES = {"rbm": 0.05, "dbm": 0.1, "dbn": 0.02, "vae": 1e-3, "flow": 3e-3}
+_COMPONENTS = 50  # of a VAE's mixture prior, or its VampPrior
 _HELD_OUT = 0.1  # of the training data, for the validation curve
 
 
@@ -34,8 +35,39 @@ def build(settings: dict[str, Any], examples: Dataset) -> nn.Module:
         if settings["model"] == "dbn":
             return made(dim, (settings["hidden"], settings["hidden"]), tied=False)
         if settings["model"] == "vae":
-            return made(dim, settings["latent"], (settings["hidden"],))
+            hidden = (settings["hidden"],)
+            return made(dim, settings["latent"], hidden, **_parts(settings, examples))
         return made(dim, hidden=(settings["hidden"],))
+
+
+def _parts(settings: dict[str, Any], examples: Dataset) -> dict[str, Any]:
+    """Of a VAE, those that are not the default ones; runs of older versions name none."""
+    latent, parts = settings["latent"], {}
+    if settings.get("convolutional"):
+        from ppgen.networks.convolutional import ConvolutionalDecoder, ConvolutionalEncoder
+
+        if examples.image_shape is None:
+            raise ValueError(f"--convolutional needs images; {examples.name} are none")
+        shape = (1, *examples.image_shape)
+        parts["encoder"] = ConvolutionalEncoder(shape, settings["hidden"])
+        parts["decoder"] = ConvolutionalDecoder(shape, latent)
+    prior = settings.get("prior", "standard")
+    if prior != "standard":
+        parts["prior"] = _prior(prior, latent, examples)
+    return parts
+
+
+def _prior(name: str, latent: int, examples: Dataset) -> nn.Module:
+    import torch
+
+    from ppgen.models import Flow
+    from ppgen.networks.priors import FlowPrior, MixturePrior, VampPrior
+
+    if name == "mixture":
+        return MixturePrior(latent, _COMPONENTS)
+    if name == "flow":
+        return FlowPrior(Flow(latent))
+    return VampPrior(examples.x[torch.arange(_COMPONENTS) % len(examples)])
 
 
 def optimisation(settings: dict[str, Any]) -> dict[str, Any]:
@@ -49,6 +81,10 @@ def optimisation(settings: dict[str, Any]) -> dict[str, Any]:
         loss = UpDown if settings["model"] == "dbn" else ContrastiveDivergence
         options["loss"] = loss(settings["gibbs_steps"], persistent=settings["persistent"])
         options["optimizer"] = partial(torch.optim.SGD, momentum=0.5, fused=True)
+    elif settings["model"] == "vae" and settings.get("warm_up"):
+        from ppgen.inference import ELBO, WarmUp
+
+        options["loss"] = ELBO(beta=WarmUp(settings["warm_up"]))
     elif settings["model"] == "flow":
         options["optimizer"] = partial(torch.optim.AdamW, weight_decay=1e-2, fused=True)
     if settings["decay"]:

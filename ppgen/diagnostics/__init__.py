@@ -25,6 +25,9 @@ from ppgen.diagnostics.intervals import hdi as hdi
 from ppgen.diagnostics.kernels import KernelTest as KernelTest
 from ppgen.diagnostics.kernels import ksd as ksd
 from ppgen.diagnostics.kernels import mmd as mmd
+from ppgen.diagnostics.latent import LatentUse as LatentUse
+from ppgen.diagnostics.latent import latent_use as latent_use
+from ppgen.diagnostics.latent import unit_divergences as unit_divergences
 from ppgen.diagnostics.nested import nested_rhat as nested_rhat
 from ppgen.diagnostics.nested import nested_rhat_limit as nested_rhat_limit
 from ppgen.diagnostics.pareto import ParetoK as ParetoK

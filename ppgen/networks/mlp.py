@@ -1,12 +1,11 @@
-"""Multilayer perceptrons, plain and with a Gaussian head."""
+"""Multilayer perceptrons."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 
 class MLP(nn.Sequential):
@@ -19,6 +18,7 @@ class MLP(nn.Sequential):
     Shapes: ``(*, widths[0]) -> (*, widths[-1])``.
 
     Example:
+        >>> import torch
         >>> MLP((3, 8, 2))(torch.zeros(5, 3)).shape
         torch.Size([5, 2])
     """
@@ -36,31 +36,10 @@ class MLP(nn.Sequential):
         super().__init__(*layers[:-1])
 
 
-class GaussianMLP(nn.Module):
-    r"""An MLP whose output is the mean and standard deviation of a diagonal Gaussian.
-
-    The log variance is bounded smoothly, ``bound * tanh(raw / bound)``: it cannot overflow, and
-    near 0 it is the raw number.
-
-    Args:
-        widths: ``(inputs, hidden, ..., dimensions of the Gaussian)``.
-        log_variance_bound: the largest absolute log variance.
-
-    Shapes: ``(*, widths[0]) -> (*, widths[-1])`` twice: mean and standard deviation.
-    """
-
-    def __init__(
-        self,
-        widths: Sequence[int],
-        activation: Callable[[], nn.Module] = nn.ReLU,
-        *,
-        log_variance_bound: float = 10.0,
-    ) -> None:
-        super().__init__()
-        self.body = MLP((*widths[:-1], 2 * widths[-1]), activation)
-        self.log_variance_bound = log_variance_bound
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        loc, raw = self.body(x).chunk(2, -1)
-        bound = self.log_variance_bound
-        return loc, torch.exp(0.5 * bound * torch.tanh(raw / bound))
+def hidden_layers(
+    widths: Sequence[int], activation: Callable[[], nn.Module] = nn.ReLU
+) -> nn.Module:
+    """An MLP whose last layer has its nonlinearity too; the identity where there is none."""
+    return (
+        nn.Sequential(MLP(widths, activation), activation()) if len(widths) > 1 else nn.Identity()
+    )

@@ -7,20 +7,18 @@ from torch import nn
 
 from ppgen.inference.elbo import ELBO
 from ppgen.models.vae import VAE
-from ppgen.networks.mlp import GaussianMLP
+from ppgen.networks.mlp import MLP, hidden_layers
 
 X = (torch.rand(40, 6, generator=torch.Generator().manual_seed(1)) < 0.5).double()
 
 
-class Gaussian(GaussianMLP):
+class Foreign(MLP):
     """Not a module of ours: it may do anything."""
 
 
 def encoder(first):
-    """Mean and scale from a network that begins with another layer."""
-    network = GaussianMLP((6, 5, 2))
-    network.body.insert(0, first)
-    return network
+    """Features from a network that begins with another layer."""
+    return nn.Sequential(first, hidden_layers((6, 5)))
 
 
 def trained(story, elbo, steps=12, recorded=True):
@@ -53,9 +51,13 @@ def pair(make, **options):
         (lambda: VAE(6, 2, (5,)), {}, 2),
         (lambda: VAE(6, 2, (5,)), {"particles": 3}, 2),
         (lambda: VAE(6, 2, (5,)), {"analytic": False}, 2),
-        (lambda: VAE(6, 2, encoder=encoder(nn.Dropout(0.3))), {}, 2),
-        (lambda: VAE(6, 2, encoder=encoder(nn.BatchNorm1d(6))), {}, 0),  # it writes to buffers
-        (lambda: VAE(6, 2, encoder=Gaussian((6, 5, 2))), {}, 0),
+        (lambda: VAE(6, 2, (5,), encoder=encoder(nn.Dropout(0.3))), {}, 2),
+        (
+            lambda: VAE(6, 2, (5,), encoder=encoder(nn.BatchNorm1d(6))),
+            {},
+            0,
+        ),  # it writes to buffers
+        (lambda: VAE(6, 2, (5,), encoder=Foreign((6, 5))), {}, 0),
     ],
     ids=["plain", "particles", "not analytic", "dropout", "batch norm", "unknown module"],
 )
@@ -72,7 +74,7 @@ def test_training_is_the_same_bit_for_bit(make, options, count):
 @pytest.fixture
 def warm():
     """A VAE whose step has been recorded, and its loss."""
-    vae, elbo = VAE(6, 2, encoder=encoder(nn.Dropout(0.3))), ELBO()
+    vae, elbo = VAE(6, 2, (5,), encoder=encoder(nn.Dropout(0.3))), ELBO()
     for _ in range(3):
         elbo.loss_and_grads(vae.model, vae.guide, X)
     assert recordings(elbo) == 1
@@ -84,7 +86,7 @@ def freeze(vae):
 
 
 def bound(vae):
-    vae.encoder.log_variance_bound = 0.1
+    vae.posterior.log_variance_bound = 0.1
 
 
 def replace(vae):
@@ -92,7 +94,7 @@ def replace(vae):
 
 
 def hook(vae):
-    vae.encoder.register_forward_hook(lambda *given: (given[2][0] + 1, given[2][1]))
+    vae.encoder.register_forward_hook(lambda *given: given[2] + 1)
 
 
 def gradient_hook(vae):

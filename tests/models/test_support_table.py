@@ -14,7 +14,15 @@ from pyro.infer.inspect import get_model_relations
 from pyro.infer.mcmc import MCMC, NUTS
 from pyro.optim import Adam
 
-from ppgen.inference import ELBO, BlockGibbs, ContrastiveDivergence, ParallelTempering, UpDown
+from ppgen.inference import (
+    ELBO,
+    BlockGibbs,
+    ContrastiveDivergence,
+    DReG,
+    ImportanceWeightedELBO,
+    ParallelTempering,
+    UpDown,
+)
 from ppgen.models import (
     DBM,
     DBN,
@@ -22,15 +30,18 @@ from ppgen.models import (
     VAE,
     BaseRate,
     BetaBernoulli,
+    ConditionalVAE,
     ConjugateRegression,
     DequantizedFlow,
     DirichletCategorical,
     Flow,
     GammaPoisson,
     GaussianMixture,
+    HierarchicalVAE,
     NormalGamma,
     NormalNormal,
     ProbitRegression,
+    SemiSupervisedVAE,
     ShrinkageRegression,
     SphereFlow,
     eight_schools,
@@ -81,10 +92,11 @@ def mixture():
     return Case(model, guide, (x,), losses=(pyro.infer.TraceEnum_ELBO(max_plate_nesting=1),))
 
 
-def deep(make, x, losses=None):
+def deep(make, x, losses=None, *more):
     def case():
         story = make()
-        return Case(story.model, story.guide, (x,), story, losses or (pyro.infer.Trace_ELBO(),))
+        given = losses or (pyro.infer.Trace_ELBO(),)
+        return Case(story.model, story.guide, (x, *more), story, given)
 
     return case
 
@@ -114,7 +126,24 @@ CASES = {
     "VAE": deep(
         lambda: VAE(6, 2, (8,)),
         BITS,
-        (pyro.infer.Trace_ELBO(), pyro.infer.TraceMeanField_ELBO(), ELBO()),
+        (pyro.infer.Trace_ELBO(), pyro.infer.TraceMeanField_ELBO(), ELBO(), DReG(4)),
+    ),
+    "HierarchicalVAE": deep(
+        lambda: HierarchicalVAE(6, (2, 1), (8, 4)),
+        BITS,
+        (pyro.infer.Trace_ELBO(), ELBO(), ImportanceWeightedELBO(4), DReG(4)),
+    ),
+    "ConditionalVAE": deep(
+        lambda: ConditionalVAE(6, 3, 2, (8,)),
+        BITS,
+        (pyro.infer.Trace_ELBO(), ELBO(), ImportanceWeightedELBO(4)),
+        torch.tensor([0, 1, 2, 0]),
+    ),
+    "SemiSupervisedVAE": deep(
+        lambda: SemiSupervisedVAE(6, 3, 2, (8,)),
+        BITS,
+        (pyro.infer.TraceEnum_ELBO(max_plate_nesting=1), ELBO()),
+        torch.tensor([0, -1, 2, -1]),
     ),
     "Flow": deep(lambda: Flow(2), POINTS, (pyro.infer.Trace_ELBO(), ELBO())),
     "SphereFlow": deep(SphereFlow, POLES, (pyro.infer.Trace_ELBO(), ELBO())),

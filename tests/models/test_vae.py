@@ -6,12 +6,24 @@ import pyro
 import pytest
 import torch
 from pyro.infer import SVI, Predictive, Trace_ELBO, TraceMeanField_ELBO
+from torch import nn
 
 from ppgen.inference.elbo import ELBO
 from ppgen.inference.likelihood import log_likelihood
 from ppgen.models.base_rate import BaseRate, whole_levels
+from ppgen.models.flow import Flow
 from ppgen.models.vae import VAE
-from ppgen.networks.mlp import MLP, GaussianMLP
+from ppgen.networks.convolutional import ConvolutionalDecoder, ConvolutionalEncoder
+from ppgen.networks.likelihoods import (
+    BernoulliLikelihood,
+    CategoricalLikelihood,
+    ContinuousBernoulliLikelihood,
+    DiscretisedLogisticLikelihood,
+    GaussianLikelihood,
+)
+from ppgen.networks.mlp import MLP, hidden_layers
+from ppgen.networks.posteriors import FullNormal
+from ppgen.networks.priors import FlowPrior, MixturePrior, VampPrior
 
 EVERY = torch.tensor(list(itertools.product([0.0, 1.0], repeat=4)), dtype=torch.float64)
 
@@ -91,8 +103,8 @@ def test_pictures_have_their_shapes_and_ends():
 
 
 def test_networks_can_be_passed_in():
-    encoder, decoder = GaussianMLP((6, 3, 2)), MLP((2, 3, 6))
-    vae = VAE(6, 2, encoder=encoder, decoder=decoder)
+    encoder, decoder = hidden_layers((6, 3)), MLP((2, 3, 6))
+    vae = VAE(6, 2, (3,), encoder=encoder, decoder=decoder)
     assert vae.encoder is encoder
     assert vae.decoder is decoder
 
@@ -142,3 +154,99 @@ def test_base_rate_has_no_impossible_image():
     story = BaseRate(torch.zeros(9, 4))
     assert torch.allclose(story.rates, torch.full((4,), 0.05))  # (0 + 1/2) / 10
     assert story.log_prob(torch.ones(4)).isfinite()
+
+
+PARTS = {
+    "continuous Bernoulli": lambda: {"likelihood": ContinuousBernoulliLikelihood()},
+    "Gaussian": lambda: {"likelihood": GaussianLikelihood(0.8, learned=True)},
+    "Gaussian, each": lambda: {"likelihood": GaussianLikelihood(None)},
+    "discretised logistic": lambda: {"likelihood": DiscretisedLogisticLikelihood(5)},
+    "categorical": lambda: {"likelihood": CategoricalLikelihood(3)},
+    "full covariance": lambda: {"posterior": FullNormal(5, 1)},
+    "mixture": lambda: {"prior": MixturePrior(1, 3)},
+    "VampPrior": lambda: {"prior": VampPrior(EVERY[:3])},
+    "flow prior": lambda: {"prior": FlowPrior(Flow(1, layers=1, hidden=(4,)))},
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_with_any_part_the_weights_average_to_the_evidence(name):
+    vae = VAE(4, 1, (5,), **PARTS[name]())
+    with torch.no_grad():
+        x = vae.sample(6)
+        weights = (vae.log_weights(x, 4000) - evidence(vae, x)).exp()
+    # codes from the prior are within the quadrature's +-8 (a flow or mixture starts near N(0, 1));
+    # 6 means, each off by 4.8 errors once in 1.6e-6
+    error = weights.std(0) / 4000**0.5
+    assert ((weights.mean(0) - 1).abs() < 4.8 * error + 1e-6).all()
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_any_part_trains_under_our_elbo_and_pyros_alike(name):
+    vae = VAE(4, 1, (5,), **PARTS[name]())
+    x = vae.sample(6)
+    gradients = []
+    for loss in (ELBO(analytic=False), Trace_ELBO()):
+        vae.zero_grad()
+        torch.manual_seed(5)
+        with pyro.get_param_store().scope():
+            value = loss.loss_and_grads(vae.model, vae.guide, x)
+        gradients.append([value, *(p.grad.clone() for p in vae.parameters())])
+    torch.testing.assert_close(gradients[0], gradients[1])
+    for path in (vae.reconstruct(x), vae.interpolate(x[0], x[1], 3)):
+        assert path.isfinite().all()
+    graph = pyro.infer.inspect.get_model_relations(vae.model, (x,))
+    assert graph["plate_sample"] == {"data": ["z", "x"]}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_the_steps_of_any_part_are_recorded(name):
+    vae, elbo = VAE(4, 1, (5,), **PARTS[name]()), ELBO()
+    x = vae.sample(6)
+    for _ in range(3):
+        elbo.loss_and_grads(vae.model, vae.guide, x)
+    assert sum(map(len, elbo._steps._steps.values())) == 1
+
+
+def test_a_linear_gaussian_vae_is_probabilistic_pca():
+    """Tipping and Bishop (1999): x ~ N(b, W W^T + s^2 I), and the posterior is Gaussian."""
+    vae = VAE(3, 2, (), posterior=FullNormal(3, 2), likelihood=GaussianLikelihood(0.6))
+    W, b = vae.decoder[0].weight.detach(), vae.decoder[0].bias.detach()
+    precision = torch.eye(2) + W.T @ W / 0.36
+    factor = torch.linalg.cholesky(torch.linalg.inv(precision))
+    head = vae.posterior.head
+    gain = torch.linalg.solve(precision, W.T / 0.36)
+    with torch.no_grad():  # the exact posterior: a linear mean, one covariance for all
+        head.weight.zero_()[:2] = gain
+        diagonal = torch.log(torch.expm1(factor.diagonal() - vae.posterior.smallest))
+        head.bias.copy_(torch.cat([-gain @ b, diagonal, factor[1, :1]]))
+    x = vae.sample(20)
+    exact = torch.distributions.MultivariateNormal(b, W @ W.T + 0.36 * torch.eye(3)).log_prob(x)
+    # with the exact posterior every weight is the evidence
+    torch.testing.assert_close(vae.log_weights(x, 7), exact.expand(7, 20))
+    assert ELBO(analytic=False).loss(vae.model, vae.guide, x) == pytest.approx(-exact.sum().item())
+
+
+def test_a_convolutional_vae_trains():
+    encoder = ConvolutionalEncoder((1, 8, 8), 10, (4, 8))
+    vae = VAE(64, 3, (10,), encoder=encoder, decoder=ConvolutionalDecoder((1, 8, 8), 3, (4, 8)))
+    x, elbo = torch.bernoulli(torch.full((5, 64), 0.5)), ELBO()
+    for _ in range(3):
+        elbo.loss_and_grads(vae.model, vae.guide, x)
+    assert all(p.grad.abs().max() > 0 for p in vae.parameters())
+    assert vae.log_weights(x, 2).shape == (2, 5)
+
+
+def test_parts_that_do_not_fit_are_refused_by_their_widths():
+    x = torch.zeros(3, 6)
+    with pytest.raises(ValueError, match=r"encoder gives 7 features .* takes 5"):
+        VAE(6, 2, (5,), encoder=nn.Linear(6, 7)).encode(x)
+    wrong = VAE(6, 2, (5,), decoder=nn.Linear(2, 6), likelihood=GaussianLikelihood(None))
+    with pytest.raises(ValueError, match="decoder gives 6 numbers, and 6 pixels with 2 each"):
+        wrong.model(x)
+
+
+def test_grey_values_are_refused_with_what_takes_them():
+    assert isinstance(VAE(6).likelihood, BernoulliLikelihood)
+    with pytest.raises(ValueError, match=r"ContinuousBernoulliLikelihood.*DiscretisedLogistic"):
+        VAE(6, 2, (5,)).model(torch.full((2, 6), 0.3))

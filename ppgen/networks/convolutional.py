@@ -1,0 +1,107 @@
+"""Convolutional encoder and decoder for images that come as rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+
+class ConvolutionalEncoder(nn.Module):
+    """Convolutions that halve the image at each layer, and a linear one at the end.
+
+    Args:
+        shape: of an image, ``(C, H, W)``; H and W divisible by two for each layer.
+        features: numbers that come out, F.
+        channels: of each layer.
+        activation: builds the nonlinearity.
+
+    Shapes: ``(*, C H W) -> (*, F)``.
+
+    Example:
+        >>> import torch
+        >>> ConvolutionalEncoder((1, 8, 8), features=100)(torch.zeros(5, 64)).shape
+        torch.Size([5, 100])
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        features: int = 256,
+        channels: Sequence[int] = (32, 64),
+        activation: Callable[[], nn.Module] = nn.SiLU,
+    ) -> None:
+        super().__init__()
+        self.shape, self.features = tuple(shape), features
+        height, width = _smallest(shape, channels)
+        layers: list[nn.Module] = []
+        for inputs, outputs in pairwise((shape[0], *channels)):
+            layers += [
+                nn.Conv2d(inputs, outputs, 3, padding=1),
+                activation(),
+                nn.Conv2d(outputs, outputs, 4, stride=2, padding=1),
+                activation(),
+            ]
+        self.body = nn.Sequential(*layers, nn.Flatten())
+        self.head = nn.Sequential(nn.Linear(channels[-1] * height * width, features), activation())
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.body(x.reshape(math.prod(x.shape[:-1]), *self.shape))
+        return self.head(rows).reshape(*x.shape[:-1], self.features)
+
+
+class ConvolutionalDecoder(nn.Module):
+    """The way back: a linear layer, and transposed convolutions that double the image.
+
+    Args:
+        shape: of an image, ``(C, H, W)``.
+        latent: dimensions of the code, L.
+        channels: of each layer, in the encoder's order; here the last comes first.
+        parameters_each: numbers for each pixel, P: those of the likelihood.
+        activation: builds the nonlinearity.
+
+    Shapes: ``(*, L) -> (*, C H W P)``, the numbers of a pixel side by side.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        latent: int,
+        channels: Sequence[int] = (32, 64),
+        *,
+        parameters_each: int = 1,
+        activation: Callable[[], nn.Module] = nn.SiLU,
+    ) -> None:
+        super().__init__()
+        self.shape, self.parameters_each = tuple(shape), parameters_each
+        height, width = _smallest(shape, channels)
+        top = channels[-1] * height * width
+        layers = [nn.Linear(latent, top), nn.Unflatten(-1, (channels[-1], height, width))]
+        for inputs, outputs in pairwise((*reversed(channels), channels[0])):
+            layers += [
+                activation(),
+                nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1),
+                activation(),
+                nn.Conv2d(outputs, outputs, 3, padding=1),
+            ]
+        last = nn.Conv2d(channels[0], parameters_each * shape[0], 3, padding=1)
+        self.body = nn.Sequential(*layers, activation(), last)
+
+    def forward(self, z: Tensor) -> Tensor:
+        raw = self.body(z.reshape(math.prod(z.shape[:-1]), z.shape[-1]))
+        # (N, P C, H, W): the numbers of a pixel come side by side
+        raw = raw.unflatten(1, (self.parameters_each, self.shape[0])).movedim(1, -1).flatten(1)
+        return raw.reshape(*z.shape[:-1], math.prod(self.shape) * self.parameters_each)
+
+
+def _smallest(shape: Sequence[int], channels: Sequence[int]) -> tuple[int, int]:
+    """Height and width after all layers."""
+    part = 2 ** len(channels)
+    if len(shape) != 3 or not channels or any(size < 1 or size % part for size in shape[1:]):
+        raise ValueError(
+            f"{len(channels)} layers need images (C, H, W) with H and W divisible by {part}; got "
+            f"{tuple(shape)}: pad the images or use fewer layers"
+        )
+    return shape[1] // part, shape[2] // part
