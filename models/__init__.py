@@ -14,6 +14,7 @@ from ppgen.models.flow import Flow as Flow
 from ppgen.models.gamma_poisson import GammaPoisson as GammaPoisson
 from ppgen.models.gaussian_mixture import GaussianMixture as GaussianMixture
 from ppgen.models.hierarchical_vae import HierarchicalVAE as HierarchicalVAE
+from ppgen.models.language_model import LanguageModel as LanguageModel
 from ppgen.models.linear_regression import linear_regression as linear_regression
 from ppgen.models.logistic_regression import logistic_regression as logistic_regression
 from ppgen.models.normal_gamma import NormalGamma as NormalGamma
@@ -21,6 +22,7 @@ from ppgen.models.normal_normal import NormalNormal as NormalNormal
 from ppgen.models.probit_regression import ProbitRegression as ProbitRegression
 from ppgen.models.rbm import RBM as RBM
 from ppgen.models.semi_supervised_vae import SemiSupervisedVAE as SemiSupervisedVAE
+from ppgen.models.sentence_vae import SentenceVAE as SentenceVAE
 from ppgen.models.shrinkage_regression import ShrinkageRegression as ShrinkageRegression
 from ppgen.models.sphere_flow import SphereFlow as SphereFlow
 from ppgen.models.vae import VAE as VAE
