@@ -6,6 +6,7 @@ from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from ppgen.cli.sentences import is_text, tokenizer_of
 from ppgen.cli.stories import BUNDLED
 
 if TYPE_CHECKING:
@@ -13,7 +14,14 @@ if TYPE_CHECKING:
 
     from ppgen.data import Dataset
 
-LEARNING_RATES = {"rbm": 0.05, "dbm": 0.1, "dbn": 0.02, "vae": 1e-3, "flow": 3e-3}
+LEARNING_RATES = {
+    "rbm": 0.05,
+    "dbm": 0.1,
+    "dbn": 0.02,
+    "vae": 1e-3,
+    "flow": 3e-3,
+    "sentences": 3e-3,
+}
 _COMPONENTS = 50  # of a VAE's mixture prior, or its VampPrior
 _HELD_OUT = 0.1  # of the training data, for the validation curve
 
@@ -37,6 +45,11 @@ def build(settings: dict[str, Any], examples: Dataset) -> nn.Module:
         if settings["model"] == "vae":
             hidden = (settings["hidden"],)
             return made(dim, settings["latent"], hidden, **_parts(settings, examples))
+        if is_text(settings):
+            tokenizer = tokenizer_of(settings)
+            dropout = settings["word_dropout"]
+            sizes = tokenizer.vocabulary, tokenizer.length, settings["latent"], settings["hidden"]
+            return made(*sizes, word_dropout=dropout)
         return made(dim, hidden=(settings["hidden"],))
 
 
@@ -81,10 +94,12 @@ def optimisation(settings: dict[str, Any]) -> dict[str, Any]:
         loss = UpDown if settings["model"] == "dbn" else ContrastiveDivergence
         options["loss"] = loss(settings["gibbs_steps"], persistent=settings["persistent"])
         options["optimizer"] = partial(torch.optim.SGD, momentum=0.5, fused=True)
-    elif settings["model"] == "vae" and settings.get("warm_up"):
+    elif settings["model"] in ("vae", "sentences"):
         from ppgen.inference import ELBO, WarmUp
 
-        options["loss"] = ELBO(beta=WarmUp(settings["warm_up"]))
+        steps = settings.get("warm_up")
+        beta = WarmUp(steps) if steps else 1.0
+        options["loss"] = ELBO(beta=beta, free_bits=settings.get("free_bits", 0.0))
     elif settings["model"] == "flow":
         options["optimizer"] = partial(torch.optim.AdamW, weight_decay=1e-2, fused=True)
     if settings["decay"]:
