@@ -146,9 +146,11 @@ def write_page(
         pictures.append(Picture(figure, "New examples drawn from the model."))
     facts = {k: v for k, v in settings.items() if k != "tokenizer"}
     facts["evaluated on"] = examples.describe()
-    page = run_page(f"{settings['model']} on {settings['data']}", history, found, pictures, facts)
+    more = []
     if is_text(settings):
         x = torch.as_tensor(draw_examples(story, examples, 20, 0, common.seed))
         drawn = [[sentence] for sentence in tokenizer_of(settings).decode(x)]
-        page.sections.append(Section("Samples", tables=[Table(["drawn from the model"], drawn)]))
+        more.append(Section("Samples", tables=[Table(["drawn from the model"], drawn)]))
+    title = f"{settings['model']} on {settings['data']}"
+    page = run_page(title, history, found, pictures, facts, more=more)
     return page.save(out / "report.html")
