@@ -145,19 +145,19 @@ BUNDLED = {
     "vae": Bundled(
         "ppgen.models.vae", "VAE", "deep", "variational autoencoder", "Kingma & Welling 2014"
     ),
-    "sentences": Bundled(
-        "ppgen.models.sentence_vae",
-        "SentenceVAE",
-        "deep",
-        "variational autoencoder of sentences; --data FILE.txt or grammar",
-        "Bowman et al. 2016",
-    ),
     "flow": Bundled(
         "ppgen.models.dequantized_flow",
         "DequantizedFlow",
         "deep",
         "autoregressive spline flow",
         "Papamakarios et al. 2017; Durkan et al. 2019",
+    ),
+    "sentences": Bundled(
+        "ppgen.models.sentence_vae",
+        "SentenceVAE",
+        "deep",
+        "variational autoencoder of sentences; --data FILE.txt or grammar",
+        "Bowman et al. 2016",
     ),
 }
 
