@@ -148,7 +148,7 @@ print(f"entropy {summed:.9f} nats by enumeration, {grammar.entropy:.9f} by the r
 # q(z \mid x) = N(\mu(x), \mathrm{diag}\, \sigma^2(x)) .
 # $$
 #
-# A gated recurrent unit reads the sentence, and its last state gives $\mu$ and $\sigma$; another one
+# A gated recurrent unit reads the sentence, and its last state gives $\mu$ and $\sigma$; another
 # writes the sentence, with $z$ as its first state and beside each word it reads. Sentences in a
 # batch have different lengths: a row is its tokens, EOS, and padding. Two mistakes are so common
 # here that they deserve a test: to count padding, and to let the decoder read the token that it is
