@@ -26,6 +26,7 @@ from ppgen.models.gaussian_rbm import GaussianRBM as GaussianRBM
 from ppgen.models.hierarchical_regression import hierarchical_regression as hierarchical_regression
 from ppgen.models.hierarchical_vae import HierarchicalVAE as HierarchicalVAE
 from ppgen.models.item_response import item_response as item_response
+from ppgen.models.language_model import LanguageModel as LanguageModel
 from ppgen.models.linear_regression import linear_regression as linear_regression
 from ppgen.models.logistic_regression import logistic_regression as logistic_regression
 from ppgen.models.neals_funnel import neals_funnel as neals_funnel
@@ -35,6 +36,7 @@ from ppgen.models.probit_regression import ProbitRegression as ProbitRegression
 from ppgen.models.rbm import RBM as RBM
 from ppgen.models.rbm_vae import RBMVAE as RBMVAE
 from ppgen.models.semi_supervised_vae import SemiSupervisedVAE as SemiSupervisedVAE
+from ppgen.models.sentence_vae import SentenceVAE as SentenceVAE
 from ppgen.models.shrinkage_regression import ShrinkageRegression as ShrinkageRegression
 from ppgen.models.sphere_flow import SphereFlow as SphereFlow
 from ppgen.models.stochastic_volatility import stochastic_volatility as stochastic_volatility

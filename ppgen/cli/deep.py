@@ -21,13 +21,14 @@ from ppgen.cli.runs import (
     restored,
     write_page,
 )
+from ppgen.cli.sentences import is_text, scores, show_samples, tokenizer_of
 from ppgen.cli.stories import BUNDLED
 from ppgen.cli.training import LEARNING_RATES, build, hold_out, optimisation, pretrain
 
 if TYPE_CHECKING:
     from ppgen.data import Dataset
 
-Model = Annotated[str, Parameter(help="rbm, dbm, dbn, vae or flow.")]
+Model = Annotated[str, Parameter(help="rbm, dbm, dbn, vae, flow or sentences.")]
 Run = Annotated[Path, Parameter(help="A run folder that `ppgen train` wrote.")]
 Binarisation = Literal["static", "dynamic", "threshold", "none"]
 
@@ -49,6 +50,9 @@ def train(
     posterior: Literal["normal", "full", "planar", "sylvester"] = "normal",
     flow_layers: int = 10,
     warm_up: int = 0,
+    free_bits: float = 0.0,
+    word_dropout: float = 0.0,
+    characters: Annotated[bool, Parameter(negative="")] = False,
     gibbs_steps: int = 1,
     persistent: Annotated[bool, Parameter(negative="")] = False,
     decay: Annotated[bool, Parameter(negative="")] = False,
@@ -59,30 +63,36 @@ def train(
     checkpoint_every: int | None = None,
     common: Common | None = None,
 ) -> int:
-    """Train a Boltzmann machine, a VAE or a flow on images or on a table of 0 and 1.
+    """Train a Boltzmann machine, a VAE or a flow on images, a table of 0 and 1, or text.
 
     Try:
 
         ppgen train rbm --data digits --epochs 20 --out runs/rbm
         ppgen train vae --data mnist --folder ~/mnist --hidden 400 --epochs 50
         ppgen train dbn --hidden 200 300 --persistent
+        ppgen train sentences --data grammar --latent 8 --free-bits 1
 
     Args:
-        data: digits, mnist, fashion-mnist, or a file (see `ppgen data`).
+        data: digits, mnist, fashion-mnist, or a file (see `ppgen data`); for sentences a .txt
+            file, one a line, or grammar.
         folder: where the files of a named data set lie.
         binarisation: of grey images; static for the named data sets.
         epochs: passes over the training data.
         batch_size: examples of one step.
         learning_rate: 0.05 for an RBM, 0.1 for a DBM, 0.02 for a DBN (0.05 for its layers before),
-            0.003 for a flow, 0.001 for a VAE.
-        hidden: units of each hidden layer; 200 for an RBM, 400 for a VAE, 512 for a flow. One number
-            for a DBM is its first layer's, and its second has half as many; a DBN's are alike.
+            0.003 for a flow and for sentences, 0.001 for a VAE.
+        hidden: units of each hidden layer; 200 for an RBM, 400 for a VAE, 512 for a flow, 128 for
+            sentences. One number for a DBM is its first layer's, and its second has half as many;
+            a DBN's are alike.
         latent: dimensions of a VAE's code.
         convolutional: a VAE's networks are convolutional; hidden is the encoder's last width.
         prior: of a VAE's code; the mixtures have 50 components.
         posterior: of a VAE's code; planar and sylvester are flows told by the encoder.
         flow_layers: of that posterior.
         warm_up: steps over which the weight of a VAE's divergence rises from 0 to 1.
+        free_bits: nats of each unit's divergence that training leaves alone.
+        word_dropout: share of the tokens before that the decoder of sentences does not see.
+        characters: tokens of sentences are characters instead of words.
         gibbs_steps: of contrastive divergence.
         persistent: chains go on from step to step.
         decay: the learning rate falls linearly, to nothing after the last epoch.
@@ -92,8 +102,6 @@ def train(
         overwrite: replace the run that is there.
         checkpoint_every: steps between checkpoints; once an epoch when not given.
     """
-    from ppgen.data import load
-
     common = common or Common()
     if model not in BUNDLED or BUNDLED[model].kind != "deep":
         names = ", ".join(n for n, b in BUNDLED.items() if b.kind == "deep")
@@ -108,13 +116,14 @@ def train(
         "epochs": epochs,
         "batch_size": batch_size,
         "learning_rate": learning_rate or LEARNING_RATES[model],
-        "hidden": hidden or [{"vae": 400, "flow": 512}.get(model, 200)],
+        "hidden": hidden or [{"vae": 400, "flow": 512, "sentences": 128}.get(model, 200)],
         "latent": latent,
         "convolutional": convolutional,
         "prior": prior,
         "posterior": posterior,
         "flow_layers": flow_layers,
         "warm_up": warm_up,
+        "free_bits": free_bits,
         "gibbs_steps": gibbs_steps,
         "persistent": persistent,
         "decay": decay,
@@ -122,9 +131,12 @@ def train(
         "patience": patience,
         "checkpoint_every": checkpoint_every,
     }
+    if is_text(settings):
+        settings |= {"word_dropout": word_dropout, "characters": characters}
     with common.active():
-        examples = load(data, "train", binarisation=binarisation, folder=folder, seed=common.seed)
-        return _train(settings, examples, out, common, overwrite=overwrite)
+        if is_text(settings):  # goes into the run, whatever becomes of the file
+            settings["tokenizer"] = tokenizer_of(settings).as_dict()
+        return _train(settings, load_data(settings, "train"), out, common, overwrite=overwrite)
 
 
 def resume(run: Run, /, *, epochs: int | None = None, common: Common | None = None) -> int:
@@ -179,9 +191,10 @@ def evaluate(
         story = restored(settings, examples, run).to(common.device)
         found = held_out_likelihood(story, examples, common, samples, chains, temperatures)
         code = latent_sentence(story, examples, common)
+    more, numbers = scores(found, examples) if is_text(settings) else ("", {})
     what = f"{settings['model']} on {examples.describe()}"
-    common.print(f"{what}: {found}{code}", {"story": settings["model"], "data": examples.describe(),
-                 **asdict(found)})  # fmt: skip
+    common.print(f"{what}: {found}{more}{code}", {"story": settings["model"],
+                 "data": examples.describe(), **asdict(found), **numbers})  # fmt: skip
     return DONE
 
 
@@ -194,7 +207,7 @@ def sample(
     out: Path | None = None,
     common: Common | None = None,
 ) -> int:
-    """Draw new examples: a picture, or numbers where the data are no images.
+    """Draw new examples: a picture, text, or numbers where the data are neither.
 
     Try:
 
@@ -203,7 +216,8 @@ def sample(
     Args:
         count: how many.
         gibbs_steps: of a Boltzmann machine's chains.
-        out: a .png or .npy file; samples.png in the run folder when not given.
+        out: a .png or .npy file; samples.png in the run folder when not given. Sentences are
+            printed, or written to a .txt file.
     """
     import numpy as np
 
@@ -215,6 +229,9 @@ def sample(
         examples = load_data(settings, "train")
         story = restored(settings, examples, run).to(common.device)
         x = draw_examples(story, examples, count, gibbs_steps, common.seed)
+        if is_text(settings):
+            show_samples(x, settings, out, common)
+            return DONE
         path = out or run / ("samples.png" if examples.image_shape else "samples.npy")
         if path.suffix == ".npy":
             np.save(path, x)
@@ -257,7 +274,8 @@ def _train(
 
     if examples.x.ndim != 2:
         raise ValueError(f"{examples.name}: expected one example a row, got {examples.x.shape}")
-    check_binary(examples.x, examples.name)
+    if not is_text(settings):
+        check_binary(examples.x, examples.name)
     kept, validation = hold_out(examples)
     story = build(settings, kept)
     if settings["model"] == "dbn" and not resume:

@@ -10,13 +10,14 @@ from cyclopts import Parameter
 from ppgen.cli.exits import DONE
 from ppgen.cli.options import Common
 from ppgen.cli.runs import load_data, read_settings, restored
+from ppgen.cli.sentences import is_text, show_interpolations, show_reconstructions
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ppgen.data import Dataset
 
-Run = Annotated[Path, Parameter(help="A run folder that `ppgen train vae` wrote.")]
+Run = Annotated[Path, Parameter(help="A run folder that `ppgen train vae` or `sentences` wrote.")]
 
 
 def interpolate(
@@ -41,7 +42,8 @@ def interpolate(
         steps: images in a row, both ends included.
         path: along a great circle, which keeps the length of codes, or a straight line.
         split: of the data.
-        out: a .png or .npy file; interpolations.png in the run folder when not given.
+        out: a .png or .npy file; interpolations.png in the run folder when not given. Sentences
+            are printed, or written to a .txt file.
     """
     from ppgen import latent, plots
 
@@ -52,6 +54,10 @@ def interpolate(
     with common.active():
         story, examples, x = _opened(settings, run, split, 2 * pairs, common)
         way = latent.linear if path == "linear" else latent.spherical
+        if is_text(settings):
+            pair = x[:pairs], x[pairs:]
+            show_interpolations(story, pair, steps, way, settings, out, common)
+            return DONE
         ends = latent.codes(story, x)
         between = story.decode(way(ends[:pairs], ends[pairs:], steps)).mean.transpose(0, 1)
         found = between.detach().cpu().numpy()
@@ -82,7 +88,8 @@ def reconstruct(
     Args:
         count: of examples, drawn at random.
         split: of the data.
-        out: a .png or .npy file; reconstructions.png in the run folder when not given.
+        out: a .png or .npy file; reconstructions.png in the run folder when not given. Sentences
+            are printed, or written to a .txt file.
     """
     from ppgen import latent, plots
 
@@ -92,6 +99,9 @@ def reconstruct(
     settings = read_settings(run)
     with common.active():
         story, examples, x = _opened(settings, run, split, count, common)
+        if is_text(settings):
+            show_reconstructions(story, x, settings, out, common)
+            return DONE
         found = latent.reconstruct(story, x).cpu().numpy()
         data = x.cpu().numpy()
         place = out or _default(run, "reconstructions", examples)

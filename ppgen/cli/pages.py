@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -81,6 +81,7 @@ def run_page(
     pictures: list[Picture],
     facts: Mapping[str, Any],
     verdict: Verdict | None = None,
+    more: Sequence[Section] = (),
 ) -> Report:
     """The page of a training run."""
     text = [] if likelihood is None else [f"Held-out log-likelihood: {likelihood}."]
@@ -96,7 +97,7 @@ def run_page(
     return Report(
         title=title,
         verdict=verdict,
-        sections=[Section("Result", text=text, pictures=pictures)],
+        sections=[Section("Result", text=text, pictures=pictures), *more],
         facts={k: str(v) for k, v in facts.items()},
     )
 

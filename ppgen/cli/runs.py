@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ppgen.cli.options import Common, note
+from ppgen.cli.sentences import is_text, load_text, tokenizer_of
 from ppgen.cli.stories import BUNDLED
 from ppgen.cli.training import build
 
@@ -33,6 +34,8 @@ def load_data(settings: dict[str, Any], split: Literal["train", "test"]) -> Data
     """The data that a run was trained on, or its held-out part."""
     from ppgen.data import load
 
+    if is_text(settings):
+        return load_text(settings, split)
     return load(
         settings["data"],
         split,
@@ -118,9 +121,11 @@ def write_page(
     common: Common,
 ) -> Path:
     """The run's report.html, and samples.png where the data are images; returns its place."""
+    import torch
+
     from ppgen.cli.pages import run_page
     from ppgen.data import DataError
-    from ppgen.report import Picture
+    from ppgen.report import Picture, Section, Table
 
     story.eval()
     examples = load_data(settings, "train")
@@ -139,6 +144,13 @@ def write_page(
         figure = picture(x, examples, settings["model"])
         figure.savefig(out / "samples.png", dpi=110)
         pictures.append(Picture(figure, "New examples drawn from the model."))
-    facts = {**settings, "evaluated on": examples.describe()}
-    page = run_page(f"{settings['model']} on {settings['data']}", history, found, pictures, facts)
+    facts = {k: v for k, v in settings.items() if k != "tokenizer"}
+    facts["evaluated on"] = examples.describe()
+    more = []
+    if is_text(settings):
+        x = torch.as_tensor(draw_examples(story, examples, 20, 0, common.seed))
+        drawn = [[sentence] for sentence in tokenizer_of(settings).decode(x)]
+        more.append(Section("Samples", tables=[Table(["drawn from the model"], drawn)]))
+    title = f"{settings['model']} on {settings['data']}"
+    page = run_page(title, history, found, pictures, facts, more=more)
     return page.save(out / "report.html")

@@ -152,6 +152,13 @@ BUNDLED = {
         "autoregressive spline flow",
         "Papamakarios et al. 2017; Durkan et al. 2019",
     ),
+    "sentences": Bundled(
+        "ppgen.models.sentence_vae",
+        "SentenceVAE",
+        "deep",
+        "variational autoencoder of sentences; --data FILE.txt or grammar",
+        "Bowman et al. 2016",
+    ),
 }
 
 

@@ -6,6 +6,7 @@ from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from ppgen.cli.sentences import is_text, tokenizer_of
 from ppgen.cli.stories import BUNDLED
 
 if TYPE_CHECKING:
@@ -13,7 +14,14 @@ if TYPE_CHECKING:
 
     from ppgen.data import Dataset
 
-LEARNING_RATES = {"rbm": 0.05, "dbm": 0.1, "dbn": 0.02, "vae": 1e-3, "flow": 3e-3}
+LEARNING_RATES = {
+    "rbm": 0.05,
+    "dbm": 0.1,
+    "dbn": 0.02,
+    "vae": 1e-3,
+    "flow": 3e-3,
+    "sentences": 3e-3,
+}
 _COMPONENTS = 50  # of a VAE's mixture prior, or its VampPrior
 _HELD_OUT = 0.1  # of the training data, for the validation curve
 
@@ -35,6 +43,10 @@ def build(settings: dict[str, Any], examples: Dataset) -> nn.Module:
             return made(dim, hidden, tied=False)
         if model == "vae":
             return made(dim, settings["latent"], hidden, **_parts(settings, examples, hidden[-1]))
+        if is_text(settings):
+            tokenizer = tokenizer_of(settings)
+            sizes = tokenizer.vocabulary, tokenizer.length, settings["latent"], *hidden
+            return made(*sizes, word_dropout=settings["word_dropout"])
         return made(dim, hidden=hidden)
 
 
@@ -46,8 +58,8 @@ def widths(settings: dict[str, Any]) -> tuple[int, ...]:
     """
     given, model = settings["hidden"], settings["model"]
     given = (given,) if isinstance(given, int) else tuple(given)
-    if model == "rbm" and len(given) != 1:
-        raise ValueError(f"--hidden {' '.join(map(str, given))}: an RBM has one hidden layer")
+    if model in ("rbm", "sentences") and len(given) != 1:
+        raise ValueError(f"--hidden {' '.join(map(str, given))}: {model} takes one number")
     if len(given) == 1 and model == "dbm":
         return given[0], max(1, given[0] // 2)
     return given * 2 if len(given) == 1 and model == "dbn" else given
@@ -114,10 +126,12 @@ def optimisation(settings: dict[str, Any]) -> dict[str, Any]:
         loss = UpDown if settings["model"] == "dbn" else ContrastiveDivergence
         options["loss"] = loss(settings["gibbs_steps"], persistent=settings["persistent"])
         options["optimizer"] = partial(torch.optim.SGD, momentum=0.5, fused=True)
-    elif settings["model"] == "vae" and settings.get("warm_up"):
+    elif settings["model"] in ("vae", "sentences"):
         from ppgen.inference import ELBO, WarmUp
 
-        options["loss"] = ELBO(beta=WarmUp(settings["warm_up"]))
+        steps = settings.get("warm_up")
+        beta = WarmUp(steps) if steps else 1.0
+        options["loss"] = ELBO(beta=beta, free_bits=settings.get("free_bits", 0.0))
     elif settings["model"] == "flow":
         options["optimizer"] = partial(torch.optim.AdamW, weight_decay=1e-2, fused=True)
     if settings["decay"]:

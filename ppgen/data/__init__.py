@@ -8,6 +8,8 @@ from ppgen.data.earth import unit_vectors as unit_vectors
 from ppgen.data.errors import DataError as DataError
 from ppgen.data.errors import check_binary as check_binary
 from ppgen.data.errors import check_finite as check_finite
+from ppgen.data.grammar import Grammar as Grammar
+from ppgen.data.grammar import small_english as small_english
 from ppgen.data.inspection import Inspection as Inspection
 from ppgen.data.inspection import check as check
 from ppgen.data.loading import load as load
@@ -16,3 +18,5 @@ from ppgen.data.sources import list_available as list_available
 from ppgen.data.tables import Table as Table
 from ppgen.data.tables import arguments_for as arguments_for
 from ppgen.data.tables import read_table as read_table
+from ppgen.data.tokens import Tokenizer as Tokenizer
+from ppgen.data.tokens import read_sentences as read_sentences

@@ -37,6 +37,8 @@ from ppgen.diagnostics.nested import nested_rhat_limit as nested_rhat_limit
 from ppgen.diagnostics.pareto import ParetoK as ParetoK
 from ppgen.diagnostics.pareto import pareto_k as pareto_k
 from ppgen.diagnostics.pareto import psis as psis
+from ppgen.diagnostics.perplexity import TextScore as TextScore
+from ppgen.diagnostics.perplexity import text_score as text_score
 from ppgen.diagnostics.uniformity import ecdf_band as ecdf_band
 from ppgen.diagnostics.uniformity import symmetry as symmetry
 from ppgen.diagnostics.uniformity import uniformity as uniformity

@@ -45,10 +45,12 @@ from ppgen.models import (
     GaussianMixture,
     GaussianRBM,
     HierarchicalVAE,
+    LanguageModel,
     NormalGamma,
     NormalNormal,
     ProbitRegression,
     SemiSupervisedVAE,
+    SentenceVAE,
     ShrinkageRegression,
     SphereFlow,
     banana,
@@ -95,6 +97,7 @@ class Case:
 
 
 BITS = (torch.arange(24).reshape(4, 6) % 5 < 2).to(torch.float64)
+TOKENS = torch.tensor([[4, 5, 2, 0], [5, 2, 0, 0], [2, 0, 0, 0], [3, 4, 5, 2]])
 POLES = torch.eye(3, dtype=torch.float64)
 POINTS = torch.linspace(-1, 1, 8, dtype=torch.float64).reshape(4, 2)
 
@@ -191,6 +194,14 @@ CASES = {
         BITS,
         (pyro.infer.TraceEnum_ELBO(max_plate_nesting=1), ELBO()),
         torch.tensor([0, -1, 2, -1]),
+    ),
+    "SentenceVAE": deep(
+        lambda: SentenceVAE(6, 4, 2, 5, word_dropout=0.2),
+        TOKENS,
+        (pyro.infer.Trace_ELBO(), pyro.infer.TraceMeanField_ELBO(), ELBO(), DReG(4)),
+    ),
+    "LanguageModel": deep(
+        lambda: LanguageModel(6, 4, 5), TOKENS, (pyro.infer.Trace_ELBO(), ELBO())
     ),
     "Flow": deep(lambda: Flow(2), POINTS, (pyro.infer.Trace_ELBO(), ELBO())),
     "SphereFlow": deep(SphereFlow, POLES, (pyro.infer.Trace_ELBO(), ELBO())),

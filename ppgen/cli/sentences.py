@@ -1,0 +1,136 @@
+"""What the commands do with runs of the sentence VAE: text in, text out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ppgen.cli.options import Common
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ppgen.data import Dataset, Tokenizer
+    from ppgen.types import Likelihood
+
+GRAMMAR = "grammar"  # as --data: `ppgen.data.small_english`
+_DRAWN = {"train": 10_000, "test": 1_000}  # sentences of the grammar
+_LONGEST = 1000  # characters of a line; more is hardly a sentence
+
+Split = Literal["train", "test"]
+
+
+def is_text(settings: dict[str, Any]) -> bool:
+    """Whether these are the settings of a story of sentences."""
+    return settings["model"] == "sentences"
+
+
+def tokenizer_of(settings: dict[str, Any]) -> Tokenizer:
+    """The one that the run was made with, or a new one of the training text."""
+    from ppgen.data import Tokenizer
+
+    if "tokenizer" in settings:
+        return Tokenizer.from_dict(settings["tokenizer"])
+    level = "character" if settings["characters"] else "word"
+    return Tokenizer.of(_sentences(settings, "train"), level=level)
+
+
+def load_text(settings: dict[str, Any], split: Split) -> Dataset:
+    """Rows of tokens, ``(N, T)``; a file is all train.
+
+    Raises:
+        DataError: by the file's line, for what is no text; for the test split of a file.
+    """
+    from ppgen.data import Dataset
+
+    x = tokenizer_of(settings).encode(_sentences(settings, split))
+    where = "all" if settings["data"] != GRAMMAR else split
+    return Dataset(x, name=settings["data"], split=where)
+
+
+def scores(found: Likelihood, examples: Dataset) -> tuple[str, dict[str, Any]]:
+    """The likelihood as perplexity, and how far it is from the truth where that is known."""
+    from ppgen.data import small_english
+    from ppgen.data.tokens import token_counts
+    from ppgen.diagnostics import text_score
+
+    score = text_score(found.lower, token_counts(examples.x))
+    text = f"\nat most {score}" if found.kind != "exact" else f"\n{score}"
+    numbers = {"nats_per_token": score.token, "perplexity": score.perplexity}
+    if examples.name == GRAMMAR:
+        entropy = small_english().entropy
+        text += f"\nexact entropy of the grammar {entropy:.3f} nats a sentence, "
+        text += f"gap {score.sentence - entropy:.3f}"
+        numbers |= {"entropy": entropy, "gap": score.sentence - entropy}
+    return text, numbers
+
+
+def show_samples(x: Any, settings: dict[str, Any], out: Path | None, common: Common) -> None:
+    """Print, or write, one sentence a line."""
+    import torch
+
+    from ppgen.data import small_english
+
+    sentences = tokenizer_of(settings).decode(torch.as_tensor(x))
+    found: dict[str, Any] = {"samples": len(sentences), "sentences": sentences}
+    if settings["data"] == GRAMMAR:
+        found["grammatical"] = small_english().grammatical(sentences)
+    _put(sentences, found, out, common)
+
+
+def show_interpolations(
+    story: Any, ends: tuple[Tensor, Tensor], steps: int, path: Any, settings: dict[str, Any],
+    out: Path | None, common: Common,
+) -> None:  # fmt: skip
+    """Between each pair the most probable sentences on the way, one a line, then an empty line."""
+    from ppgen import latent
+
+    a, b = (latent.codes(story, x) for x in ends)
+    rows = story.decode(path(a, b, steps)).greedy().transpose(0, 1)
+    ways = [tokenizer_of(settings).decode(row) for row in rows]
+    lines = "\n\n".join("\n".join(way) for way in ways).splitlines()
+    _put(lines, {"pairs": len(ways), "steps": steps, "interpolations": ways}, out, common)
+
+
+def show_reconstructions(
+    story: Any, x: Tensor, settings: dict[str, Any], out: Path | None, common: Common
+) -> None:
+    """Each sentence, what its code is decoded to, and the share that is the same."""
+    tokenizer, found = tokenizer_of(settings), story.reconstruct(x)
+    before, after = tokenizer.decode(x.long()), tokenizer.decode(found)
+    share = float((found == x).all(-1).double().mean())
+    lines = [f"{a}\n  -> {b}" for a, b in zip(before, after, strict=True)]
+    lines.append(f"{share:.1%} of {len(x)} reconstructed exactly")
+    _put(lines, {"reconstructions": list(zip(before, after, strict=True)), "exact": share}, out,
+         common)  # fmt: skip
+
+
+def _put(lines: list[str], found: dict[str, Any], out: Path | None, common: Common) -> None:
+    if out is None:
+        common.print("\n".join(lines), found)
+        return
+    if out.suffix != ".txt":
+        raise ValueError(f"--out {out}: sentences are written to a .txt file")
+    out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    common.print(f"written: {out}", {**found, "path": str(out)})
+
+
+def _sentences(settings: dict[str, Any], split: Split) -> list[str]:
+    import torch
+
+    from ppgen.data import DataError, read_sentences, small_english
+    from ppgen.data.binarisation import stream
+
+    if settings["data"] == GRAMMAR:
+        with torch.random.fork_rng():
+            torch.manual_seed(stream("grammar", settings["seed"], split).initial_seed())
+            return small_english().sample(_DRAWN[split])[0]
+    path = Path(settings["data"])
+    if path.suffix != ".txt":
+        raise DataError('sentences come from a .txt file, one a line, or from "grammar"', path)
+    if split == "test":
+        raise DataError("a file of text has no test split: use --split train", path)
+    found = read_sentences(path, longest=_LONGEST)
+    if len(found) < 2:
+        raise DataError("one sentence: at least two are needed to train on", path)
+    return found
