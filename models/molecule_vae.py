@@ -177,16 +177,16 @@ class MoleculeVAE(PyroModule):
 class RecurrentDecoder(nn.Module):
     """Logits of each token given those before it and the code.
 
+    The recurrence starts from the code and reads it at each step. A perceptron from the code to
+    the logits of every place is added: it learns what stands where long before the recurrence has
+    learnt to keep the code in mind.
+
     Args:
         vocabulary: V.
         length: T.
         latent: L.
-        hidden: units of the gated recurrence and of the plan's layer.
-        width: of a token's embedding, and of the plan at each place.
-
-    The code is written out into a plan, a vector for each place, which the recurrence reads beside
-    the token before: exact reconstruction is learnt several times faster than from a code that is
-    the same at every place.
+        hidden: units of the gated recurrence and of the perceptron.
+        embedding: width of a token before the recurrence.
 
     References:
         | Learning Phrase Representations using RNN Encoder-Decoder (Cho et al., 2014)
@@ -194,39 +194,42 @@ class RecurrentDecoder(nn.Module):
     """
 
     def __init__(
-        self, vocabulary: int, length: int, latent: int, hidden: int, width: int = 32
+        self, vocabulary: int, length: int, latent: int, hidden: int, embedding: int = 32
     ) -> None:
         super().__init__()
         self.vocabulary, self.length = vocabulary, length
-        self.embedding = nn.Embedding(vocabulary, width)  # of the end: also of the beginning
-        self.plan = nn.Sequential(
-            MLP((latent, hidden, length * width)), nn.Unflatten(-1, (length, width))
-        )
+        self.embedding = nn.Embedding(vocabulary, embedding)  # of the end: also of the beginning
         self.start = nn.Linear(latent, hidden)
-        self.recurrence = nn.GRU(2 * width, hidden, batch_first=True)
+        self.recurrence = nn.GRU(embedding + latent, hidden, batch_first=True)
         self.logits = nn.Linear(hidden, vocabulary)
+        self.places = MLP((latent, hidden, length * vocabulary))
 
     def forward(self, z: Tensor, x: Tensor) -> Tensor:
         """Codes ``(N, L)`` and tokens ``(N, T)`` -> logits ``(N, T, V)``."""
         before = nn.functional.pad(x[:, :-1], (1, 0), value=END)
-        return self.step(before, self.plan(z), self.begin(z))[0]
+        return self.by_place(z) + self.step(before, z, self.begin(z))[0]
+
+    def by_place(self, z: Tensor) -> Tensor:
+        """The perceptron's part of the logits, ``(N, T, V)``, which no token changes."""
+        return self.places(z).unflatten(-1, (self.length, self.vocabulary))
 
     def begin(self, z: Tensor) -> Tensor:
         """The state before the first token, ``(1, N, hidden)``."""
         return self.start(z).tanh()[None]
 
-    def step(self, before: Tensor, plan: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """S places at once.
+    def step(self, before: Tensor, z: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """The recurrence's part of the logits, S places at once.
 
         Args:
             before: the token before each place, ``(N, S)``.
-            plan: of these places, ``(N, S, width)``.
+            z: codes, ``(N, L)``.
             state: before them.
 
         Returns:
             Logits ``(N, S, V)`` and the state after them.
         """
-        states, state = self.recurrence(torch.cat([self.embedding(before), plan], -1), state)
+        code = z[:, None].expand(-1, before.shape[1], -1)
+        states, state = self.recurrence(torch.cat([self.embedding(before), code], -1), state)
         return self.logits(states), state
 
 
@@ -282,11 +285,11 @@ class TokenSequence(TorchDistribution):
         """Strings token by token, each chosen by its logits, ``(N, V) -> (N, 1)``."""
         shape, z = z.shape[:-1], z.reshape(-1, z.shape[-1])
         x = torch.full((len(z), self.decoder.length), END, device=z.device)
-        token, state, plan = x[:, :1], self.decoder.begin(z), self.decoder.plan(z)
+        token, state, by_place = x[:, :1], self.decoder.begin(z), self.decoder.by_place(z)
         alive = torch.ones_like(token, dtype=torch.bool)
         for place in range(self.decoder.length):
-            logits, state = self.decoder.step(token, plan[:, place : place + 1], state)
-            token = choose(logits[:, 0]) * alive
+            logits, state = self.decoder.step(token, z, state)
+            token = choose(by_place[:, place] + logits[:, 0]) * alive
             x[:, place : place + 1] = token
             alive = alive & (token != END)
             if not bool(alive.any()):

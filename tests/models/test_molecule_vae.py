@@ -50,9 +50,9 @@ def test_the_masked_likelihood_equals_a_loop_over_places():
     for code, row in zip(z, STRINGS.tolist(), strict=True):
         total, before, state = 0.0, END, decoder.begin(code[None])
         for place, token in enumerate(row):
-            plan = decoder.plan(code[None])[:, place : place + 1]
-            logits, state = decoder.step(torch.tensor([[before]]), plan, state)
-            total += logits[0, 0].log_softmax(-1)[token].item()
+            logits, state = decoder.step(torch.tensor([[before]]), code[None], state)
+            both = logits[0, 0] + decoder.by_place(code[None])[0, place]
+            total += both.log_softmax(-1)[token].item()
             if token == END:
                 break
             before = token
