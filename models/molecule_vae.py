@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any, ClassVar
 
 import pyro
 import pyro.distributions as dist
@@ -246,14 +247,14 @@ class TokenSequence(TorchDistribution):
         z: codes, ``(*, L)``, whose leading shape is the batch shape.
     """
 
-    arg_constraints = {}  # noqa: RUF012 - torch's name and place
+    arg_constraints: ClassVar[dict] = {}  # pyright: ignore[reportIncompatibleMethodOverride]
 
     def __init__(self, decoder: RecurrentDecoder, z: Tensor) -> None:
         self.decoder, self.z = decoder, z
         super().__init__(z.shape[:-1], torch.Size([decoder.length]), validate_args=False)
 
     @constraints.dependent_property(event_dim=1)
-    def support(self) -> constraints.Constraint:
+    def support(self) -> constraints.Constraint:  # pyright: ignore
         return constraints.independent(
             constraints.integer_interval(0, self.decoder.vocabulary - 1), 1
         )
@@ -272,7 +273,7 @@ class TokenSequence(TorchDistribution):
         return total.masked_fill(impossible, -torch.inf).reshape(batch)
 
     @torch.no_grad()
-    def sample(self, sample_shape: torch.Size = _ONE) -> Tensor:
+    def sample(self, sample_shape: Any = _ONE) -> Tensor:
         z = self.z.expand(*sample_shape, *self.z.shape)
         return self._written(z, lambda logits: logits.softmax(-1).multinomial(1))
 

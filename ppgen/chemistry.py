@@ -35,12 +35,12 @@ class Quality(NamedTuple):
     valid: float  # of all: those that are molecules
     unique: float  # of the valid: different ones
     novel: float  # of the different valid ones: not among the training molecules
-    count: int  # strings
+    strings: int
 
     def __str__(self) -> str:
         return (
             f"valid {self.valid:.3f}, unique {self.unique:.3f} of those, novel {self.novel:.3f} "
-            f"of those, {self.count} strings"
+            f"of those, {self.strings} strings"
         )
 
 

@@ -1,11 +1,12 @@
 # %% [markdown]
 # # Molecules
 #
-# **Result first.** A variational autoencoder that reads and writes molecules as strings, and that has
-# one more observed site, the molecule's properties, puts its codes in an order: log P rises along
-# a direction of latent space. Going up the gradient of the property head, inside the region that the
-# prior knows, takes held-out molecules to places whose neighbours in the *data* have a higher log P
-# too. That check is made with stored values; nothing of chemistry is needed here.
+# **Result first.** A variational autoencoder that reads and writes molecules as strings, and
+# that has one more observed site, the molecule's properties, puts its codes in an order: log P
+# rises along a direction of latent space. Going up the gradient of the property head, inside
+# the region that the prior knows, takes held-out molecules to places whose neighbours in the
+# *data* have a higher log P too. That check is made with stored values; nothing of chemistry is
+# needed here.
 
 # %%
 import os
@@ -36,10 +37,10 @@ print("QED, log P, penalised log P:", test.properties[0].tolist())
 #
 # 15,000 drug-like molecules of the benchmark MOSES, held in two notations. **SMILES** writes a
 # molecule as a walk through its atoms, with brackets for branches and numbers that close rings:
-# a wrong bracket, and the string is no molecule. **SELFIES** has symbols that always
-# mean something, so *every* string of them is a molecule: validity is for free. With each molecule
-# stand its drug-likeness (QED) and the logarithm of how much more of it dissolves in octanol than in
-# water (log P), computed beforehand.
+# a wrong bracket, and the string is no molecule. **SELFIES** has symbols that always mean
+# something, so *every* string of them is a molecule: validity is for free. With each molecule
+# stand its drug-likeness (QED) and the logarithm of how much more of it dissolves in octanol
+# than in water (log P), computed beforehand.
 #
 # The story, after Gomez-Bombarelli et al. (2016):
 #
@@ -50,9 +51,9 @@ print("QED, log P, penalised log P:", test.properties[0].tolist())
 # $$
 #
 # Both $x$ and $y$ are observed, so one ELBO trains the decoder and the property head, and the
-# code has to tell of both. The weight of the divergence is $\beta = 0.02$ here, not 1. That is no
-# bound on the likelihood any more. It is a choice: codes that hold more of the molecule, for a
-# prior whose draws the decoder knows less well.
+# code has to tell of both. The weight of the divergence is $\beta = 0.02$ here, not 1. That is
+# no bound on the likelihood any more. It is a choice: codes that hold more of the molecule, for
+# a prior whose draws the decoder knows less well.
 
 # %%
 BETA = 0.02
@@ -73,8 +74,8 @@ print("negative objective, nats per molecule:", [round(v, 1) for v in result.his
 # %% [markdown]
 # ## What the code knows
 #
-# Of molecules that were held out: how well log P is predicted from the code of the string, and how
-# many nats of the string are left once the code is known.
+# Of molecules that were held out: how well log P is predicted from the code of the string, and
+# how many nats of the string are left once the code is known.
 
 # %%
 codes = latent.codes(vae, test.x)
@@ -109,10 +110,10 @@ figure
 #
 # ## Upwards, inside the region that the prior knows
 #
-# From twenty held-out molecules of low log P, `ppgen.latent.ascend` takes steps along the gradient
-# of $E[y \mid z]$ that it accepts only if they gain, and stays where the prior has 95 % of its mass.
-# A predictor promises anything where it never saw data; so at the end we ask the data: what is
-# the stored log P of the ten training molecules whose codes are nearest?
+# From twenty held-out molecules of low log P, `ppgen.latent.ascend` takes steps along the
+# gradient of $E[y \mid z]$ that it accepts only if they gain, and stays where the prior has 95
+# % of its mass. A predictor promises anything where it never saw data; so at the end we ask the
+# data: what is the stored log P of the ten training molecules whose codes are nearest?
 
 # %%
 low = stored.argsort()[:300:15]
@@ -139,8 +140,9 @@ print(f"  as far away at random:              {of_neighbours(random).mean():.2f}
 property_ascent(ascent.property, ascent.log_prior, float(ascent.floor.max()), name="log P")
 
 # %% [markdown]
-# *What to see: the prediction rises by more than the neighbours do. What is between the two is the
-# predictor's optimism; what the neighbours gain beyond a random step is what the search found.*
+# *What to see: the prediction rises by more than the neighbours do. What is between the two is
+# the predictor's optimism; what the neighbours gain beyond a random step is what the search
+# found.*
 #
 # ## Strings on the way
 
@@ -152,9 +154,9 @@ for step in (0, 5, len(ascent.path) - 1):
 # %% [markdown]
 # ## New molecules
 #
-# Strings from the prior. All of them are molecules, since this is SELFIES; what must be counted is
-# how many differ, and how many are not in the training data (as strings: the same molecule has
-# more than one).
+# Strings from the prior. All of them are molecules, since this is SELFIES; what must be counted
+# is how many differ, and how many are not in the training data (as strings: the same molecule
+# has more than one).
 
 # %%
 new = train.vocabulary.decode(vae.sample(100 if FAST else 1000))
@@ -165,15 +167,16 @@ for string in new[:3]:
     print(string)
 
 # %% [markdown]
-# **When it misleads.** (1) A minute of training does not give codes that rebuild a molecule exactly:
-# what the decoder writes is a molecule *like* it, and a search should be judged by what it writes.
-# (2) Valid is not the same as sensible: SELFIES repairs any string, and what it repairs may be
-# unstable or unheard of. (3) A log P computed from a formula is a prediction too.
+# **When it misleads.** (1) A minute of training does not give codes that rebuild a molecule
+# exactly: what the decoder writes is a molecule *like* it, and a search should be judged by
+# what it writes. (2) Valid is not the same as sensible: SELFIES repairs any string, and what it
+# repairs may be unstable or unheard of. (3) A log P computed from a formula is a prediction
+# too.
 #
-# `pip install ppgen-suite[chem]` adds `ppgen.chemistry`: validity, novelty, QED, log P and similarity
-# of what the decoder writes, and the exact-match reconstruction protocol. `benchmarks/molecules.py`
-# prints them for SELFIES and SMILES.
+# `pip install ppgen-suite[chem]` adds `ppgen.chemistry`: validity, novelty, QED, log P and
+# similarity of what the decoder writes, and the exact-match reconstruction protocol.
+# `benchmarks/molecules.py` prints them for SELFIES and SMILES.
 #
-# **References.** Gomez-Bombarelli et al., *Automatic chemical design using a data-driven continuous
-# representation of molecules*, arXiv:1610.02415. Krenn et al., *SELFIES*, arXiv:1905.13741. Polykovskiy
-# et al., *Molecular Sets (MOSES)*, arXiv:1811.12823.
+# **References.** Gomez-Bombarelli et al., *Automatic chemical design using a data-driven
+# continuous representation of molecules*, arXiv:1610.02415. Krenn et al., *SELFIES*,
+# arXiv:1905.13741. Polykovskiy et al., *Molecular Sets (MOSES)*, arXiv:1811.12823.
