@@ -247,7 +247,11 @@ def _generator() -> Any:
 
 @cache
 def _accessibility() -> ModuleType:
-    """The script SA_Score of rdkit's Contrib folder, which its wheels hold."""
+    """The script SA_Score of rdkit's Contrib folder, which its wheels hold.
+
+    It unpickles a table that stands beside it in rdkit's own folder: what is installed can run
+    code as it is, and no other file is read.
+    """
     folder = Path(_import("rdkit.RDConfig").RDContribDir) / "SA_Score"
     spec = importlib.util.spec_from_file_location("sascorer", folder / "sascorer.py")
     if spec is None or spec.loader is None or not (folder / "sascorer.py").is_file():
