@@ -15,7 +15,7 @@ import numpy as np
 from ppgen.data.earth import EARTHQUAKES, earthquakes
 from ppgen.data.errors import DataError
 from ppgen.data.idx import read_idx
-from ppgen.data.molecules import MOLECULES
+from ppgen.data.molecule_strings import MOLECULES
 from ppgen.data.numpy_files import read_npz
 
 DIGITS = Path(__file__).parent / "files" / "digits.npz"

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ppgen.data import DataError, molecules, molsets
-from ppgen.data.molecules import MOLECULES, PROPERTIES, Vocabulary, split_tokens
+from ppgen.data.molecule_strings import MOLECULES, PROPERTIES, Vocabulary, split_tokens
 
 
 @pytest.mark.parametrize("notation", ["smiles", "selfies"])
