@@ -13,6 +13,10 @@ from ppgen.data.grammar import small_english as small_english
 from ppgen.data.inspection import Inspection as Inspection
 from ppgen.data.inspection import check as check
 from ppgen.data.loading import load as load
+from ppgen.data.molecule_strings import Molecules as Molecules
+from ppgen.data.molecule_strings import Vocabulary as Vocabulary
+from ppgen.data.molecule_strings import molecules as molecules
+from ppgen.data.molecule_strings import molsets as molsets
 from ppgen.data.sources import Available as Available
 from ppgen.data.sources import list_available as list_available
 from ppgen.data.tables import Table as Table

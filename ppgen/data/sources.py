@@ -15,6 +15,7 @@ import numpy as np
 from ppgen.data.earth import EARTHQUAKES, earthquakes
 from ppgen.data.errors import DataError
 from ppgen.data.idx import read_idx
+from ppgen.data.molecule_strings import MOLECULES
 from ppgen.data.numpy_files import read_npz
 
 DIGITS = Path(__file__).parent / "files" / "digits.npz"
@@ -130,6 +131,15 @@ def list_available(folder: str | Path | None = None) -> list[Available]:
             "public domain (see LICENCES.md beside it)",
             (str(EARTHQUAKES),),
             str(EARTHQUAKES) if EARTHQUAKES.is_file() else None,
+        )
+    )
+    found.append(
+        Available(
+            "molecules",
+            "15,000 molecules of MOSES with properties; ppgen.data.molecules reads them",
+            "MIT (see LICENCES.md beside it)",
+            (str(MOLECULES),),
+            str(MOLECULES) if MOLECULES.is_file() else None,
         )
     )
     return found

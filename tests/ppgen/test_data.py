@@ -256,9 +256,10 @@ def test_unknown_checksums_are_said_and_another_sets_files_refused(
 
 
 def test_the_list_tells_what_ships_and_the_licences():
-    digits, mnist, fashion, earthquakes = list_available()
+    digits, mnist, fashion, earthquakes, molecules = list_available()
     assert digits.found
     assert earthquakes.found
+    assert molecules.found
     assert "CC BY 4.0" in digits.licence
     assert "3.0" in mnist.licence
     assert "/usr/share/datasets/fashion-mnist" in fashion.looked_for
