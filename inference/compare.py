@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -21,17 +21,17 @@ from ppgen.inference.comparison.consequences import (
 from ppgen.inference.comparison.joint import Joint, joint
 from ppgen.inference.comparison.plain import plain
 from ppgen.inference.comparison.repairs import (
+    NON_CENTRED,
     Judge,
     Repair,
-    Reparametrisation,
     by_weights,
     judged,
     refits,
-    restricted,
 )
 from ppgen.inference.comparison.trust import Trust, optimiser_trust, reference_trust
 from ppgen.inference.declared import story_name
 from ppgen.inference.fit import fit
+from ppgen.inference.hierarchies import hierarchies
 from ppgen.inference.point import as_program
 from ppgen.inference.verdict import (
     THRESHOLDS,
@@ -147,7 +147,6 @@ def compare(
     reference: str,
     quantities: Mapping[str, Quantity] | None = None,
     repair: bool = False,
-    reparametrise: Reparametrisation | None = None,
     seed: int | None = 0,
     **kwargs: Any,
 ) -> Comparison:
@@ -160,10 +159,9 @@ def compare(
         reference: the label of the engine to trust, usually a Markov chain's.
         quantities: name -> a function from sites ``(draws, *shape)`` to one value a draw, whose
             posterior is compared too.
-        repair: fit richer approximations where one does not pass, until one does. Resampling by
-            importance weights, which costs nothing, is tried always.
-        reparametrise: proposes other coordinates for a reference that has not converged and,
-            with `repair`, for approximations that do not pass.
+        repair: fit richer approximations where one does not pass, until one does, and write
+            hierarchies non-centred where nothing else helps, or where the reference has not
+            converged. Resampling by importance weights, which costs nothing, is tried always.
         seed: of each run.
         kwargs: the story's keyword arguments.
 
@@ -176,30 +174,25 @@ def compare(
     if reference not in using:
         raise ValueError(f"reference={reference!r} is not among the methods {list(using)}")
     _refuse_trainable(model, args, kwargs)
-    other = reparametrise(model, *args, **kwargs) if reparametrise is not None else None
     posteriors = {}
 
-    def fitted(engine: Engine, story: Story = model) -> Posterior:
-        return fit(story, *args, using=engine, seed=seed, **kwargs)
+    def fitted(engine: Engine, *, reparametrise: Literal["auto"] | bool = False) -> Posterior:
+        return fit(model, *args, using=engine, seed=seed, reparametrise=reparametrise, **kwargs)
 
     with interruptible() as interrupt:
         for label, engine in using.items():
-            posteriors[label] = fitted(engine)
+            again = "auto" if repair and label == reference else False
+            posteriors[label] = fitted(engine, reparametrise=again)
             if interrupt:
                 break
     if reference not in posteriors:
         raise KeyboardInterrupt("the comparison was stopped before its reference was fitted")
-    if other is not None and not posteriors[reference].converged:
-        posteriors = _with_other_reference(posteriors, reference, using[reference], other, fitted)
+    program = as_program(model, args, kwargs)
     with torch.random.fork_rng(enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
         found = comparison(
-            posteriors,
-            reference,
-            story_name(model),
-            program=as_program(model, args, kwargs),
-            quantities=quantities,
+            posteriors, reference, story_name(model), program=program, quantities=quantities
         )
     if not (repair and found.trust.ok):
         return found
@@ -211,9 +204,9 @@ def compare(
             continue
         engine, posterior, rows = using[label], posteriors[label], found.marginals[label]
         tried += tuple(refits(engine, posterior, rows, judge, fitted))
-        if other is not None and not any(t.remedy for t in tried):
-            better = restricted(fitted(engine, other[0]), tuple(posterior.draws))
-            tried += (judged(other[1], better, posterior, rows, judge, better.cost.seconds),)
+        if not any(t.remedy for t in tried) and hierarchies(program):
+            better = fitted(engine, reparametrise=True)
+            tried += (judged(NON_CENTRED, better, posterior, rows, judge, better.cost.seconds),)
         attempts[label] = tried
     return dataclasses.replace(
         found, repairs=attempts, verdicts=_with_remedies(found.verdicts, attempts)
@@ -280,22 +273,6 @@ def _judge(truth: Posterior, program: Program | None, quantities: Mapping[str, Q
         return rows, verdict(posterior, rows, joint(posterior, truth, program), own)
 
     return judge
-
-
-def _with_other_reference(
-    posteriors: dict[str, Posterior],
-    reference: str,
-    engine: Engine,
-    other: tuple[Story, str],
-    fitted: Any,
-) -> dict[str, Posterior]:
-    """The reference drawn in the proposed coordinates instead, in which it may converge."""
-    story, description = other
-    sites = tuple(posteriors[reference].draws)
-    better = restricted(fitted(engine, story), sites)
-    note = f"reparametrised: {description}"
-    better = dataclasses.replace(better, messages=(*better.messages, note))
-    return {**posteriors, reference: better}
 
 
 def _with_remedies(

@@ -64,7 +64,7 @@ def log_likelihood(
             story.train(training)
 
 
-def _dispatch(story: object, data: Tensor, samples: int, options: dict[str, Any]) -> Likelihood:
+def _dispatch(story: Any, data: Tensor, samples: int, options: dict[str, Any]) -> Likelihood:
     if "annealing" in options:
         from ppgen.inference.decoder_likelihood import annealed_likelihood
 

@@ -114,7 +114,7 @@ class Reparametrisation:
         for name in self.program.sites:
             if name in self.supports:
                 value = biject_to(self.supports[name]).inv(posterior[name])
-                parts.append(value.flatten(2))
+                parts.append(value.reshape(*value.shape[:2], -1))  # a scalar too
             elif inner is not None:
                 parts.append(inner[..., starts[name]])
         return torch.cat(parts, -1)

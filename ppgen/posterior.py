@@ -135,6 +135,20 @@ class Posterior:
     def __contains__(self, name: str) -> bool:
         return name in self.draws
 
+    def only(self, *names: str) -> Posterior:
+        """The draws of these sites alone: of two parameterisations, what both have.
+
+        What is left has no unconstrained vector of its own.
+
+        Raises:
+            KeyError: for a site that is not there.
+        """
+        kept = {name: self[name] for name in names}
+        fixed = tuple(name for name in self.deterministic if name in kept)
+        return dataclasses.replace(
+            self, draws=kept, deterministic=fixed, unconstrained=None, guide_log_prob=None
+        )
+
     @property
     def chains(self) -> int:
         return next(iter(self.draws.values())).shape[0]

@@ -19,17 +19,13 @@ from ppgen.inference.verdict import Marginal, Verdict
 from ppgen.inference.vi import VI
 from ppgen.inference.vi_guides import describe
 from ppgen.posterior import Posterior
-from ppgen.types import Engine, Story
+from ppgen.types import Engine
 
 BY_WEIGHTS = "resampled by its weights"
+NON_CENTRED = "the hierarchy written non-centred"
 
 Judge = Callable[[Posterior], tuple[tuple[Marginal, ...], Verdict]]
 """The margins of a posterior against the reference, and what follows."""
-
-Reparametrisation = Callable[..., tuple[Story, str] | None]
-"""From a story and its arguments to the same posterior in other coordinates, and in words what
-was changed; None where there is nothing to change. The sites of the first story have to be sites,
-or deterministic sites, of the second."""
 
 
 @dataclass(frozen=True)
@@ -155,25 +151,6 @@ def _vi(engine: Engine, guide: Any) -> VI:
     """VI with another guide and that guide's own learning rate."""
     base = engine if isinstance(engine, VI) else VI()
     return dataclasses.replace(base, guide=guide, learning_rate=None)
-
-
-def restricted(posterior: Posterior, sites: tuple[str, ...]) -> Posterior:
-    """The posterior of those sites alone: of another parameterisation, what both have.
-
-    Raises:
-        ValueError: where one of the sites is missing.
-    """
-    missing = [name for name in sites if name not in posterior.draws]
-    if missing:
-        raise ValueError(
-            f"the reparametrised story has no site {missing[0]!r}; it has {list(posterior.draws)}"
-        )
-    kept = {name: posterior.draws[name] for name in sites}
-    fixed = tuple(name for name in posterior.deterministic if name in kept)
-    # what is left has no flat vector of its own
-    return dataclasses.replace(
-        posterior, draws=kept, deterministic=fixed, unconstrained=None, guide_log_prob=None
-    )
 
 
 def _worst(rows: tuple[Marginal, ...]) -> float:

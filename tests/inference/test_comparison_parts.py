@@ -2,7 +2,7 @@
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyro
@@ -16,8 +16,9 @@ from ppgen.inference.compare import comparison
 from ppgen.inference.comparison.consequences import consequences, of_quantities
 from ppgen.inference.comparison.cost import cost
 from ppgen.inference.comparison.plain import plain
-from ppgen.inference.comparison.repairs import ladder, restricted
+from ppgen.inference.comparison.repairs import NON_CENTRED, ladder
 from ppgen.inference.comparison.trust import optimiser_trust, reference_trust
+from ppgen.inference.point import as_program
 from ppgen.inference.verdict import marginals
 from ppgen.models import NormalNormal
 from ppgen.posterior import Cost, Posterior
@@ -180,41 +181,34 @@ def model(y):
     pyro.sample("y", dist.Normal(mu, 1e3), obs=y)
 
 
-def test_a_reparametrisation_replaces_a_reference_that_has_not_converged():
+def test_a_hierarchy_is_written_non_centred_where_the_reference_does_not_converge():
+    # The planted engine fails on the story as written, and draws exactly from the other one,
+    # which has no likelihood: so mu, log tau and (x - mu) / tau are independent.
+    def funnel(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        tau = pyro.sample("tau", dist.LogNormal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(mu, tau))
+        pyro.sample("y", dist.Normal(0.0, 1.0), obs=y)
+
     @dataclass(frozen=True)
     class Stuck(Planted):
         def run(self, story, *args):
-            found = Planted(1.0, converged=story is not model).run(story)
-            extra = {**found.draws, "eta": found["mu"]}
-            return Posterior(extra, "Stuck", "chains", converged=found.converged)
+            program = as_program(story, args, {})
+            z = torch.randn(8, 1000, 3)
+            found = Posterior.from_program(program, z, engine="Stuck", kind="chains")
+            return replace(found, converged="x_decentred" in found)
 
-    def proposal(story, y):
-        return (lambda y: None), "mu is eta"
-
-    using = {"HMC": Stuck(1.0), "other": Stuck(1.0)}
-    zero = torch.zeros(1)
-    plain_run = ppgen.compare(model, zero, using=using, reference="HMC")
-    assert plain_run.verdicts["other"].level == "unknown"
-    found = ppgen.compare(
-        model, zero, using=using, reference="HMC", reparametrise=proposal, repair=True
+    using, y = {"HMC": Stuck(1.0), "other": Stuck(1.0)}, torch.tensor(0.0)
+    assert ppgen.compare(funnel, y, using=using, reference="HMC").verdicts["other"].level == (
+        "unknown"
     )
+    found = ppgen.compare(funnel, y, using=using, reference="HMC", repair=True)
     assert found["HMC"].converged
-    assert "reparametrised: mu is eta" in found["HMC"].messages
-    assert found.repairs["other"][-1].how == "mu is eta"
+    assert list(found["HMC"].draws) == ["mu", "tau", "x"]
+    spread = (found["HMC"]["x"] - found["HMC"]["mu"]) / found["HMC"]["tau"]
+    assert abs(spread.std() - 1) < 4.3 / 16_000**0.5
+    assert found.repairs["other"][-1].how == NON_CENTRED
     assert found.repairs["other"][-1].verdict.level == "pass"
-    assert "mu is eta repairs it" in found.verdicts["other"].remedy
-
-
-def test_a_restricted_posterior_keeps_what_both_have():
-    z = torch.randn(2, 50, 2)
-    whole = Posterior({"a": z[..., 0], "e": z[..., 1], "b": z.sum(-1)}, "test", "chains",
-                      unconstrained=z, deterministic=("b",))  # fmt: skip
-    kept = restricted(whole, ("a", "b"))
-    assert list(kept.draws) == ["a", "b"]
-    assert kept.deterministic == ("b",)
-    assert kept.unconstrained is None
-    with pytest.raises(ValueError, match="no site 'c'; it has"):
-        restricted(whole, ("a", "c"))
 
 
 # -- cost and JSON ---------------------------------------------------------------------------

@@ -204,3 +204,14 @@ def test_predictions_below_a_deterministic_site_in_a_plate_have_the_shape_of_the
     draws = {"mu": torch.zeros(1, 5), "eta": torch.zeros(1, 5, 3)}
     found = Posterior(draws, "test", "independent").predict(story, torch.zeros(3))
     assert found["theta"].shape == found["y"].shape == (5, 3)
+
+
+def test_some_sites_alone_keep_their_diagnosis_and_lose_the_flat_vector():
+    _, posterior = of_chains()
+    kept = posterior.only("mu", "twice")
+    assert list(kept.draws) == ["mu", "twice"]
+    assert kept.deterministic == ("twice",)
+    assert kept.unconstrained is None
+    assert kept.summary()["mu"].mean == posterior.summary()["mu"].mean
+    with pytest.raises(KeyError, match="no site 'tau'"):
+        posterior.only("tau")
