@@ -8,11 +8,9 @@
 # this page measures each, because the size of the gain is the point.
 
 # %%
-import dataclasses
 import os
 
 import torch
-from torch import nn
 
 import ppgen
 from ppgen import data, plots
@@ -21,12 +19,11 @@ from ppgen.inference.compare import comparison
 from ppgen.models import VAE, eight_schools, eight_schools_centred
 from ppgen.models.banana import banana
 from ppgen.models.eight_schools import data as schools
-from ppgen.networks.posteriors import DiagonalNormal
+from ppgen.networks.flow_posterior import FlowPosterior
 from ppgen.plots import canvas, label
 from ppgen.progress import quiet
 from ppgen.transforms.planar import Planar
-from ppgen.transforms.pushforward import Pushforward
-from ppgen.transforms.vector import ConditionedTransform, VectorChain
+from ppgen.transforms.vector import VectorChain
 
 FAST = os.environ.get("PPGEN_FAST") == "1"
 torch.set_num_threads(1)
@@ -88,8 +85,7 @@ figure
 # %%
 with quiet():
     reference = ppgen.fit(eight_schools, **schools(), using=hmc, seed=0)
-    kept = {name: reference[name] for name in ("mu", "tau", "theta")}
-    posteriors = {"HMC": dataclasses.replace(reference, draws=kept, deterministic=())}
+    posteriors = {"HMC": reference.only("mu", "tau", "theta")}
     for name, engine in guides.items():
         posteriors[name] = ppgen.fit(eight_schools_centred, **schools(), using=engine, seed=0)
 funnel = comparison(posteriors, "HMC", "eight schools, centred")
@@ -126,22 +122,9 @@ plots.pair(samples, ["effect of school 1 (points)", "log tau"], reference="HMC")
 
 
 # %%
-class PlanarPosterior(nn.Module):
-    """A diagonal normal, then planar layers; all parameters from the encoder's features."""
-
-    def __init__(self, features, latent, layers=8):
-        super().__init__()
-        self.features = features
-        self.start = DiagonalNormal(features, latent)
-        self.layers = VectorChain([Planar(latent) for _ in range(layers)])
-        self.head = nn.Linear(features, self.layers.parameters)
-        with torch.no_grad():  # starts near the identity
-            self.head.weight.mul_(0.1)
-            self.head.bias.copy_(self.layers.initial())
-
-    def forward(self, features):
-        transform = ConditionedTransform(self.layers, self.head(features))
-        return Pushforward(self.start(features), [transform])
+def planar(latent):
+    """A diagonal normal, then eight planar layers; all parameters from the encoder's features."""
+    return FlowPosterior(100, latent, VectorChain([Planar(latent) for _ in range(8)]))
 
 
 train, test = data.load("digits").x, data.load("digits", "test").x
@@ -154,7 +137,7 @@ for latent in (2,) if FAST else (2, 6):
             64,
             latent,
             hidden=(100,),
-            posterior=PlanarPosterior(100, latent) if kind == "flow" else None,
+            posterior=planar(latent) if kind == "flow" else None,
         )
         with quiet():
             ppgen.train(vae, train, epochs=epochs, batch_size=100, learning_rate=2e-3)

@@ -8,7 +8,6 @@
 # apart.
 
 # %%
-import dataclasses
 import os
 
 import pyro
@@ -110,9 +109,9 @@ print(cases["right"])
 
 # %%
 print(cases["repairable"].verdicts["mean-field"])
-repair = cases["repairable"].repairs["mean-field"]
+repair = cases["repairable"].repairs["mean-field"][0]
 print(f"resampled by its weights: {repair}")
-print(cases["wrong"].repairs["mean-field"])
+print(cases["wrong"].repairs["mean-field"][0])
 
 # %% [markdown]
 # Read aloud: "means right, intervals a little too narrow. But k-hat, the tail of the importance
@@ -137,15 +136,14 @@ print("full-rank: ", cases["wrong"].verdicts["full-rank"])
 # %%
 with quiet():
     reference = ppgen.fit(eight_schools, **schools(), using=hmc)
-    kept = {name: reference[name] for name in ("mu", "tau", "theta")}
-    posteriors = {"HMC": dataclasses.replace(reference, draws=kept, deterministic=())}
+    posteriors = {"HMC": reference.only("mu", "tau", "theta")}
     for name, guide in {"mean-field": None, "full-rank": full_rank_guide()}.items():
         using = VI(guide=guide)
         posteriors[name] = ppgen.fit(eight_schools_centred, **schools(), using=using)
 funnel = comparison(posteriors, "HMC", "eight schools, centred")
 for name in ("mean-field", "full-rank"):
     print(f"{name}: {funnel.verdicts[name]}")
-    print(f"  resampled by its weights: {funnel.repairs[name]}")
+    print(f"  resampled by its weights: {funnel.repairs[name][0]}")
 
 samples = {
     name: torch.stack([p["theta"][..., 0].flatten(), p["tau"].flatten().log()], -1)
@@ -223,7 +221,7 @@ assert levels["repairable"] in ("warn", "fail")
 assert repair.verdict.level in ("pass", "warn")
 assert min(row.ratio for row in repair.marginals) > 0.92
 assert levels["wrong"] == "fail"
-assert not cases["wrong"].repairs["mean-field"].marginals  # refused
+assert not cases["wrong"].repairs["mean-field"][0].marginals  # refused
 assert cases["wrong"].verdicts["full-rank"].level in ("pass", "warn")
 for name in origins:
     assert abs(found[name][1] - predicted[name][1]) < 0.05

@@ -20,7 +20,7 @@ def interpolations(
     """Decoded ways between codes, one a row.
 
     Args:
-        x: images, (rows, steps, *).
+        x: images, ``(rows, steps, *)``.
         shape: (height, width) or (height, width, 3).
         title: heading.
         path: which way, for the subtitle.
@@ -41,7 +41,7 @@ def traversals(
     """Decoded codes with one dimension changed, a row for each.
 
     Args:
-        x: images, (dimensions, values, *).
+        x: images, ``(dimensions, values, *)``.
         shape: (height, width) or (height, width, 3).
         values: that the dimension is set to.
         dimensions: their numbers.
@@ -64,7 +64,7 @@ def attribute(
     """Decoded codes with more and more of an attribute, one example a row.
 
     Args:
-        x: images, (examples, strengths, *).
+        x: images, ``(examples, strengths, *)``.
         shape: (height, width) or (height, width, 3).
         strengths: of the shift; 1 takes one class's mean to the other's.
         name: of the attribute.
@@ -82,8 +82,8 @@ def neighbours(
     """Examples, and those whose codes are nearest, nearest first.
 
     Args:
-        queries: images, (n, *).
-        found: images, (n, count, *).
+        queries: images, ``(n, *)``.
+        found: images, ``(n, count, *)``.
         shape: (height, width) or (height, width, 3).
         title: heading.
     """
@@ -98,7 +98,7 @@ def manifold(x: Any, shape: tuple[int, ...], title: str = "Latent manifold") -> 
     """The whole latent plane, decoded at cells of equal prior mass.
 
     Args:
-        x: images, (side * side, *), in the order of :func:`ppgen.latent.manifold`.
+        x: images, ``(side * side, *)``, in the order of :func:`ppgen.latent.manifold`.
         shape: (height, width) or (height, width, 3).
         title: heading.
     """
