@@ -13,10 +13,10 @@ READY := $(VENV)/.ppgen-ready
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test full lint types layers tutorials docs wheel constraints setup clean distclean
+.PHONY: help demo test full lint types layers tutorials docs mnist-rbm wheel constraints setup clean distclean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' Makefile
 	@echo
 	@echo "Options: PYTHON=python3.12   TORCH='torch==2.13.0'   PIP_ARGS='--index-url ...'"
 	@echo "         VENV=.venv   ARGS='passed on to pytest or to the demo'"
@@ -52,6 +52,11 @@ docs: $(READY)  ## the site, into docs/_build/html, after a run of the code on i
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "" -q tests/test_docs.py
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 	@echo "docs: docs/_build/html/index.html"
+
+mnist-rbm: $(READY)  ## train the RBM of pretrained/ anew: make mnist-rbm ARGS='--folder DIR' (an hour)
+	$(BIN)/ppgen train rbm --data mnist --hidden 500 --persistent --gibbs-steps 5 --decay \
+	  --averaging 0.9995 --epochs 250 --out runs/rbm-mnist-500 $(ARGS)
+	$(BIN)/ppgen evaluate runs/rbm-mnist-500 --chains 200 --temperatures 15000
 
 wheel: $(READY)  ## build wheel and sdist into dist/, install the wheel elsewhere and try it
 	$(BIN)/python scripts/check_wheel.py --out dist --install

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping
+from dataclasses import is_dataclass
 from functools import partial
 from typing import Any
 
@@ -133,6 +134,8 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
             plain[name] = value
         elif isinstance(value, (tuple, list)) and all(isinstance(v, (int, float)) for v in value):
             plain[name] = list(value)
+        elif is_dataclass(value) and not isinstance(value, type):  # as a sampler inside a loss
+            plain[name] = describe(value)
     return plain
 
 

@@ -165,7 +165,10 @@ def story_tensors(story: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def load_story_tensors(story: nn.Module, values: Mapping[str, Tensor]) -> None:
-    """Copy `values` into the story, in place; names, shapes and dtypes must be its own."""
+    """Copy `values` into the story, in place; names, shapes and dtypes must be its own.
+
+    Half precision, in which trained weights are shipped, is widened.
+    """
     state = story_tensors(story)
     if state.keys() != values.keys():
         odd = sorted(state.keys() ^ values.keys())
@@ -175,7 +178,7 @@ def load_story_tensors(story: nn.Module, values: Mapping[str, Tensor]) -> None:
         )
     for name, tensor in state.items():
         value = values[name]
-        if tensor.shape != value.shape or tensor.dtype != value.dtype:
+        if tensor.shape != value.shape or value.dtype not in (tensor.dtype, torch.float16):
             raise CheckpointError(
                 f"{name}: the checkpoint holds {tuple(value.shape)} {value.dtype}, this "
                 f"{type(story).__name__} {tuple(tensor.shape)} {tensor.dtype}"
