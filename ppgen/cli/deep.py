@@ -19,6 +19,7 @@ from ppgen.cli.runs import (
     read_metrics,
     read_settings,
     restored,
+    something_to_start_from,
     write_page,
 )
 from ppgen.cli.sentences import is_text, scores, show_samples, tokenizer_of
@@ -226,7 +227,7 @@ def sample(
     if count < 1:
         raise ValueError(f"--count must be at least 1, got {count}")
     with common.active():
-        examples = load_data(settings, "train")
+        examples = something_to_start_from(settings, run)
         story = restored(settings, examples, run).to(common.device)
         x = draw_examples(story, examples, count, gibbs_steps, common.seed)
         if is_text(settings):

@@ -45,6 +45,22 @@ def load_data(settings: dict[str, Any], split: Literal["train", "test"]) -> Data
     )
 
 
+def something_to_start_from(settings: dict[str, Any], run: Path) -> Dataset:
+    """The training data; where they are not here, the examples that shipped weights bring along."""
+    from ppgen import checkpoint
+    from ppgen.data import DataError, Dataset
+
+    try:
+        return load_data(settings, "train")
+    except DataError:
+        x = checkpoint.load(run / "ckpt")[0].get("examples")
+        if x is None:
+            raise
+        side = round(x.shape[1] ** 0.5)
+        shape = (side, side) if side**2 == x.shape[1] else None
+        return Dataset(x.float(), name=settings["data"], image_shape=shape)
+
+
 def restored(settings: dict[str, Any], examples: Dataset, run: Path) -> nn.Module:
     """The story as the run left it."""
     from ppgen.inference.train import restore_story
