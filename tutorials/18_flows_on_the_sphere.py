@@ -55,7 +55,7 @@ def draw(layers, count):
     x = SphereUniform(2).sample((count,))
     log_q = SphereUniform(2).log_prob(x)
     for layer in layers:
-        x, log_det = layer.to_data(x)
+        x, log_det = layer.forward_with_log_det(x)
         log_q = log_q - log_det
     return x, log_q
 
@@ -294,8 +294,8 @@ for name, (value, error, effective) in results.items():
     print(f"{name:<26} KL {value:.3f} +- {error:.3f}   ESS {effective:.0%}   {published[name]}")
 start = SphereUniform(2).sample((200,))
 with torch.no_grad():
-    end, log_det = walks[0].to_data(start)
-    again, back_det = walks[0].to_base(end)
+    end, log_det = walks[0].forward_with_log_det(start)
+    again, back_det = walks[0].inverse_with_log_det(end)
 round_trip = float((again - start).abs().max())
 cancels = float((log_det + back_det).abs().max())
 print(f"round trip {round_trip:.0e}, log-dets cancel to {cancels:.0e}")
