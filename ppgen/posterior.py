@@ -274,7 +274,9 @@ class Posterior:
             kwargs: its keyword arguments.
 
         Returns:
-            Observed, deterministic and summed-out sites, ``(draws, *shape)`` each.
+            Observed, deterministic and summed-out sites, ``(draws, *shape)`` each. The summed-out
+            ones are drawn given the continuous latents alone, as new data have them: that is not
+            their posterior given the data that were fitted (``pyro.infer.infer_discrete`` is).
 
         Raises:
             ValueError: where `story` has none of the posterior's sites.
