@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor, nn
-from torch.distributions import constraints
 
-from ppgen.transforms.bijection import Bijection
+from ppgen.transforms.bijection import Bijection, per_channel
 
 _NARROWEST = 1e-6  # the least scale: a channel that is constant has none
 
@@ -39,11 +38,7 @@ class ActNorm(Bijection, TransformModule):
 
     def __init__(self, channels: int, *, event_dim: int = 1) -> None:
         super().__init__()
-        if channels < 1 or event_dim < 1:
-            raise ValueError(
-                f"channels and event_dim must be at least 1, got {channels} and {event_dim}"
-            )
-        self.domain = self.codomain = constraints.independent(constraints.real, event_dim)
+        self.domain = self.codomain = per_channel(channels, event_dim)
         self.spread = (channels, *[1] * (event_dim - 1))  # against the axes after the channels
         self.loc = nn.Parameter(torch.zeros(channels))
         self.log_scale = nn.Parameter(torch.zeros(channels))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
 from torch import Tensor
+from torch.distributions import constraints
 from torch.distributions.transforms import Transform
 
 
@@ -38,3 +39,16 @@ class Bijection(Transform):
 
     def _inverse(self, y: Tensor) -> Tensor:
         return self.inverse_with_log_det(y)[0]
+
+
+def per_channel(channels: int, event_dim: int) -> Any:
+    """The constraint of real vectors ``(*, C)`` or images ``(*, C, H, W)``.
+
+    Raises:
+        ValueError: for fewer than one channel or event dimension.
+    """
+    if channels < 1 or event_dim < 1:
+        raise ValueError(
+            f"channels and event_dim must be at least 1, got {channels} and {event_dim}"
+        )
+    return constraints.independent(constraints.real, event_dim)

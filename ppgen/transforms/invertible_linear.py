@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor, nn
-from torch.distributions import constraints
 
-from ppgen.transforms.bijection import Bijection
+from ppgen.transforms.bijection import Bijection, per_channel
 
 
 class InvertibleLinear(Bijection, TransformModule):
@@ -38,11 +37,7 @@ class InvertibleLinear(Bijection, TransformModule):
 
     def __init__(self, channels: int, *, event_dim: int = 1) -> None:
         super().__init__()
-        if channels < 1 or event_dim < 1:
-            raise ValueError(
-                f"channels and event_dim must be at least 1, got {channels} and {event_dim}"
-            )
-        self.domain = self.codomain = constraints.independent(constraints.real, event_dim)
+        self.domain = self.codomain = per_channel(channels, event_dim)
         rotation = torch.linalg.qr(torch.randn(channels, channels)).Q
         P, L, U = torch.linalg.lu(rotation)
         self.register_buffer("order", P.argmax(1))  # row i of P L is row order[i] of L
