@@ -53,7 +53,7 @@ def interval(draws, mass=0.9):
 
 
 # %% [markdown]
-# # 1. A hierarchy: eighteen batters
+# ## 1. A hierarchy: eighteen batters
 #
 # **Question.** In 1970 eighteen major-league batters had each been at bat 45 times (Efron and
 # Morris, 1975). The best had hit 18 times, the worst 7. What will each of them do in the rest of
@@ -142,7 +142,7 @@ figure
 # (crosses) hardly follows them; the story's estimates (blue) are pulled towards the mean, and the
 # bars cover nearly all crosses.* Four fifths of what looked like talent was luck.
 #
-# # 2. A mixture: the young in a catch
+# ## 2. A mixture: the young in a catch
 #
 # **Question.** Sixty fish, measured in cm, of two year classes. What share of them is young?
 # The process is stated, so that the answer can be checked: with probability 0.35 a fish is young,
@@ -228,7 +228,7 @@ figure
 # mean-field VI is too sure of it: share, start, gap and spreads move together, which independent
 # factors cannot say.*
 #
-# # 3. A time series: the Nile
+# ## 3. A time series: the Nile
 #
 # **Question.** The yearly flow of the Nile at Aswan, 1871 to 1970, in units of $10^8$ m³ (Cobb,
 # 1978). Was there a change, when, and by how much?

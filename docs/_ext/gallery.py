@@ -1,7 +1,7 @@
 """The directive ``gallery``: every tutorial with its picture, its title and its first sentence.
 
 The picture is the last one of the notebook, or the one whose cell carries the tag ``thumbnail``;
-the sentence is the first of the notebook's first cell that begins a paragraph.
+the sentence is the first of the notebook's first cell without a formula.
 """
 
 from __future__ import annotations
@@ -54,10 +54,12 @@ def introduction(notebook: Any) -> tuple[str, str]:
     """Title and first sentence of a notebook, as plain text."""
     source = next(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     heading, _, rest = source.partition("\n")
-    paragraph = re.sub(r"\s+", " ", rest.strip().split("\n\n")[0])
-    plain = re.sub(r"\*\*Result first\.\*\*|[*`$\\]", "", paragraph).strip()
-    sentence = re.match(r".*?[.!?](?=\s|$)", plain)
-    return heading.lstrip("# ").replace("`", ""), sentence[0] if sentence else plain
+    rest = re.sub(r":\n\n", ".\n\n", re.sub(r"\*\*Result first\.\*\*|^\|.*$", "", rest, flags=re.M))
+    text = re.sub(r"\s+", " ", rest)
+    sentences = re.findall(r"[^.!?]*(?:[.!?](?!\s|$)[^.!?]*)*[.!?](?=\s|$)", text)
+    # one with a formula in it would be unreadable as plain text
+    plain = next((s for s in sentences if "$" not in s and "#" not in s), "")
+    return heading.lstrip("# ").replace("`", ""), re.sub(r"[*`]", "", plain).strip()
 
 
 def thumbnail(notebook: Any) -> bytes | None:
