@@ -18,7 +18,36 @@ from ppgen.transforms.rational_quadratic import RationalQuadratic
 from ppgen.transforms.scalar import Affine, Chain
 
 
-class Flow(PyroModule):
+class DensityFlow(PyroModule):
+    """A base law pushed through invertible transforms, as a Pyro pair."""
+
+    transforms: nn.ModuleList  # base to data
+
+    def base_law(self) -> TorchDistribution:
+        """Where the transforms start."""
+        raise NotImplementedError
+
+    @pyro_method
+    def model(self, x: Tensor) -> None:
+        density = self.density()
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", density, obs=x)
+
+    @pyro_method
+    def guide(self, x: Tensor) -> None:
+        """Empty: nothing is latent, and the ELBO is the log-likelihood."""
+
+    def density(self) -> TorchDistribution:
+        """p(x), a distribution with samples and exact log probabilities."""
+        return Pushforward(self.base_law(), list(self.transforms))
+
+    @torch.no_grad()
+    def sample(self, count: int) -> Tensor:
+        """New examples, ``(count, *)``."""
+        return self.density().sample(torch.Size([count]))
+
+
+class Flow(DensityFlow):
     r"""Normalizing flow: a standard normal, pushed through invertible transforms.
 
     .. math:: \log p(x) = \log N(T^{-1}(x);\ 0, I) + \log |\det \partial T^{-1} / \partial x|
@@ -70,27 +99,10 @@ class Flow(PyroModule):
         self.transforms = nn.ModuleList(transforms)
         self.register_buffer("base", torch.zeros(dim))
 
-    @pyro_method
-    def model(self, x: Tensor) -> None:
-        density = self.density()
-        with pyro.plate("data", len(x)):
-            pyro.sample("x", density, obs=x)
-
-    @pyro_method
-    def guide(self, x: Tensor) -> None:
-        """Empty: nothing is latent, and the ELBO is the log-likelihood."""
-
-    def density(self) -> TorchDistribution:
-        """p(x), a distribution with samples and exact log probabilities."""
-        base = dist.Normal(self.base, torch.ones_like(self.base)).to_event(1)
-        return Pushforward(base, list(self.transforms))
+    def base_law(self) -> TorchDistribution:
+        return dist.Normal(self.base, torch.ones_like(self.base)).to_event(1)
 
     def log_prob(self, x: Tensor) -> Tensor:
         if x.shape[-1:] != (self.dim,):
             raise ValueError(f"this flow has {self.dim} coordinates; got data {tuple(x.shape)}")
         return self.density().log_prob(x)
-
-    @torch.no_grad()
-    def sample(self, count: int) -> Tensor:
-        """New examples, ``(count, D)``."""
-        return self.density().sample(torch.Size([count]))

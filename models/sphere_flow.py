@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import pyro
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.distributions.torch_transform import TransformModule
-from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 
 from ppgen.distributions.sphere import SphereUniform
+from ppgen.models.flow import DensityFlow
 from ppgen.transforms.circle import CircularSpline
-from ppgen.transforms.pushforward import Pushforward
 from ppgen.transforms.rational_quadratic import RationalQuadratic
 from ppgen.transforms.sphere import ExponentialMap, Recursive, Rotation
 from ppgen.transforms.stereographic import sphere
 
 
-class SphereFlow(PyroModule):
+class SphereFlow(DensityFlow):
     r"""Flow on :math:`S^n`: the uniform law, pushed through maps of the sphere.
 
     .. math:: \ln p(x) = -\ln |S^n| + \ln |\det \partial T^{-1} / \partial x|
@@ -71,20 +69,8 @@ class SphereFlow(PyroModule):
         self.transforms = nn.ModuleList(transforms)
         self.register_buffer("base", torch.zeros(dim + 1))
 
-    @pyro_method
-    def model(self, x: Tensor) -> None:
-        density = self.density()
-        with pyro.plate("data", len(x)):
-            pyro.sample("x", density, obs=x)
-
-    @pyro_method
-    def guide(self, x: Tensor) -> None:
-        """Empty: nothing is latent, and the ELBO is the log-likelihood."""
-
-    def density(self) -> TorchDistribution:
-        """p(x), a distribution with samples and exact log probabilities."""
-        base = SphereUniform(self.dim, dtype=self.base.dtype, device=self.base.device)
-        return Pushforward(base, list(self.transforms))
+    def base_law(self) -> TorchDistribution:
+        return SphereUniform(self.dim, dtype=self.base.dtype, device=self.base.device)
 
     def log_prob(self, x: Tensor) -> Tensor:
         if x.shape[-1:] != (self.dim + 1,):
@@ -101,11 +87,6 @@ class SphereFlow(PyroModule):
                 "divide each row by its norm"
             )
         return self.density().log_prob(x)
-
-    @torch.no_grad()
-    def sample(self, count: int) -> Tensor:
-        """New examples, ``(count, n + 1)``."""
-        return self.density().sample(torch.Size([count]))
 
 
 def _recursive(layers: int, hidden: Sequence[int], bins: int, waves: int) -> list[TransformModule]:

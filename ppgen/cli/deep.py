@@ -11,6 +11,7 @@ from cyclopts import Parameter
 from ppgen.cli.exits import DONE, INTERRUPTED, NOT_PASSED
 from ppgen.cli.options import Common, note
 from ppgen.cli.runs import (
+    default_place,
     draw_examples,
     held_out_likelihood,
     latent_sentence,
@@ -20,6 +21,7 @@ from ppgen.cli.runs import (
     read_settings,
     restored,
     something_to_start_from,
+    write_images,
     write_page,
 )
 from ppgen.cli.sentences import is_text, scores, show_samples, tokenizer_of
@@ -220,8 +222,6 @@ def sample(
         out: a .png or .npy file; samples.png in the run folder when not given. Sentences are
             printed, or written to a .txt file.
     """
-    import numpy as np
-
     common = common or Common()
     settings = read_settings(run)
     if count < 1:
@@ -233,13 +233,8 @@ def sample(
         if is_text(settings):
             show_samples(x, settings, out, common)
             return DONE
-        path = out or run / ("samples.png" if examples.image_shape else "samples.npy")
-        if path.suffix == ".npy":
-            np.save(path, x)
-        elif examples.image_shape is None:
-            raise ValueError("the data are no images: name a .npy file with --out")
-        else:
-            picture(x, examples, settings["model"]).savefig(path, dpi=110)
+        path = out or default_place(run, "samples", examples)
+        write_images(path, x, examples, lambda _: picture(x, examples, settings["model"]))
     common.print(f"{count} samples: {path}", {"samples": count, "path": str(path)})
     return DONE
 

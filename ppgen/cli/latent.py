@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from ppgen.cli.exits import DONE
 from ppgen.cli.options import Common
-from ppgen.cli.runs import load_data, read_settings, restored
+from ppgen.cli.runs import default_place, load_data, read_settings, restored, write_images
 from ppgen.cli.sentences import is_text, show_interpolations, show_reconstructions
 
 if TYPE_CHECKING:
@@ -61,8 +61,10 @@ def interpolate(
         ends = latent.codes(story, x)
         between = story.decode(way(ends[:pairs], ends[pairs:], steps)).mean.transpose(0, 1)
         found = between.detach().cpu().numpy()
-        place = out or _default(run, "interpolations", examples)
-        _write(place, found, examples, lambda shape: plots.interpolations(found, shape, path=path))
+        place = out or default_place(run, "interpolations", examples)
+        write_images(
+            place, found, examples, lambda shape: plots.interpolations(found, shape, path=path)
+        )
     common.print(
         f"{pairs} {path} interpolations of {steps} steps: {place}",
         {"pairs": pairs, "steps": steps, "way": path, "path": str(place)},
@@ -104,8 +106,10 @@ def reconstruct(
             return DONE
         found = latent.reconstruct(story, x).cpu().numpy()
         data = x.cpu().numpy()
-        place = out or _default(run, "reconstructions", examples)
-        _write(place, found, examples, lambda shape: plots.reconstructions(data, found, shape))
+        place = out or default_place(run, "reconstructions", examples)
+        write_images(
+            place, found, examples, lambda shape: plots.reconstructions(data, found, shape)
+        )
     # probabilities of pixels, or grey levels: how far they are from the data in the mean
     error = float(abs(data - found).mean())
     common.print(
@@ -127,11 +131,12 @@ def _opened(
 
     from ppgen.types import Autoencoder
 
-    examples = load_data(settings, split)
+    trained_on = load_data(settings, "train")
+    examples = trained_on if split == "train" else load_data(settings, split)
     if count > len(examples):
         raise ValueError(f"{examples.describe()}: {count} examples were asked for")
     # the layers are built for the data that they were trained on
-    story = restored(settings, load_data(settings, "train"), run).to(common.device)
+    story = restored(settings, trained_on, run).to(common.device)
     like = next(story.parameters())
     if not isinstance(story, Autoencoder):
         raise ValueError(
@@ -140,19 +145,3 @@ def _opened(
         )
     rows = torch.randperm(len(examples), generator=torch.Generator().manual_seed(common.seed))
     return story, examples, examples.x[rows[:count]].to(like)
-
-
-def _default(run: Path, name: str, examples: Dataset) -> Path:
-    return run / f"{name}{'.png' if examples.image_shape else '.npy'}"
-
-
-def _write(place: Path, found: Any, examples: Dataset, draw: Any) -> None:
-    """The picture, or the numbers where a .npy file is named."""
-    import numpy as np
-
-    if place.suffix == ".npy":
-        np.save(place, found)
-    elif examples.image_shape is None:
-        raise ValueError("the data are no images: name a .npy file with --out")
-    else:
-        draw(examples.image_shape).savefig(place, dpi=110)

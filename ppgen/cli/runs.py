@@ -129,6 +129,23 @@ def picture(x: Any, examples: Dataset, model: str) -> Any:
     return plots.images(x, examples.image_shape, title=f"Samples of the {model}")
 
 
+def default_place(run: Path, name: str, examples: Dataset) -> Path:
+    """Where a command writes images, or the numbers of data that are none."""
+    return run / f"{name}{'.png' if examples.image_shape else '.npy'}"
+
+
+def write_images(place: Path, found: Any, examples: Dataset, draw: Any) -> None:
+    """The picture, or the numbers where a .npy file is named."""
+    import numpy as np
+
+    if place.suffix == ".npy":
+        np.save(place, found)
+    elif examples.image_shape is None:
+        raise ValueError("the data are no images: name a .npy file with --out")
+    else:
+        draw(examples.image_shape).savefig(place, dpi=110)
+
+
 def write_page(
     story: nn.Module,
     settings: dict[str, Any],
