@@ -41,7 +41,6 @@ class Coupling(Bijection, TransformModule):
     codomain: Any
     stay: Tensor
     move: Tensor
-    back: Tensor
 
     def __init__(
         self,
@@ -63,7 +62,6 @@ class Coupling(Bijection, TransformModule):
         self.domain = self.codomain = constraints.independent(scalar_map.domain, 1)
         self.register_buffer("stay", torch.tensor(stay))
         self.register_buffer("move", torch.tensor(move))
-        self.register_buffer("back", torch.argsort(torch.tensor(stay + move)))
         self.periodic = scalar_map.domain is angle
         seen = (2 if self.periodic else 1) * len(stay)
         self.conditioner = MLP((seen, *hidden, len(move) * scalar_map.parameters))
@@ -73,20 +71,16 @@ class Coupling(Bijection, TransformModule):
             nn.init.zeros_(last.bias)
 
     def forward_with_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        stay, move, raw = self._split(x)
-        moved, slope = self.scalar_map.to_data(move, raw)
-        return self._join(stay, moved), slope.sum(-1)
+        moved, slope = self.scalar_map.to_data(*self._moving(x))
+        return x.index_copy(-1, self.move, moved), slope.sum(-1)
 
     def inverse_with_log_det(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        stay, move, raw = self._split(y)
-        moved, slope = self.scalar_map.to_base(move, raw)
-        return self._join(stay, moved), slope.sum(-1)
+        moved, slope = self.scalar_map.to_base(*self._moving(y))
+        return y.index_copy(-1, self.move, moved), slope.sum(-1)
 
-    def _split(self, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        stay, move = value.index_select(-1, self.stay), value.index_select(-1, self.move)
+    def _moving(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        """The coordinates that move, and the raw parameters of their maps."""
+        stay = value.index_select(-1, self.stay)
         seen = torch.cat([stay.cos(), stay.sin()], -1) if self.periodic else stay
         raw = self.conditioner(seen).unflatten(-1, (len(self.move), self.scalar_map.parameters))
-        return stay, move, raw
-
-    def _join(self, stay: Tensor, moved: Tensor) -> Tensor:
-        return torch.cat([stay, moved], -1).index_select(-1, self.back)
+        return value.index_select(-1, self.move), raw

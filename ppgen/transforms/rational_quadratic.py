@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from ppgen.transforms.scalar import below_one
 
 MIN_BIN, MIN_SLOPE = 1e-3, 1e-3  # a bin's share of the interval; the slope at a knot
+_SHIFT = math.log(math.expm1(1 - MIN_SLOPE))  # softplus(_SHIFT) + MIN_SLOPE = 1
 
 
 class RationalQuadratic:
@@ -53,45 +54,44 @@ class RationalQuadratic:
         value: Tensor,
         raw: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        knots = self.knots(raw.expand(*value.shape, self.parameters))
         if self.bound is None:
-            out, slope = direction(value.clamp(0, 1), knots)
+            out, slope = direction(value.clamp(0, 1), self.knots(raw))
             return below_one(out), slope
         # clamped before the search: masking the result alone leaves NaN in the gradient
-        out, slope = direction(value.clamp(-self.bound, self.bound), knots)
+        unit = (value / (2 * self.bound) + 0.5).clamp(0, 1)
+        out, slope = direction(unit, self.knots(raw))
         inside = value.abs() < self.bound
-        return torch.where(inside, out, value), torch.where(inside, slope, 0.0)
+        out = torch.where(inside, (2 * out - 1) * self.bound, value)
+        return out, torch.where(inside, slope, 0.0)
 
     def knots(self, raw: Tensor) -> Knots:
-        low, high = (0.0, 1.0) if self.bound is None else (-self.bound, self.bound)
-        widths, heights, slopes = raw.split(
-            [self.bins, self.bins, self.parameters - 2 * self.bins], -1
-        )
-        # softplus(shift) + MIN_SLOPE = 1: zeros mean slope one
-        shift = math.log(math.expm1(1 - MIN_SLOPE))
-        slopes = F.softplus(slopes + shift) + MIN_SLOPE
+        """The spline on the unit square, from its raw parameters."""
+        K = self.bins
+        shares = raw[..., : 2 * K].unflatten(-1, (2, K)).softmax(-1)
+        shares = MIN_BIN + (1 - MIN_BIN * K) * shares
+        slopes = raw[..., 2 * K :]
         if self.bound is not None:
-            slopes = F.pad(slopes, (1, 1), value=1.0)
-        return Knots(_edges(widths, low, high), _edges(heights, low, high), slopes)
+            slopes = F.pad(slopes, (1, 1))
+        return Knots(shares.cumsum(-1) - shares, shares, slopes)
 
 
 class Knots(NamedTuple):
-    """Where the bins begin and end, and how steep the spline is there; each ``(*, K + 1)``."""
+    """A spline on the unit square: data side first, then base side."""
 
-    y: Tensor  # data side, from the lower bound to the upper
-    x: Tensor  # base side, likewise
-    slope: Tensor  # dx/dy, positive
+    starts: Tensor  # where each bin begins, (*, 2, K)
+    shares: Tensor  # how long it is, (*, 2, K)
+    slopes: Tensor  # how steep the spline is at each knot, raw: one at zero; (*, K + 1)
 
 
 def _to_base(y: Tensor, knots: Knots) -> tuple[Tensor, Tensor]:
-    y0, width, x0, height, d0, d1 = _bin(y, knots.y, knots)
-    s, t = height / width, (y - y0) / width
+    y0, x0, width, height, d0, d1 = _bin(y, 0, knots)
+    s, t = height / width, ((y - y0) / width).clamp(max=1)
     bottom, slope = _slope(t, s, d0, d1)
-    return x0 + height * (s * t * t + d0 * t * (1 - t)) / bottom, slope
+    return x0 + height * (t * (s * t + d0 * (1 - t))) / bottom, slope
 
 
 def _to_data(x: Tensor, knots: Knots) -> tuple[Tensor, Tensor]:
-    y0, width, x0, height, d0, d1 = _bin(x, knots.x, knots)
+    y0, x0, width, height, d0, d1 = _bin(x, 1, knots)
     s, rise = height / width, x - x0
     bend = rise * (d0 + d1 - 2 * s)
     a, b, c = height * (s - d0) + bend, height * d0 - bend, -s * rise
@@ -100,13 +100,15 @@ def _to_data(x: Tensor, knots: Knots) -> tuple[Tensor, Tensor]:
     return y0 + t * width, -_slope(t, s, d0, d1)[1]
 
 
-def _bin(value: Tensor, edges: Tensor, knots: Knots) -> tuple[Tensor, ...]:
-    """Of each value's bin: data side and its width, base side and its height, end slopes."""
-    index = (value[..., None] >= edges[..., 1:-1]).sum(-1, keepdim=True)
-    (y0, x0, d0), (y1, x1, d1) = (
-        [t.gather(-1, i).squeeze(-1) for t in knots] for i in (index, index + 1)
-    )
-    return y0, y1 - y0, x0, x1 - x0, d0, d1
+def _bin(value: Tensor, side: int, knots: Knots) -> list[Tensor]:
+    """Of each value's bin: where it begins, data and base side, its width, height, end slopes."""
+    index = (value[..., None] >= knots.starts[..., side, 1:]).sum(-1, keepdim=True)
+    shape = value.shape
+    # one look-up for four numbers, and the softplus of two slopes instead of all
+    table = torch.cat([knots.starts, knots.shares], -2).expand(*shape, 4, -1)
+    place = table.gather(-1, index[..., None].expand(*shape, 4, 1)).squeeze(-1)
+    ends = knots.slopes.expand(*shape, -1).gather(-1, torch.cat([index, index + 1], -1))
+    return [*place.unbind(-1), *(F.softplus(ends + _SHIFT) + MIN_SLOPE).unbind(-1)]
 
 
 def _slope(t: Tensor, s: Tensor, d0: Tensor, d1: Tensor) -> tuple[Tensor, Tensor]:
@@ -115,12 +117,3 @@ def _slope(t: Tensor, s: Tensor, d0: Tensor, d1: Tensor) -> tuple[Tensor, Tensor
     bottom = s + (d0 + d1 - 2 * s) * u
     top = d1 * t * t + 2 * s * u + d0 * (1 - t) ** 2
     return bottom, 2 * s.log() + top.log() - 2 * bottom.log()
-
-
-def _edges(raw: Tensor, low: float, high: float) -> Tensor:
-    bins = raw.shape[-1]
-    shares = MIN_BIN + (1 - MIN_BIN * bins) * raw.softmax(-1)
-    inner = low + (high - low) * shares[..., :-1].cumsum(-1)
-    # the ends are exact: a sum of shares that rounds to 1 - 1e-16 would leave a gap
-    end = torch.ones_like(raw[..., :1])
-    return torch.cat([low * end, inner, high * end], -1)

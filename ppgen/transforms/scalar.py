@@ -54,7 +54,8 @@ class Affine:
 
     def to_base(self, y: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
         loc, s = self._split(raw)
-        return (y - loc) * torch.exp(-s), -s
+        down = -s
+        return (y - loc) * torch.exp(down), down
 
     def to_data(self, x: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
         loc, s = self._split(raw)
