@@ -105,8 +105,8 @@ class Plain(MLP):
         return super().forward(x)
 
 
-def Reversed(spline: nn.Module, base: type) -> nn.Module:  # noqa: N802
-    """normflows' own wrapper of a spline: its forward is base to data."""
+def Reversed(spline: nn.Module, base: type) -> nn.Module:
+    """Normflows' own wrapper of a spline: its forward is base to data."""
 
     class Layer(base):
         def __init__(self) -> None:

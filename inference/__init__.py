@@ -15,6 +15,8 @@ from ppgen.inference.decoder_likelihood import Annealing as Annealing
 from ppgen.inference.decoder_likelihood import annealed_likelihood as annealed_likelihood
 from ppgen.inference.decoder_likelihood import simulated_likelihood as simulated_likelihood
 from ppgen.inference.elbo import ELBO as ELBO
+from ppgen.inference.energy_fit import EnergyFit as EnergyFit
+from ppgen.inference.energy_fit import fit_energy as fit_energy
 from ppgen.inference.exact import Exact as Exact
 from ppgen.inference.fit import fit as fit
 from ppgen.inference.flow_guides import flow_guide as flow_guide

@@ -1,0 +1,184 @@
+r"""A flow fitted to an energy: reverse KL divergence, without data.
+
+.. math:: \mathrm{KL}(q \,\|\, p) = E_{x \sim q}[\log q(x) + U(x)] + \log Z,
+          \qquad p(x) = e^{-U(x)} / Z
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Size, Tensor, nn
+
+from ppgen.diagnostics.pareto import pareto_k
+from ppgen.inference.training.randomness import seeded
+from ppgen.progress import Progress, interruptible
+
+_STEEPEST = 10.0  # norm of the gradient, at most
+_EVEN, _HEAVY = 0.95, 0.7  # effective share and k-hat beyond which weights mislead
+_REPORTED = 20  # steps between two entries of the history
+
+
+@dataclass(frozen=True)
+class EnergyFit:
+    """A flow that was fitted to an energy, and how near it came.
+
+    Args:
+        flow: the one that was given, trained.
+        elbo: mean of ``-U(x) - log q(x)`` over fresh draws from the flow, nats: at most log Z, and
+            the difference is the divergence.
+        elbo_error: its standard error.
+        log_z: estimate of log Z by importance weights of the same draws, nats.
+        log_z_error: its standard error, to be believed where `k_hat` is below 0.7.
+        effective: share of the draws that is left by their weights, ``(sum w)^2 / (K sum w^2)``.
+        k_hat: shape of the weights' tail (`ppgen.diagnostics.pareto_k`).
+        history: the loss ``E[log q + U]`` on the way, in nats; while the energy is tempered, of
+            the tempered one.
+
+    A part of the target on which the flow never draws shows in none of these numbers.
+    """
+
+    flow: Any
+    elbo: float
+    elbo_error: float
+    log_z: float
+    log_z_error: float
+    effective: float
+    k_hat: float
+    history: Tensor
+
+    def __str__(self) -> str:
+        # a heavy tail of weights that hardly vary does no harm
+        bad = self.effective < _EVEN and not self.k_hat < _HEAVY
+        trust = f"; k-hat {self.k_hat:.2f}: do not believe log Z" if bad else ""
+        return (
+            f"log Z = {self.log_z:.4f} +- {self.log_z_error:.4f} nats, "
+            f"at least {self.elbo:.4f} +- {self.elbo_error:.4f}: "
+            f"KL(flow || target) about {max(0.0, self.log_z - self.elbo):.4f}; "
+            f"{self.effective:.0%} of the draws effective{trust}"
+        )
+
+
+def fit_energy(
+    energy: Callable[[Tensor], Tensor],
+    flow: nn.Module,
+    *,
+    steps: int = 2000,
+    batch: int = 256,
+    learning_rate: float = 5e-3,
+    share: float = 0.05,
+    warm: float = 0.4,
+    draws: int = 20_000,
+    seed: int = 0,
+) -> EnergyFit:
+    """Fit a flow to a density that is known up to a constant, by its energy.
+
+    The flow draws, the energy judges, and the gradient goes through the draws. The energy counts
+    for a part of itself at first: with all of it from the start a flow may settle on one of several
+    modes. Adam's rate falls to zero as a cosine.
+
+    Args:
+        energy: U, differentiable, ``(B, *event) -> (B,)``, nats; for an unnormalised log density
+            give its negative.
+        flow: a module with ``density() -> distribution`` that draws and scores in one pass, such
+            as `ppgen.models.Flow` or `ppgen.models.SphereFlow`. What is drawn often should be quick
+            to draw: couplings are, autoregressive layers take as many passes as dimensions.
+        steps: of Adam.
+        batch: draws to a step.
+        learning_rate: the first.
+        share: part of the energy that counts at the start, 0 to 1.
+        warm: share of the steps after which all of it counts, above 0.
+        draws: fresh ones, for the numbers of the result.
+        seed: of all noise; the caller's generator is left as it was.
+
+    Raises:
+        ValueError: for options out of range; for an energy of the wrong shape, or whose loss is
+            not finite.
+
+    References:
+        | Variational Inference with Normalizing Flows (Rezende & Mohamed, 2015)
+        | https://arxiv.org/abs/1505.05770
+
+    Example:
+        >>> from ppgen.models import Flow
+        >>> from ppgen.progress import quiet
+        >>> with quiet():
+        ...     found = fit_energy(lambda x: x.square().sum(-1) / 2, Flow(2), steps=3, draws=50)
+        >>> abs(found.elbo - math.log(2 * math.pi)) < 1
+        True
+    """
+    if min(steps, batch, draws) < 1 or learning_rate <= 0 or not 0 <= share <= 1 or warm <= 0:
+        raise ValueError(
+            "steps, batch and draws must be at least 1, learning_rate and warm above 0 and share "
+            f"from 0 to 1; got steps={steps}, batch={batch}, draws={draws}, "
+            f"learning_rate={learning_rate}, warm={warm}, share={share}"
+        )
+    trained = [p for p in flow.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(trained, lr=learning_rate, betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    history = []
+    with (
+        seeded(seed, trained[0].device),
+        interruptible() as interrupt,
+        Progress("energy", steps) as progress,
+    ):
+        for step in range(steps):
+            log_q, u = _pass(energy, flow, batch)
+            loss = (log_q + min(1.0, share + step / (warm * steps)) * u).mean()
+            if step % _REPORTED == 0:
+                history.append(_finite(loss.item(), step))
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(trained, _STEEPEST)
+            optimizer.step()
+            schedule.step()
+            progress.advance(loss=history[-1])
+            if interrupt:
+                break
+        with torch.no_grad():
+            log_q, u = _pass(energy, flow, draws)
+    _finite(float((log_q + u).mean()), steps)
+    return _judged(flow, -u - log_q, torch.tensor(history))
+
+
+def _pass(energy: Callable[[Tensor], Tensor], flow: Any, count: int) -> tuple[Tensor, Tensor]:
+    """Log densities of fresh draws, and their energies, ``(count,)`` each."""
+    x, log_q = flow.density().rsample_with_log_prob(Size([count]))
+    u = energy(x)
+    if u.shape != log_q.shape:
+        raise ValueError(
+            f"the energy must give one number for each of {count} points: of x with shape "
+            f"{tuple(x.shape)} it should give {tuple(log_q.shape)} and gave {tuple(u.shape)}; "
+            "does it lack a .sum(-1)?"
+        )
+    return log_q, u
+
+
+def _finite(loss: float, step: int) -> float:
+    if math.isfinite(loss):
+        return loss
+    raise ValueError(
+        f"the loss is {loss} at step {step}: the energy has to be finite wherever the flow draws. "
+        "Give a wall that rises in place of a jump to infinity; or lower learning_rate."
+    )
+
+
+def _judged(flow: Any, log_weights: Tensor, history: Tensor) -> EnergyFit:
+    count = len(log_weights)
+    top = log_weights.max()
+    weights = (log_weights - top).exp()
+    mean = weights.mean()
+    return EnergyFit(
+        flow,
+        elbo=float(log_weights.mean()),
+        elbo_error=float(log_weights.std()) / count**0.5,
+        log_z=float(top + mean.log()),
+        log_z_error=float(weights.std() / mean) / count**0.5,
+        effective=float(weights.sum() ** 2 / weights.square().sum()) / count,
+        k_hat=pareto_k(log_weights).k,
+        history=history,
+    )
