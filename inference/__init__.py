@@ -52,5 +52,6 @@ from ppgen.inference.reverse_annealing import raise_bounds as raise_bounds
 from ppgen.inference.single_site_gibbs import SingleSiteGibbs as SingleSiteGibbs
 from ppgen.inference.train import TrainResult as TrainResult
 from ppgen.inference.train import train as train
+from ppgen.inference.up_down import TopLayer as TopLayer
 from ppgen.inference.up_down import UpDown as UpDown
 from ppgen.inference.vi import VI as VI

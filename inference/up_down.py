@@ -1,4 +1,4 @@
-"""The up-down algorithm: wake-sleep fine-tuning of a deep belief network."""
+"""Training a deep belief network: its top alone, or all layers by up-down (wake-sleep)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,55 @@ from ppgen.inference.contrastive_divergence import (
 from ppgen.types import DirectedLayers
 
 
-class UpDown:
+class TopLayer:
+    """Loss that trains the machine on top of a deep belief network, the layers below held fixed.
+
+    It is the greedy step for the highest layer, whose data the recognition pass draws anew for each
+    batch (`greedy` draws them once). Where the top started as the transpose of the machine below,
+    the network's bound rises with the top's likelihood.
+
+    Args:
+        gibbs_steps: sweeps of the machine on top a step.
+        persistent: its chains go on across steps; else each step starts at the data.
+        options: others of its `ContrastiveDivergence`.
+
+    References:
+        | A fast learning algorithm for deep belief nets (Hinton, Osindero, Teh, 2006), section 4
+    """
+
+    reduction = "mean"
+
+    def __init__(self, gibbs_steps: int = 5, persistent: bool = True, **options: Any) -> None:
+        self.top = ContrastiveDivergence(gibbs_steps, persistent, **options)
+        self.options = {"persistent": persistent, "chains": self.top.chains, **self.top.options}
+
+    def __call__(self, model: Callable, guide: Callable | None, batch: Tensor) -> float:
+        """What SVI calls; without gradients (`SVI.evaluate_loss`) nothing moves."""
+        compute = self.loss_and_grads if torch.is_grad_enabled() else self.loss
+        return compute(model, guide, batch)
+
+    def loss_and_grads(self, model: Callable, guide: Callable | None, batch: Tensor) -> float:
+        network = _network(model, guide)
+        batch = _checked(batch, network)
+        shown_parameters(network)
+        side = network.recognise(batch)[-1]
+        return float(self.top.accumulate(network.machine, side).contrast)
+
+    def loss(self, model: Callable, guide: Callable | None, batch: Tensor) -> float:
+        """The contrast alone: no gradient, and the chains stay where they are."""
+        network = _network(model, guide)
+        side = network.recognise(_checked(batch, network))[-1]
+        return float(self.top.observe(network.machine, side).contrast)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The tensors that a resumed run needs: chains and offsets of the machine on top."""
+        return self.top.state_dict()
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        self.top.load_state_dict(tensors)
+
+
+class UpDown(TopLayer):
     r"""Loss that trains all layers of a deep belief network at once.
 
     Up (wake): layers drawn by the recognition pass from the data teach the generative weights,
@@ -41,19 +89,8 @@ class UpDown:
         | A fast learning algorithm for deep belief nets (Hinton, Osindero, Teh, 2006), appendix B
     """
 
-    reduction = "mean"
-
-    def __init__(self, gibbs_steps: int = 5, persistent: bool = True, **options: Any) -> None:
-        self.top = ContrastiveDivergence(gibbs_steps, persistent, **options)
-        self.options = {"persistent": persistent, "chains": self.top.chains, **self.top.options}
-
-    def __call__(self, model: Callable, guide: Callable | None, batch: Tensor) -> float:
-        """What SVI calls; without gradients (`SVI.evaluate_loss`) nothing moves."""
-        compute = self.loss_and_grads if torch.is_grad_enabled() else self.loss
-        return compute(model, guide, batch)
-
     def loss_and_grads(self, model: Callable, guide: Callable | None, batch: Tensor) -> float:
-        network = _network(model, guide)
+        network = _untied(model, guide)
         batch = _checked(batch, network)
         shown_parameters(network)
         layers = network.recognise(batch)
@@ -66,16 +103,9 @@ class UpDown:
 
     def loss(self, model: Callable, guide: Callable | None, batch: Tensor) -> float:
         """The number alone: no gradient, and the chains stay where they are."""
-        network = _network(model, guide)
+        network = _untied(model, guide)
         layers = network.recognise(_checked(batch, network))
         return _contrast(network, layers, self.top.observe(network.machine, layers[-1]))
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """The tensors that a resumed run needs: chains and offsets of the machine on top."""
-        return self.top.state_dict()
-
-    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
-        self.top.load_state_dict(tensors)
 
 
 @torch.no_grad()
@@ -88,11 +118,16 @@ def _network(model: Callable, guide: Callable | None) -> DirectedLayers:
     network = getattr(model, "__self__", model)
     if not isinstance(network, DirectedLayers):
         raise TypeError(
-            f"UpDown: expected the `model` of a deep belief network (dbn.model), got {model!r}; a "
+            f"expected the `model` of a deep belief network (dbn.model), got {model!r}; a "
             "Boltzmann machine has ContrastiveDivergence, other stories an ELBO"
         )
     if guide is not None and getattr(guide, "__self__", guide) is not network:
-        raise ValueError("UpDown: model and guide belong to different networks")
+        raise ValueError("model and guide belong to different networks")
+    return network
+
+
+def _untied(model: Callable, guide: Callable | None) -> DirectedLayers:
+    network = _network(model, guide)
     if network.tied:
         raise ValueError(
             "UpDown: the recognition pass shares the generative weights, so that the phases would "
@@ -105,6 +140,6 @@ def _checked(batch: Tensor, network: DirectedLayers) -> Tensor:
     units = network.visible
     if batch.dim() != 2 or batch.shape[1] != units or len(batch) == 0:
         raise ValueError(
-            f"UpDown: expected a batch of shape (B, {units}) with B > 0, got {tuple(batch.shape)}"
+            f"expected a batch of shape (B, {units}) with B > 0, got {tuple(batch.shape)}"
         )
     return batch.to(network.machine.visible_bias)

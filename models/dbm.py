@@ -115,6 +115,24 @@ class DBM(Bipartite):
         for bias, (below, above) in zip(self.biases[1:-1], pairwise(rbms), strict=True):
             bias.copy_((below.hidden_bias + above.visible_bias) / 2)
 
+    @torch.no_grad()
+    def start_from(self, rbm: RBM) -> None:
+        """Take over a trained RBM as the lowest two layers; the weights above stay as they are.
+
+        As far as those are small, the law of x is the RBM's and the bound tight, so that joint
+        training starts where the RBM's ended; halved stacks (`assemble`) have no such guarantee.
+        The biases take back the mean pull of the layer above, whose units start at one half.
+        """
+        if (rbm.visible, rbm.hidden) != self.sizes[:2]:
+            raise ValueError(
+                f"rbm: expected layers of {self.sizes[:2]} units, got {(rbm.visible, rbm.hidden)}"
+            )
+        self.weights[0].copy_(rbm.weight)
+        self.biases[0].copy_(rbm.visible_bias)
+        self.biases[1].copy_(rbm.hidden_bias)
+        for bias, W in zip(self.biases[1:], self.weights[1:], strict=False):
+            bias.sub_(W.sum(1) / 2)
+
     @pyro_method
     def model(self, x: Tensor | None = None, *, examples: int = 1) -> Tensor:
         """Without `x`, draws `examples` of them, exactly (small machines)."""

@@ -75,18 +75,30 @@ class RBM(Bipartite):
         self.visible_bias.copy_(self.units.fitted(x))
 
     @torch.no_grad()
-    def transposed(self) -> RBM:
+    def transposed(self, hidden: int | None = None, *, weight_scale: float = 0.01) -> RBM:
         """A copy with its sides exchanged.
 
         On top of this machine it makes a DBN with the same law of x: where greedy training starts
         there, no layer makes the bound worse.
+
+        Args:
+            hidden: units of the copy's hidden side, D or more. Those beyond D have small random
+                weights, whose mean pull the visible biases take back: the law of x is nearly the
+                same. None: D.
+            weight_scale: standard deviation of those weights.
         """
         if not self.units.binary:
             raise ValueError(f"transposed: expected binary visible units, these are {self.units}")
-        rbm = RBM(self.hidden, self.visible).to(self.weight)
-        rbm.weight.copy_(self.weight.T)
-        rbm.visible_bias.copy_(self.hidden_bias)
-        rbm.hidden_bias.copy_(self.visible_bias)
+        hidden = self.visible if hidden is None else hidden
+        if hidden < self.visible:
+            raise ValueError(
+                f"transposed: expected at least {self.visible} hidden units, one for each unit of "
+                f"x, got {hidden}"
+            )
+        rbm = RBM(self.hidden, hidden, weight_scale=weight_scale).to(self.weight)
+        rbm.weight[:, : self.visible] = self.weight.T
+        rbm.visible_bias.copy_(self.hidden_bias - rbm.weight[:, self.visible :].sum(1) / 2)
+        rbm.hidden_bias[: self.visible] = self.visible_bias
         return rbm
 
     # Missing units

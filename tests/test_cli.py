@@ -157,6 +157,36 @@ def test_deep_machines_are_trained_evaluated_sampled_and_resumed(model, files, c
     assert np.load(files / "x.npy").shape == (4, 64)
 
 
+@pytest.mark.parametrize(
+    ("model", "layers", "options"),
+    [
+        ("dbm", ("6", "5"), ["--start-from", "below"]),
+        ("dbm", ("6", "5", "4"), ["--start-from", "below", "--mean-field-steps", "2"]),
+        ("dbm", ("6", "5"), ["--pretraining-epochs", "1"]),
+        ("dbn", ("6", "64"), ["--start-from", "below"]),
+    ],
+)
+def test_deep_machines_start_from_a_run_or_pretrained(model, layers, options, files, capsys):
+    common = ["--epochs", "1", "--quiet", "--persistent"]
+    assert run(["train", "rbm", "--hidden", "6", "--out", "below", *common]) == exits.DONE
+    train = ["train", model, "--hidden", *layers, *common]
+    assert run([*train, "--out", "run", *options]) == exits.DONE
+    assert run([*train, "--out", "more", "--start-from", "run"]) == exits.DONE
+    assert run(["resume", "run", "--epochs", "2", "--quiet"]) == exits.DONE
+    assert run(["evaluate", "run", "--chains", "5", "--temperatures", "20", "--binarisation",
+                "dynamic", "--quiet"]) == exits.DONE  # fmt: skip
+    assert "dynamic binarisation" in capsys.readouterr().out
+
+
+def test_a_run_that_is_no_start_is_refused(files, capsys):
+    options = ["--epochs", "1", "--quiet"]
+    assert run(["train", "rbm", "--hidden", "6", "--out", "below", *options]) == exits.DONE
+    wrong = [["dbm", "--hidden", "7", "5"], ["dbn", "--hidden", "6", "5", "4"], ["rbm"]]
+    for model in wrong:
+        assert run(["train", *model, *options, "--start-from", "below"]) == exits.USAGE
+        assert "are not the lowest of" in capsys.readouterr().err
+
+
 def test_a_run_is_trained_evaluated_sampled_resumed_and_reported(files, capsys):
     train = ["train", "rbm", "--epochs", "2", "--hidden", "8", "--out", "run", "--quiet"]
     assert run(train) == exits.DONE

@@ -7,10 +7,11 @@ from cyclopts import App
 from ppgen._version import __version__
 from ppgen.cli.bayes import calibrate, compare, explain, fit
 from ppgen.cli.benchmark import benchmark
-from ppgen.cli.deep import evaluate, report, resume, sample, train
+from ppgen.cli.deep import evaluate, report, sample
 from ppgen.cli.demo import demo
 from ppgen.cli.latent import interpolate, reconstruct
 from ppgen.cli.look import data, doctor, models
+from ppgen.cli.train import resume, train
 
 app = App(
     name="ppgen",

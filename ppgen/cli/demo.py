@@ -101,7 +101,8 @@ def compare_schools(seed: int, interrupt: Interrupt) -> Comparison:
 def train_digits(seed: int, interrupt: Interrupt) -> list[Entry]:
     """Five deep stories and the base-rate model, each with its held-out likelihood."""
     import ppgen
-    from ppgen.cli.training import build, optimisation, pretrain
+    from ppgen.cli.starts import pretrain
+    from ppgen.cli.training import build, optimisation
     from ppgen.data import load
     from ppgen.models import BaseRate
 
@@ -113,7 +114,7 @@ def train_digits(seed: int, interrupt: Interrupt) -> list[Entry]:
         start = time.perf_counter()
         story = build(settings, train)
         if name == "dbn":
-            pretrain(story, settings, train, "cpu")
+            pretrain(story, settings, train, "cpu", own["epochs"])
         result = ppgen.train(
             story,
             train,

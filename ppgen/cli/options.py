@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -19,6 +19,9 @@ DataFile = Annotated[
     str | None,
     Parameter(name="--data", help="CSV whose columns are the story's arguments, by name."),
 ]
+
+Run = Annotated[Path, Parameter(help="A run folder that `ppgen train` wrote.")]
+Binarisation = Literal["static", "dynamic", "threshold", "none"]
 
 
 @Parameter(name="*")

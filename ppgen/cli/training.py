@@ -1,9 +1,10 @@
-"""What a model's settings mean: the story, the optimisation, the pretraining."""
+"""What a model's settings mean: the story and the optimisation."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from ppgen.cli.sentences import is_text, tokenizer_of
@@ -22,6 +23,7 @@ LEARNING_RATES = {
     "flow": 3e-3,
     "sentences": 3e-3,
 }
+MACHINES = ("rbm", "dbm", "dbn")
 _COMPONENTS = 50  # of a VAE's mixture prior, or its VampPrior
 _HELD_OUT = 0.1  # of the training data, for the validation curve
 
@@ -38,7 +40,8 @@ def build(settings: dict[str, Any], examples: Dataset) -> nn.Module:
             scale = settings.get("weight_scale", 0.01)
             return made.from_data(examples.x, *hidden, weight_scale=scale)
         if model == "dbm":
-            return made.from_data(examples.x, hidden, weight_scale=0.05)
+            scale = 0.05 if settings.get("start_from") is None else 0.01  # the RBM's law stays
+            return made.from_data(examples.x, hidden, weight_scale=scale)
         if model == "dbn":
             return made(dim, hidden, tied=False)
         if model == "vae":
@@ -120,10 +123,11 @@ def optimisation(settings: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     options: dict[str, Any] = {}
-    if settings["model"] in ("rbm", "dbm", "dbn"):
-        from ppgen.inference import ContrastiveDivergence, UpDown
+    if settings["model"] in MACHINES:
+        from ppgen.inference import ContrastiveDivergence, TopLayer, UpDown
 
-        loss = UpDown if settings["model"] == "dbn" else ContrastiveDivergence
+        directed = TopLayer if settings.get("top_alone") else UpDown
+        loss = directed if settings["model"] == "dbn" else ContrastiveDivergence
         options["loss"] = loss(settings["gibbs_steps"], persistent=settings["persistent"])
         options["optimizer"] = partial(torch.optim.SGD, momentum=0.5, fused=True)
     elif settings["model"] in ("vae", "sentences"):
@@ -139,32 +143,17 @@ def optimisation(settings: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-def pretrain(story: Any, settings: dict[str, Any], examples: Dataset, device: str) -> None:
-    """Greedy layer-wise training: as many epochs for each layer as for the whole afterwards."""
-    import torch
-
-    from ppgen.inference import ContrastiveDivergence, greedy
-    from ppgen.models import RBM
-
-    loss = partial(
-        ContrastiveDivergence, settings["gibbs_steps"], persistent=settings["persistent"]
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(settings["seed"])
-        stack = [RBM(below, above) for below, above in pairwise(story.sizes)]
-    options = {**optimisation(settings), "loss": loss}
-    greedy(
-        stack,
-        examples.x,
-        epochs=settings["epochs"],
-        batch_size=min(settings["batch_size"], len(examples)),
-        learning_rate=settings.get("pretraining_rate", LEARNING_RATES["rbm"]),
-        averaging=settings["averaging"],
-        seed=settings["seed"],
-        device=device,
-        **options,
-    )
-    story.assemble(stack)
+@contextmanager
+def quick_mean_field(story: Any, settings: dict[str, Any]) -> Iterator[None]:
+    """For as long as a DBM is trained; its likelihood is measured with the steps that it had."""
+    if settings["model"] != "dbm" or "mean_field_steps" not in settings:
+        yield
+        return
+    usual, story.mean_field_steps = story.mean_field_steps, settings["mean_field_steps"]
+    try:
+        yield
+    finally:
+        story.mean_field_steps = usual
 
 
 def hold_out(examples: Dataset) -> tuple[Dataset, Dataset]:

@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 
 import ppgen
-from ppgen.inference import ContrastiveDivergence, UpDown, greedy
+from ppgen.inference import ContrastiveDivergence, TopLayer, UpDown, greedy
 from ppgen.models.dbn import DBN
 from ppgen.models.rbm import RBM
 from ppgen.progress import quiet
@@ -75,6 +75,22 @@ def test_the_top_gets_the_gradient_of_contrastive_divergence_at_the_recognised_l
         torch.testing.assert_close(p.grad, g)
     directed = dbn.log_recognition(layers) - dbn.log_generative(layers)
     assert math.isclose(value, (directed.mean() + info.contrast).item(), abs_tol=1e-10)
+
+
+def test_the_top_alone_is_trained_as_by_up_down_and_the_layers_below_get_no_gradient():
+    dbn, x = network(), states(3)
+    gradients = []
+    for loss in (TopLayer(2, persistent=False), UpDown(2, persistent=False)):
+        dbn.zero_grad()
+        torch.manual_seed(1)
+        loss.loss_and_grads(dbn.model, dbn.guide, x)
+        gradients.append(
+            {n: p.grad.clone() for n, p in dbn.named_parameters() if p.grad is not None}
+        )
+    alone, together = gradients
+    assert set(alone) == {n for n in together if n.startswith("top.")}
+    for name, value in alone.items():
+        torch.testing.assert_close(value, together[name])
 
 
 def test_evaluating_moves_nothing_and_a_resumed_loss_goes_on():

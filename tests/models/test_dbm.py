@@ -425,6 +425,21 @@ def test_a_duplicated_rbm_has_the_energy_and_gradient_of_its_copies(side):
         torch.testing.assert_close(value, named[name].grad, **EXACT)
 
 
+@pytest.mark.parametrize("hidden", [(3, 4), (3, 4, 2)], ids=["two layers", "three layers"])
+def test_started_from_an_rbm_it_has_its_law_and_a_tight_bound(hidden):
+    """Up to the square of the weights above, as their mean pull is taken back."""
+    rbm = machine((4, 3))
+    dbm = DBM(4, hidden, weight_scale=1e-3)
+    dbm.start_from(rbm)
+    x, expected = states(4), rbm.marginal().log_prob(states(4))
+    # the pull alone would change log p by up to 3 * 4 * 1e-3 / 2 in one layer
+    close = {"rtol": 0, "atol": 2e-5}
+    torch.testing.assert_close(dbm.log_unnormalised(x) - dbm.log_partition(), expected, **close)
+    torch.testing.assert_close(dbm.bound(x) - dbm.log_partition(), expected, **close)
+    with pytest.raises(ValueError, match=r"layers of \(4, 3\) units, got \(5, 3\)"):
+        dbm.start_from(RBM(5, 3))
+
+
 def test_assembling_halves_inner_weights_and_averages_shared_biases():
     stack = pretraining_machines((4, 3, 3, 2))
     rbms = [stack[0].rbm, stack[1], stack[2].rbm]

@@ -102,6 +102,20 @@ def test_a_transposed_top_leaves_the_machine_below_as_it_is_and_the_bound_tight(
     torch.testing.assert_close(weights, expected.expand(50, -1), **EXACT)
 
 
+def test_further_units_of_a_transposed_top_hardly_change_the_law():
+    """Whatever their number: they are at one half, and their mean pull is taken back."""
+    rbm = RBM(4, 3, weight_scale=1.5)
+    x = states(4)
+    expected = rbm.marginal().log_prob(x)
+    top = rbm.transposed(10, weight_scale=1e-3)
+    # the mean pull alone would change log p by up to 3 * 6 * 1e-3 / 2; what is left is quadratic
+    found = evidence(DBN.from_rbms([rbm, top]), x)
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
+    assert (top.weight[:, 4:] != 0).all()
+    with pytest.raises(ValueError, match="at least 4 hidden units"):
+        rbm.transposed(3)
+
+
 def test_log_densities_of_the_layers_are_those_of_the_pair():
     dbn = network((4, 3, 2, 3))
     x = states(4)

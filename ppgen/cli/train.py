@@ -1,0 +1,202 @@
+"""``ppgen train`` and ``resume``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from ppgen.cli.exits import DONE, INTERRUPTED, NOT_PASSED
+from ppgen.cli.model_options import CodeOptions, MachineOptions
+from ppgen.cli.options import Binarisation, Common, Run, note
+from ppgen.cli.runs import latent_sentence, load_data, read_settings, write_page
+from ppgen.cli.sentences import is_text, tokenizer_of
+from ppgen.cli.starts import start, trains_top_alone
+from ppgen.cli.stories import BUNDLED
+from ppgen.cli.training import (
+    LEARNING_RATES,
+    MACHINES,
+    build,
+    hold_out,
+    optimisation,
+    quick_mean_field,
+)
+
+if TYPE_CHECKING:
+    from ppgen.data import Dataset
+
+Model = Annotated[str, Parameter(help="rbm, dbm, dbn, vae, flow or sentences.")]
+
+_OF_TEXT = ("word_dropout", "characters")
+
+
+def train(
+    model: Model,
+    /,
+    *,
+    data: str = "digits",
+    folder: Path | None = None,
+    binarisation: Binarisation | None = None,
+    epochs: int = 20,
+    batch_size: int = 100,
+    learning_rate: float | None = None,
+    hidden: Annotated[list[int] | None, Parameter(consume_multiple=True, negative="")] = None,
+    decay: Annotated[bool, Parameter(negative="")] = False,
+    averaging: float = 0.0,
+    patience: int | None = None,
+    out: Path | None = None,
+    overwrite: Annotated[bool, Parameter(negative="")] = False,
+    checkpoint_every: int | None = None,
+    machine: MachineOptions | None = None,
+    code: CodeOptions | None = None,
+    common: Common | None = None,
+) -> int:
+    """Train a Boltzmann machine, a VAE or a flow on images, a table of 0 and 1, or text.
+
+    Try:
+
+        ppgen train rbm --data digits --epochs 20 --out runs/rbm
+        ppgen train dbm --hidden 200 300 --start-from runs/rbm --persistent
+        ppgen train vae --data mnist --folder ~/mnist --hidden 400 --epochs 50
+        ppgen train sentences --data grammar --latent 8 --free-bits 1
+
+    Args:
+        data: digits, mnist, fashion-mnist, or a file (see `ppgen data`); for sentences a .txt
+            file, one a line, or grammar.
+        folder: where the files of a named data set lie.
+        binarisation: of grey images; static for the named data sets.
+        epochs: passes over the training data.
+        batch_size: examples of one step.
+        learning_rate: 0.05 for an RBM, 0.1 for a DBM, 0.02 for a DBN (0.05 for its layers before),
+            0.003 for a flow and for sentences, 0.001 for a VAE.
+        hidden: units of each hidden layer; 200 for an RBM, 400 for a VAE, 512 for a flow, 128 for
+            sentences. One number for a DBM is its first layer's, and its second has half as many;
+            a DBN's are alike.
+        decay: the learning rate falls linearly, to nothing after the last epoch.
+        averaging: decay of an exponential average of the parameters; 0 for none.
+        patience: stop after so many epochs without a better validation.
+        out: the run folder; runs/MODEL-DATA when not given.
+        overwrite: replace the run that is there.
+        checkpoint_every: steps between checkpoints; once an epoch when not given.
+    """
+    common = common or Common()
+    if model not in BUNDLED or BUNDLED[model].kind != "deep":
+        names = ", ".join(n for n, b in BUNDLED.items() if b.kind == "deep")
+        raise ValueError(f"no model {model!r} to train: there are {names}")
+    out = out or Path("runs") / f"{model}-{Path(data).stem}"
+    settings: dict[str, Any] = {
+        "model": model,
+        "data": data,
+        "folder": None if folder is None else str(folder),
+        "binarisation": binarisation,
+        "seed": common.seed,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate or LEARNING_RATES[model],
+        "hidden": hidden or [{"vae": 400, "flow": 512, "sentences": 128}.get(model, 200)],
+        "decay": decay,
+        "averaging": averaging,
+        "patience": patience,
+        "checkpoint_every": checkpoint_every,
+    }
+    settings |= _of_its_kind(model, machine or MachineOptions(), code or CodeOptions())
+    if model in MACHINES:
+        settings["top_alone"] = trains_top_alone(settings)
+    with common.active():
+        if is_text(settings):  # goes into the run, whatever becomes of the file
+            settings["tokenizer"] = tokenizer_of(settings).as_dict()
+        return _train(settings, load_data(settings, "train"), out, common, overwrite=overwrite)
+
+
+def resume(run: Run, /, *, epochs: int | None = None, common: Common | None = None) -> int:
+    """Go on with a training run that was stopped or killed, bit for bit.
+
+    Try:
+
+        ppgen resume runs/rbm
+
+    Args:
+        epochs: in all; as many as were asked for when not given.
+    """
+    common = common or Common()
+    settings = read_settings(run)
+    settings["epochs"] = epochs or settings["epochs"]
+    with common.active():
+        return _train(settings, load_data(settings, "train"), run, common, resume=True)
+
+
+def _of_its_kind(model: str, machine: MachineOptions, code: CodeOptions) -> dict[str, Any]:
+    """The options that the model looks at."""
+    if model in MACHINES:
+        found = asdict(machine)
+        found["start_from"] = None if machine.start_from is None else str(machine.start_from)
+        return found
+    return {k: v for k, v in asdict(code).items() if model == "sentences" or k not in _OF_TEXT}
+
+
+def _train(
+    settings: dict[str, Any],
+    examples: Dataset,
+    out: Path,
+    common: Common,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> int:
+    import ppgen
+    from ppgen.data import check_binary
+
+    if examples.x.ndim != 2:
+        raise ValueError(f"{examples.name}: expected one example a row, got {examples.x.shape}")
+    if not is_text(settings):
+        check_binary(examples.x, examples.name)
+    kept, validation = hold_out(examples)
+    story = build(settings, kept)
+    if settings["model"] in MACHINES and not resume:
+        start(story, settings, kept, common.device)
+    with quick_mean_field(story, settings):
+        result = ppgen.train(
+            story,
+            kept,
+            epochs=settings["epochs"],
+            batch_size=min(settings["batch_size"], len(kept)),
+            learning_rate=settings["learning_rate"],
+            averaging=settings["averaging"],
+            validation=validation,
+            patience=settings["patience"],
+            seed=settings["seed"],
+            device=common.device,
+            out=out,
+            resume=resume,
+            overwrite=overwrite,
+            checkpoint_every=settings["checkpoint_every"],
+            config={"story": {"name": settings["model"]}, "command": settings},
+            **optimisation(settings),
+        )
+    if not _first_rank():
+        return DONE if result.stopped != "diverged" else NOT_PASSED
+    if result.message:
+        note(f"ppgen: {result.message}")
+    if result.stopped == "interrupted":
+        return INTERRUPTED
+    if result.stopped == "diverged":
+        return NOT_PASSED
+    page = write_page(result.story, settings, result.history, out, common)
+    text = (
+        f"{settings['model']}: {result.epochs} epochs, {result.steps} steps, {result.seconds:.1f} s"
+        f"{latent_sentence(result.story, validation, common)}"
+    )
+    common.print(
+        f"{text}\nrun: {out}\nreport: {page}",
+        {"run": str(out), "report": str(page), "epochs": result.epochs, "steps": result.steps,
+         "seconds": result.seconds, "stopped": result.stopped},
+    )  # fmt: skip
+    return DONE
+
+
+def _first_rank() -> bool:
+    import os
+
+    return os.environ.get("RANK", "0") == "0"
