@@ -11,8 +11,6 @@ from ppgen.cli.runs import read_settings, restored
 from ppgen.cli.training import LEARNING_RATES, optimisation, widths
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from ppgen.data import Dataset
 
 
@@ -92,7 +90,7 @@ def _take_over(story: Any, settings: dict[str, Any], examples: Dataset) -> None:
 
     run = Path(settings["start_from"])
     earlier = read_settings(run)
-    below: nn.Module = restored(earlier, examples, run)
+    below: Any = restored(earlier, examples, run)
     if earlier["model"] == settings["model"]:
         story.load_state_dict(below.state_dict())
     elif settings["model"] == "dbm":
