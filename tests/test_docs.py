@@ -1,4 +1,4 @@
-"""The pages of the site: their Python runs, and what they name exists."""
+"""The pages of the site: their Python runs, what they name exists, tutorials are whole."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 DOCS = Path(__file__).parents[1] / "docs"
 ELSEWHERE = {"tutorials", "_build"}
 PAGES = sorted(path for path in DOCS.rglob("*.md") if ELSEWHERE.isdisjoint(path.parts))
+TUTORIALS = sorted(DOCS.glob("tutorials/[0-9]*.py"))
 WITH_CODE = [path for path in PAGES if "```python" in path.read_text()]
 
 
@@ -28,3 +29,12 @@ def test_the_links_of_a_page_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
         if not target.startswith("http"):
             assert (page.parent / target).exists(), target
+    for target in re.findall(r"\{doc\}`(?:[^`<]*<)?/([^`>]+)>?`", page.read_text()):
+        files = [DOCS / f"{target}{suffix}" for suffix in (".md", ".ipynb")]
+        assert any(file.exists() for file in files), target
+
+
+def test_every_tutorial_is_on_the_page_of_the_lecture():
+    page = (DOCS / "lecture.md").read_text()
+    missing = [path.stem for path in TUTORIALS if f"</tutorials/{path.stem}>" not in page]
+    assert not missing
