@@ -181,28 +181,33 @@ print(f"sd ratio of the slope when centred: {centred['slope'].ratio:.2f}")
 
 # %% [markdown]
 # *What to see: `sd ratio` is the guide's standard deviation over that of HMC. That of the slope was
-# 0.1 and is now close to 1. The verdict is a warning and no longer a failure: the means are right,
-# while the intervals of $p$ at some temperatures are some 15% too wide.*
+# 0.1 and is now above 0.9. The verdict is a warning and no longer a failure: the means are right,
+# while the intervals of $p$ at some temperatures are 10 to 25% too wide.*
 #
 # ## The numbers of this page, checked
 
 # %%
 assert posterior.converged
-assert 0.6 < middle < 0.95
+assert abs(middle - 0.8) < (0.1 if FAST else 0.05)
+for count in range(4):  # the posterior predictive check: bars within intervals
+    shares = (replicated == count).double().mean(1)
+    seen = (damaged == count).double().mean()
+    assert shares.quantile(0.05) <= seen <= shares.quantile(0.95)
 assert first.verdicts["mean-field"].level == "fail"
-assert mean_field["b"].ratio < 0.35
+assert 0.05 < mean_field["b"].ratio < 0.2
 assert second.verdicts["full-rank"].level in ("pass", "warn")
-assert centred["slope"].ratio > 0.8
+assert centred["slope"].ratio > 0.85
+assert third.verdicts["mean-field"].level == "warn"
+assert all(abs(row.shift) < 0.1 for row in centred.values())
+widest = max(row.ratio for name, row in centred.items() if name.startswith("p["))
+assert 1.1 < widest < 1.25
 
 # %% [markdown]
 # ## What goes wrong
 #
-# - *Shapes.* Without `pyro.plate` the same story gives the same density, but a story with a plate
-#   whose size does not match raises an error; `explain` shows which site has which batch shape.
-# - *A site that comes and goes.* `if a > 0: pyro.sample(...)` makes another story for each draw. It
-#   is refused, by name.
-# - *Missing data.* A NaN among the observations is refused with its index: drop the row, or make
-#   the value a site of its own.
+# - *Shapes, a site that comes and goes, missing data.* Each is refused with the site's name, and
+#   `explain` shows the shapes beforehand. `13_shapes_and_parameters` breaks stories in all these
+#   ways, and in some that nothing refuses.
 # - *Believing VI because the ELBO settled.* It settled above as well: it had found the best member
 #   of a bad family. Only the comparison showed it.
 #

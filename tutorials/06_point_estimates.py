@@ -234,7 +234,7 @@ print(
 # Eight schools: effects $\theta_j \sim N(\mu, \tau)$ with estimates $y_j \sim N(\theta_j,
 # \sigma_j)$. Summing out $\theta$ leaves a function of $\tau$ alone, which can be drawn. And in the
 # centred form the joint density of all ten sites has no maximum: as $\tau \to 0$ with every
-# $\theta_j = \mu$, it grows like $\tau^{-8}$.
+# $\theta_j = \mu$, it grows like $\tau^{-8}$, one factor for each school.
 
 # %%
 data = {name: value.double() for name, value in schools().items()}
@@ -250,6 +250,13 @@ with quiet():
         complaint = ppgen.fit(eight_schools_centred, **data, using=MAP()).headline()
     except ValueError as error_:
         complaint = str(error_)
+at_pole = []
+for tau in (1e-3, 1e-6):
+    values = {"mu": torch.tensor(5.0), "tau": torch.tensor(tau), "theta": torch.full((8,), 5.0)}
+    trace = pyro.poutine.trace(pyro.condition(eight_schools_centred, values)).get_trace(**data)
+    at_pole.append(float(trace.log_prob_sum()))
+power = (at_pole[1] - at_pole[0]) / torch.tensor(1e-6 / 1e-3).log().item()
+print(f"towards the pole the joint density grows like tau^{power:.3f}")
 print(f"likelihood of tau is highest at {taus[marginal.argmax()]:.1f}, where all schools are equal")
 print(f"probability of tau > 3: {mass_above_3:.2f}; posterior mean {nuts['tau'].mean():.2f} by HMC")
 print(f"MAP of the centred form: {complaint}")
@@ -354,6 +361,7 @@ for i, n in enumerate(sizes):
 assert regret["MLE"][0] > 4 * regret["posterior"][0]
 assert abs(regret["posterior"][-1] * sizes[-1] - 1) < 0.2  # 1 / N
 assert abs(regret["MLE"][-1] * sizes[-1] - 1) < 0.2
+assert abs(power + 8) < 1e-3
 assert marginal.argmax() == 0
 assert 0.4 < mass_above_3 < 0.6
 by_grid = float((taus * density).sum() / density.sum())

@@ -96,8 +96,21 @@ print("probability on the grid:", {name: f"{mass:.6f}" for name, mass in masses.
 # = \Sigma_{ii}$, the variance of $x_i$ *whatever* the others. Since $1 / \Lambda_{ii} \le
 # \Sigma_{ii}$, the first is too narrow unless $x_i$ is independent of the rest.
 #
-# In general, forward KL over normal laws matches moments: it is $-E_p[\log q] + c$, whose minimum
-# has the means and the variances of $p$.
+# **Closed form, forward.** Over normal laws $\mathrm{KL}(p \,\|\, q) = -E_p[\log q] + c$ is
+# smallest where $q$ has the means and the variances of $p$: moments are matched. For the two modes
+# that is mean $(-0.4, -0.2)$ and variance $0.49 + 4 \cdot 0.24 \cdot (4, 1)$, each mode's own and
+# that between them; for the banana, mean $(0, 1)$ and variance $(1,\ 2 + 0.25)$.
+#
+# **Closed form, reverse.** Modes that hardly overlap: $q$ is one of them, and the divergence is
+# $-\log$ of its share. The banana, with $q = N(0, r)\,N(m, s)$:
+#
+# $$
+# \mathrm{KL}(q \,\|\, p) = -\log r - \log s + \tfrac12 r^2
+#   + \frac{s^2 + (m - r^2)^2 + 2 r^4}{2 \cdot 0.5^2} + c ,
+# $$
+#
+# since $x_1^2$ has mean $r^2$ and variance $2 r^4$ under $q$. So $m = r^2$, $s = 0.5$, the width
+# *given* $x_1$, and $16 r^4 + r^2 = 1$, which gives $r = 0.470$ for a true standard deviation of 1.
 #
 # ## Model and training
 #
@@ -355,6 +368,17 @@ for name in targets:
     torch.testing.assert_close(theta[2:].exp(), sd, rtol=2e-3, atol=0)
     assert (fits[name, "reverse"][2:].exp() < sd).all()
 torch.testing.assert_close(fits["correlated", "reverse"][2:].exp(), reverse_sd, rtol=1e-3, atol=0)
+r = (((1 + 4 * 16) ** 0.5 - 1) / 32) ** 0.5  # of 16 r^4 + r^2 = 1
+assert abs(r - 0.470) < 5e-4
+by_formula = {
+    ("banana", "reverse"): ((0.0, r**2), (r, 0.5)),
+    ("banana", "forward"): ((0.0, 1.0), (1.0, 2.25**0.5)),
+    ("two modes", "forward"): ((-0.4, -0.2), ((0.49 + 3.84) ** 0.5, (0.49 + 0.96) ** 0.5)),
+    ("two modes", "reverse"): ((-2.0, -1.0), (0.7, 0.7)),  # up to the overlap
+}
+for key, (mean, sd) in by_formula.items():
+    torch.testing.assert_close(fits[key][:2], torch.tensor(mean), rtol=0, atol=0.01)
+    torch.testing.assert_close(fits[key][2:].exp(), torch.tensor(sd), rtol=0.02, atol=0)
 for direction, sign in {"reverse": -1, "forward": 1}.items():
     assert abs(entropy[direction] - entropy_p - sign * information) < 2e-3
     assert abs(min(value for value, _ in ends["correlated", direction]) - information) < 2e-3

@@ -194,7 +194,7 @@ for (name, estimator), style in zip(
     right.stairs(heights.clamp(min=1e-3).numpy(), edges.numpy(), label=name, color=style["color"])
 right.axvline(float(report.exact[0]), color="#1b1f24", linestyle="--", linewidth=1, label="exact")
 right.set_yscale("log")
-right.set_ylim(1e-3, 1e4)
+right.set_ylim(1e-3, 1e3)
 label(right, "gradient in s", "density")
 legend(right, *right.get_legend_handles_labels(), loc="upper right")
 figure
@@ -415,7 +415,7 @@ for key in shown:
     helped = min(row[e] for e in ("moving average", "leave one out", "optimal baseline"))
     assert 0.05 < helped / row["REINFORCE"] < 0.5
     worst = max(row[e] for e in ("moving average", "leave one out", "optimal baseline"))
-    assert worst / row["REINFORCE"] < 0.75
+    assert worst / row["REINFORCE"] < (0.75 if FAST else 0.67)  # a third at least
     if "implicit" in row:
         assert abs(row["implicit"] / row["reparameterisation"] - 1) < (0.4 if FAST else 0.15)
 assert variances["Normal", "mean"]["optimal baseline"] < variances["Normal", "mean"]["implicit"]

@@ -267,6 +267,7 @@ assert abs(total - 1) < 0.01
 # ## The numbers of this page, checked
 
 # %%
+assert abs(kl["mean-field"][0] - 0.71) < 0.06
 assert abs(kl["mean-field"][0] - kl["full-rank"][0]) < 0.08
 assert kl["flow"][0] < kl["mean-field"][0] - 0.2
 assert all(value > -5 * error for value, error in kl.values())
@@ -278,8 +279,12 @@ if not FAST:
     assert kl["flow"][0] < 0.05
     assert elbo["flow"] > max(elbo["mean-field"], elbo["full-rank"])
     assert abs(tau["flow"] - tau["HMC"]) < abs(tau["mean-field"] - tau["HMC"])
-    assert abs(gain[2][0]) < 1.0
-    assert abs(gain[6][0]) < 0.5
+    assert 0 < gain[2][0] < 0.8  # a few tenths
+    assert abs(gain[6][0]) < 0.25
+    assert all(
+        table[latent, "normal"].lower - table[latent, "normal"].details["elbo"] < 0.6
+        for latent in gain
+    )
     assert all(-27 < found.lower < -22 for found in table.values())
 
 # %% [markdown]

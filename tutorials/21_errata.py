@@ -343,4 +343,5 @@ assert math.isclose(float(wrong_q.sum()), 1.0)
 
 # %% [markdown]
 # ---
-# A few seconds on two cores of a laptop-class CPU.
+# A few seconds in all on two cores of a laptop-class CPU. Your output should look like this page;
+# the last digits depend on the machine.
