@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import re
 import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,6 +35,26 @@ def test_the_links_of_a_page_lead_somewhere(page):
     for target in re.findall(r"\{doc\}`(?:[^`<]*<)?/([^`>]+)>?`", page.read_text()):
         files = [DOCS / f"{target}{suffix}" for suffix in (".md", ".ipynb")]
         assert any(file.exists() for file in files), target
+
+
+@pytest.mark.slow  # it imports the whole package
+def test_the_reference_has_every_name_that_tutorials_and_pages_import():
+    reference = "".join(path.read_text() for path in (DOCS / "reference").glob("*.md"))
+    listed = set(re.findall(r"auto(?:module|function|class):: ([\w.]+)", reference))
+    sources = [path.read_text() for path in TUTORIALS]
+    for page in WITH_CODE:
+        sources += re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S)
+    nodes = [node for source in sources for node in ast.walk(ast.parse(source))]
+    imports = [n for n in nodes if isinstance(n, ast.ImportFrom) and n.module.startswith("ppgen")]
+    missing = []
+    for module, name in {(node.module, alias.name) for node in imports for alias in node.names}:
+        found = getattr(importlib.import_module(module), name)
+        homes = {module, f"{module}.{name}", getattr(found, "__module__", "")}
+        exported = any(getattr(sys.modules.get(m), name, None) is found for m in listed)
+        module_of_listed = any(m.startswith(f"{module}.{name}") for m in listed)
+        if not (homes & listed or exported or module_of_listed):
+            missing.append(f"{module}.{name}")
+    assert not missing
 
 
 def test_every_tutorial_is_on_the_page_of_the_lecture():
