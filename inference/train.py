@@ -27,6 +27,7 @@ from ppgen.inference.training.options import (
 from ppgen.inference.training.randomness import seeded, stream
 from ppgen.inference.training.state import Position, TrainingState
 from ppgen.inference.training.state import restore_story as restore_story
+from ppgen.inference.training.state import trained_tensors as trained_tensors
 from ppgen.inference.training.validation import question
 from ppgen.run_folder import RunFolder
 

@@ -17,6 +17,7 @@ from ppgen.networks.posteriors import DiagonalNormal, centre, scored
 from ppgen.networks.priors import StandardNormal
 
 DRAWS = 100  # for a divergence without a formula
+_AT_ONCE = 1000  # examples, so that a mixture prior's components fit into memory
 
 
 class VAE(PyroModule):
@@ -151,13 +152,15 @@ class VAE(PyroModule):
     @torch.no_grad()
     def latent_use(self, x: Tensor) -> LatentUse:
         """Which units of the code follow `x`, ``(N, D)``, and how far from the prior."""
-        x = self._data(x)
-        code = scored(self.encode(x))
-        each = unit_divergences(code, self.prior())
-        if each is None:  # no formula: the mean over draws
-            z = code.rsample(torch.Size([DRAWS]))
-            each = (code.log_prob(z) - self.prior().log_prob(z)).mean(0)
-        return latent_use(centre(code), each)
+        prior, means, divergences = self.prior(), [], []
+        for part in self._data(x).split(_AT_ONCE):
+            code = scored(self.encode(part))
+            each = unit_divergences(code, prior)
+            if each is None:  # no formula: the mean over draws
+                each = torch.stack([_log_ratio(code, prior) for _ in range(DRAWS)]).mean(0)
+            means.append(centre(code))
+            divergences.append(each)
+        return latent_use(torch.cat(means), torch.cat(divergences))
 
     @torch.no_grad()
     def interpolate(self, a: Tensor, b: Tensor, steps: int = 9) -> Tensor:
@@ -180,3 +183,9 @@ class VAE(PyroModule):
         if x.shape[-1] != self.visible:
             raise ValueError(f"this VAE has {self.visible} pixels; got data {tuple(x.shape)}")
         return x.to(self.zero.dtype)
+
+
+def _log_ratio(code: TorchDistribution, prior: TorchDistribution) -> Tensor:
+    """``log q(z | x) - log p(z)`` at one draw of each code, ``(B,)``."""
+    z = code.rsample()
+    return code.log_prob(z) - prior.log_prob(z)

@@ -139,12 +139,20 @@ def restore_story(story: nn.Module, folder: str | Path) -> nn.Module:
     Raises:
         CheckpointError: if there is no checkpoint, or it does not fit, by name of a parameter.
     """
+    load_story_tensors(story, trained_tensors(folder))
+    return story
+
+
+def trained_tensors(folder: str | Path) -> dict[str, Tensor]:
+    """What a run arrived at, by name: the best, else averaged, else last values.
+
+    Raises:
+        CheckpointError: if there is no checkpoint.
+    """
     folder = Path(folder)
     inner = folder / "ckpt"
     tensors, _ = checkpoint.load(inner if inner.is_dir() else folder)
-    values = _under("story/", tensors) | _under("average/", tensors) | _under("best/", tensors)
-    load_story_tensors(story, values)
-    return story
+    return _under("story/", tensors) | _under("average/", tensors) | _under("best/", tensors)
 
 
 def story_tensors(story: nn.Module) -> dict[str, Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Group, Parameter
@@ -23,10 +22,6 @@ class MachineOptions:
     persistent: Annotated[bool, Parameter(negative="")] = False
     "Chains go on from step to step."
 
-    start_from: Path | None = None
-    """A run whose layers become the lowest ones: of an RBM, or of a DBM or DBN with no more layers.
-    A DBN then trains its top layer alone, but all of them where the run has as many."""
-
     pretraining_epochs: int | None = None
     "For each layer, before all are trained; as many as epochs for a DBN, none for a DBM."
 
@@ -45,6 +40,15 @@ class CodeOptions:
     convolutional: Annotated[bool, Parameter(negative="")] = False
     "A VAE's networks are convolutional; hidden is the encoder's last width."
 
+    channels: Annotated[tuple[int, ...], Parameter(consume_multiple=True, negative="")] = (32, 64)
+    "Of convolutional networks: of each layer that halves the image."
+
+    refine: int = 1
+    "Likewise: convolutions between those that halve; 0 is several times faster."
+
+    pixels: Literal["independent", "causal"] = "independent"
+    "Of a VAE given the code; causal ones are also told of those above and to the left of them."
+
     prior: Literal["standard", "mixture", "vampprior", "flow"] = "standard"
     "Of a VAE's code; the mixtures have 50 components."
 
@@ -54,11 +58,23 @@ class CodeOptions:
     flow_layers: int = 10
     "Of that posterior."
 
+    flow_columns: int | None = None
+    "Of each Sylvester layer; as many as the code has dimensions when not given."
+
+    objective: Literal["elbo", "iwae", "dreg"] = "elbo"
+    "The bound that is raised: dreg is iwae with quieter gradients."
+
+    draws: int | None = None
+    "Of the code for each example and step: 1 for elbo, 8 for the others."
+
     warm_up: int = 0
-    "Steps over which the weight of the divergence rises from 0 to 1."
+    "Steps over which the weight of the divergence rises from 0 to 1; elbo only."
 
     free_bits: float = 0.0
-    "Nats of each unit's divergence that training leaves alone."
+    "Nats of each unit's divergence that training leaves alone; elbo only."
+
+    weight_decay: float = 0.0
+    "As in AdamW."
 
     word_dropout: float = 0.0
     "Share of the tokens before that the decoder of sentences does not see."

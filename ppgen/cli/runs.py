@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from ppgen.types import Likelihood
 
 
+_THOROUGH = 200  # examples whose importance sampling is not cut short on a run's page
+
+
 def read_settings(run: Path) -> dict[str, Any]:
     """What `ppgen train` was asked for."""
     from ppgen.run_folder import read_config
@@ -84,6 +87,7 @@ def held_out_likelihood(
     samples: int | None = None,
     chains: int = 100,
     temperatures: int = 1000,
+    thorough: int | None = None,
 ) -> Likelihood:
     """Of `examples`, in nats per example; `chains` and `temperatures` for Boltzmann machines.
 
@@ -91,9 +95,11 @@ def held_out_likelihood(
     out is less than the uncertainty of log Z.
     """
     import ppgen
-    from ppgen.types import UnnormalisedDensity
+    from ppgen.types import ExactDensity, UnnormalisedDensity
 
-    options: dict[str, int] = {"samples": samples or 1000}
+    options: dict[str, Any] = {"samples": samples or 1000}
+    if not isinstance(story, ExactDensity):
+        options["thorough"] = thorough
     if isinstance(story, UnnormalisedDensity):
         options = {"samples": samples or 100, "chains": chains, "temperatures": temperatures}
     return ppgen.log_likelihood(story, examples.x.to(common.device), seed=common.seed, **options)
@@ -172,7 +178,7 @@ def write_page(
         note("no test split: the likelihood is that of the training data")
     found: Likelihood | None = None
     try:
-        found = held_out_likelihood(story, examples, common)
+        found = held_out_likelihood(story, examples, common, thorough=_THOROUGH)
     except ValueError as error:  # a machine that cannot be measured still has its curves
         note(f"no likelihood: {error}")
     pictures = []

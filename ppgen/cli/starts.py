@@ -1,4 +1,4 @@
-"""Where the training of a Boltzmann machine starts: at an earlier run, or pretrained by layers."""
+"""Where a training starts: at an earlier run, or, of a Boltzmann machine, pretrained by layers."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ppgen.cli.autoencoders import start_from
+from ppgen.cli.options import note
 from ppgen.cli.runs import read_settings, restored
-from ppgen.cli.training import LEARNING_RATES, optimisation, widths
+from ppgen.cli.training import LEARNING_RATES, MACHINES, optimisation, widths
 
 if TYPE_CHECKING:
     from ppgen.data import Dataset
@@ -16,7 +18,13 @@ if TYPE_CHECKING:
 
 def start(story: Any, settings: dict[str, Any], examples: Dataset, device: str) -> None:
     """Give an untrained `story` the parameters that its settings say it starts from."""
-    if settings["start_from"] is not None:
+    run = settings["start_from"]
+    if settings["model"] not in MACHINES:
+        if run is not None:
+            alone = start_from(story, Path(run))
+            note(f"start: {run}; new here: {', '.join(alone) or 'nothing'}")
+        return
+    if run is not None:
         _take_over(story, settings, examples)
         return
     epochs = settings["pretraining_epochs"]

@@ -45,6 +45,7 @@ def train(
     hidden: Annotated[list[int] | None, Parameter(consume_multiple=True, negative="")] = None,
     decay: Annotated[bool, Parameter(negative="")] = False,
     averaging: float = 0.0,
+    start_from: Path | None = None,
     patience: int | None = None,
     out: Path | None = None,
     overwrite: Annotated[bool, Parameter(negative="")] = False,
@@ -60,6 +61,7 @@ def train(
         ppgen train rbm --data digits --epochs 20 --out runs/rbm
         ppgen train dbm --hidden 200 300 --start-from runs/rbm --persistent
         ppgen train vae --data mnist --folder ~/mnist --hidden 400 --epochs 50
+        ppgen train vae --convolutional --channels 16 32 --refine 0 --pixels causal
         ppgen train sentences --data grammar --latent 8 --free-bits 1
 
     Args:
@@ -76,6 +78,9 @@ def train(
             a DBN's are alike.
         decay: the learning rate falls linearly, to nothing after the last epoch.
         averaging: decay of an exponential average of the parameters; 0 for none.
+        start_from: an earlier run. A VAE begins with its parameters, by name and shape. The layers
+            of an RBM, or of a DBM or DBN with no more layers, become the lowest of a DBM or DBN; a
+            DBN then trains its top layer alone, but all of them where the run has as many.
         patience: stop after so many epochs without a better validation.
         out: the run folder; runs/MODEL-DATA when not given.
         overwrite: replace the run that is there.
@@ -98,6 +103,7 @@ def train(
         "hidden": hidden or [{"vae": 400, "flow": 512, "sentences": 128}.get(model, 200)],
         "decay": decay,
         "averaging": averaging,
+        "start_from": None if start_from is None else str(start_from),
         "patience": patience,
         "checkpoint_every": checkpoint_every,
     }
@@ -130,9 +136,7 @@ def resume(run: Run, /, *, epochs: int | None = None, common: Common | None = No
 def _of_its_kind(model: str, machine: MachineOptions, code: CodeOptions) -> dict[str, Any]:
     """The options that the model looks at."""
     if model in MACHINES:
-        found = asdict(machine)
-        found["start_from"] = None if machine.start_from is None else str(machine.start_from)
-        return found
+        return asdict(machine)
     return {k: v for k, v in asdict(code).items() if model == "sentences" or k not in _OF_TEXT}
 
 
@@ -154,7 +158,7 @@ def _train(
         check_binary(examples.x, examples.name)
     kept, validation = hold_out(examples)
     story = build(settings, kept)
-    if settings["model"] in MACHINES and not resume:
+    if not resume:
         start(story, settings, kept, common.device)
     with quick_mean_field(story, settings):
         result = ppgen.train(

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ppgen.cli.autoencoders import bound, parts
 from ppgen.cli.sentences import is_text, tokenizer_of
 from ppgen.cli.stories import BUNDLED
 
@@ -24,7 +25,6 @@ LEARNING_RATES = {
     "sentences": 3e-3,
 }
 MACHINES = ("rbm", "dbm", "dbn")
-_COMPONENTS = 50  # of a VAE's mixture prior, or its VampPrior
 _HELD_OUT = 0.1  # of the training data, for the validation curve
 
 
@@ -45,7 +45,7 @@ def build(settings: dict[str, Any], examples: Dataset) -> nn.Module:
         if model == "dbn":
             return made(dim, hidden, tied=False)
         if model == "vae":
-            return made(dim, settings["latent"], hidden, **_parts(settings, examples, hidden[-1]))
+            return made(dim, settings["latent"], hidden, **parts(settings, examples, hidden[-1]))
         if is_text(settings):
             tokenizer = tokenizer_of(settings)
             sizes = tokenizer.vocabulary, tokenizer.length, settings["latent"], *hidden
@@ -68,56 +68,6 @@ def widths(settings: dict[str, Any]) -> tuple[int, ...]:
     return given * 2 if len(given) == 1 and model == "dbn" else given
 
 
-def _parts(settings: dict[str, Any], examples: Dataset, features: int) -> dict[str, Any]:
-    """Of a VAE, those that are not the default ones; runs of older versions name none."""
-    latent, parts = settings["latent"], {}
-    if settings.get("convolutional"):
-        from ppgen.networks.convolutional import ConvolutionalDecoder, ConvolutionalEncoder
-
-        if examples.image_shape is None:
-            raise ValueError(f"--convolutional needs images; {examples.name} are none")
-        shape = (1, *examples.image_shape)
-        parts["encoder"] = ConvolutionalEncoder(shape, features)
-        parts["decoder"] = ConvolutionalDecoder(shape, latent)
-    prior = settings.get("prior", "standard")
-    if prior != "standard":
-        parts["prior"] = _prior(prior, latent, examples)
-    posterior = settings.get("posterior", "normal")
-    if posterior != "normal":
-        layers = settings["flow_layers"]
-        parts["posterior"] = _posterior(posterior, features, latent, layers)
-    return parts
-
-
-def _posterior(name: str, features: int, latent: int, layers: int) -> nn.Module:
-    from ppgen.networks.flow_posterior import FlowPosterior
-    from ppgen.networks.posteriors import FullNormal
-    from ppgen.transforms.planar import Planar
-    from ppgen.transforms.sylvester import Sylvester
-    from ppgen.transforms.vector import VectorChain
-
-    if name == "full":
-        return FullNormal(features, latent)
-    if layers < 1:
-        raise ValueError(f"--flow-layers must be at least 1, got {layers}")
-    maps = {"planar": Planar, "sylvester": Sylvester}
-    chain = VectorChain([maps[name](latent) for _ in range(layers)])
-    return FlowPosterior(features, latent, chain)
-
-
-def _prior(name: str, latent: int, examples: Dataset) -> nn.Module:
-    import torch
-
-    from ppgen.models import Flow
-    from ppgen.networks.priors import FlowPrior, MixturePrior, VampPrior
-
-    if name == "mixture":
-        return MixturePrior(latent, _COMPONENTS)
-    if name == "flow":
-        return FlowPrior(Flow(latent))
-    return VampPrior(examples.x[torch.arange(_COMPONENTS) % len(examples)])
-
-
 def optimisation(settings: dict[str, Any]) -> dict[str, Any]:
     """The loss, the optimizer and the schedule that suit the model, for ``ppgen.train``."""
     import torch
@@ -131,11 +81,10 @@ def optimisation(settings: dict[str, Any]) -> dict[str, Any]:
         options["loss"] = loss(settings["gibbs_steps"], persistent=settings["persistent"])
         options["optimizer"] = partial(torch.optim.SGD, momentum=0.5, fused=True)
     elif settings["model"] in ("vae", "sentences"):
-        from ppgen.inference import ELBO, WarmUp
-
-        steps = settings.get("warm_up")
-        beta = WarmUp(steps) if steps else 1.0
-        options["loss"] = ELBO(beta=beta, free_bits=settings.get("free_bits", 0.0))
+        options["loss"] = bound(settings)
+        decay = settings.get("weight_decay", 0.0)
+        if decay:
+            options["optimizer"] = partial(torch.optim.AdamW, weight_decay=decay, fused=True)
     elif settings["model"] == "flow":
         options["optimizer"] = partial(torch.optim.AdamW, weight_decay=1e-2, fused=True)
     if settings["decay"]:

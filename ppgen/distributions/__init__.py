@@ -1,6 +1,7 @@
 """Pyro distributions that Pyro lacks."""
 
 from ppgen.distributions.boltzmann import Boltzmann as Boltzmann
+from ppgen.distributions.causal_bernoulli import CausalBernoulli as CausalBernoulli
 from ppgen.distributions.discretised_logistic import DiscretisedLogistic as DiscretisedLogistic
 from ppgen.distributions.energies import RezendeMohamed as RezendeMohamed
 from ppgen.distributions.rayleigh import Rayleigh as Rayleigh

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 
 
@@ -16,6 +17,7 @@ class ConvolutionalEncoder(nn.Module):
         shape: of an image, ``(C, H, W)``; H and W divisible by two for each layer.
         features: numbers that come out, F.
         channels: of each layer.
+        refine: convolutions before each that halves; with 0 it costs a fraction.
         activation: builds the nonlinearity.
 
     Shapes: ``(*, C H W) -> (*, F)``.
@@ -31,6 +33,8 @@ class ConvolutionalEncoder(nn.Module):
         shape: Sequence[int],
         features: int = 256,
         channels: Sequence[int] = (32, 64),
+        *,
+        refine: int = 1,
         activation: Callable[[], nn.Module] = nn.SiLU,
     ) -> None:
         super().__init__()
@@ -38,12 +42,10 @@ class ConvolutionalEncoder(nn.Module):
         height, width = _smallest(shape, channels)
         layers: list[nn.Module] = []
         for inputs, outputs in pairwise((shape[0], *channels)):
-            layers += [
-                nn.Conv2d(inputs, outputs, 3, padding=1),
-                activation(),
-                nn.Conv2d(outputs, outputs, 4, stride=2, padding=1),
-                activation(),
-            ]
+            for _ in range(refine):
+                layers += [nn.Conv2d(inputs, outputs, 3, padding=1), activation()]
+                inputs = outputs
+            layers += [nn.Conv2d(inputs, outputs, 4, stride=2, padding=1), activation()]
         self.body = nn.Sequential(*layers, nn.Flatten())
         self.head = nn.Sequential(nn.Linear(channels[-1] * height * width, features), activation())
 
@@ -59,6 +61,8 @@ class ConvolutionalDecoder(nn.Module):
         shape: of an image, ``(C, H, W)``.
         latent: dimensions of the code, L.
         channels: of each layer, in the encoder's order; here the last comes first.
+        refine: convolutions after each that doubles, and one at the end; with 0 it costs a
+            fraction.
         parameters_each: numbers for each pixel, P: those of the likelihood.
         activation: builds the nonlinearity.
 
@@ -72,28 +76,36 @@ class ConvolutionalDecoder(nn.Module):
         channels: Sequence[int] = (32, 64),
         *,
         parameters_each: int = 1,
+        refine: int = 1,
         activation: Callable[[], nn.Module] = nn.SiLU,
     ) -> None:
         super().__init__()
         self.shape, self.parameters_each = tuple(shape), parameters_each
         height, width = _smallest(shape, channels)
         top = channels[-1] * height * width
-        layers = [nn.Linear(latent, top), nn.Unflatten(-1, (channels[-1], height, width))]
-        for inputs, outputs in pairwise((*reversed(channels), channels[0])):
-            layers += [
-                activation(),
-                nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1),
-                activation(),
-                nn.Conv2d(outputs, outputs, 3, padding=1),
-            ]
-        last = nn.Conv2d(channels[0], parameters_each * shape[0], 3, padding=1)
-        self.body = nn.Sequential(*layers, activation(), last)
+        layers = [nn.Linear(latent, top), _Images(-1, (channels[-1], height, width))]
+        numbers = parameters_each * shape[0]
+        widths = (*reversed(channels), channels[0] if refine else numbers)
+        for inputs, outputs in pairwise(widths):
+            layers += [activation(), nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1)]
+            for _ in range(refine):
+                layers += [activation(), nn.Conv2d(outputs, outputs, 3, padding=1)]
+        if refine:
+            layers += [activation(), nn.Conv2d(channels[0], numbers, 3, padding=1)]
+        self.body = nn.Sequential(*layers)
 
     def forward(self, z: Tensor) -> Tensor:
         raw = self.body(z.reshape(math.prod(z.shape[:-1]), z.shape[-1]))
-        # (N, P C, H, W): the numbers of a pixel come side by side
+        # (N, P C, H, W): the numbers of a pixel come side by side; of one colour they already are
         raw = raw.unflatten(1, (self.parameters_each, self.shape[0])).movedim(1, -1).flatten(1)
         return raw.reshape(*z.shape[:-1], math.prod(self.shape) * self.parameters_each)
+
+
+class _Images(nn.Unflatten):
+    """Rows to images, laid out as convolutions of few channels are quickest with."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).contiguous(memory_format=torch.channels_last)
 
 
 def _smallest(shape: Sequence[int], channels: Sequence[int]) -> tuple[int, int]:

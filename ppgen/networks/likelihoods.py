@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ppgen.data.errors import DataError, check_finite, refuse_where
 from ppgen.data.levels import whole_levels
+from ppgen.distributions.causal_bernoulli import CausalBernoulli
 from ppgen.distributions.discretised_logistic import DiscretisedLogistic
 
 
@@ -57,6 +58,42 @@ class BernoulliLikelihood(PixelLikelihood):
                 "DiscretisedLogisticLikelihood(levels) whole numbers",
             )
             raise
+
+
+class CausalBernoulliLikelihood(BernoulliLikelihood):
+    """Binary images drawn row by row, each pixel told of those above and to the left of it.
+
+    What a code need not say, because the neighbours tell: strokes go on and edges are straight.
+    The decoder gives a pixel its log-odds, and what its hidden units add to what they are told.
+
+    Args:
+        image_shape: height and width.
+        hidden: hidden units of a pixel; the decoder gives one number more for each pixel.
+        reach: how many rows up, and columns to either side, a pixel sees.
+
+    References:
+        | PixelVAE (Gulrajani et al., 2017)
+        | https://arxiv.org/abs/1611.05013
+    """
+
+    def __init__(self, image_shape: tuple[int, int], hidden: int = 15, reach: int = 3) -> None:
+        super().__init__(1 + hidden)
+        if hidden < 1 or reach < 1:
+            raise ValueError(
+                "each pixel needs a hidden unit and a neighbour at least; got "
+                f"hidden={hidden}, reach={reach}"
+            )
+        self.image_shape = image_shape
+        neighbours = 2 * reach * (reach + 1)
+        shape = (hidden, reach + 1, 2 * reach + 1)
+        self.kernel = nn.Parameter(torch.randn(shape) / neighbours**0.5)
+        self.weight = nn.Parameter(torch.randn(hidden) / hidden**0.5)
+
+    def forward(self, raw: Tensor) -> TorchDistribution:
+        numbers = raw.unflatten(-1, (-1, self.parameters_each))
+        return CausalBernoulli(
+            numbers[..., 0], numbers[..., 1:], self.kernel, self.weight, self.image_shape
+        )
 
 
 class ContinuousBernoulliLikelihood(PixelLikelihood):

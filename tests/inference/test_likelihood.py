@@ -147,3 +147,21 @@ def test_log_weights_of_a_wrong_shape_are_refused(story, x):
 
     with pytest.raises(ValueError, match="must return"):
         log_likelihood(Wrong(), x, samples=3)
+
+
+def test_a_few_thorough_examples_stand_for_all(story, x):
+    x = x.repeat(20, 1) + 0.1 * torch.randn(400, x.shape[1])
+    whole = log_likelihood(story, x, samples=200, seed=0)
+    runs = [log_likelihood(story, x, samples=200, thorough=40, seed=i) for i in range(60)]
+    values = torch.tensor([run.lower for run in runs])
+    stated = torch.tensor([run.lower_error for run in runs]).mean()
+    # four draws on all would be lower by 0.05, many of these errors
+    assert abs(values.mean() - whole.lower) < 4.3 * math.hypot(
+        values.std() / 60**0.5, whole.lower_error
+    )
+    # as above; the stated error is a little too large, by what both of its parts share
+    assert 0.55 < values.std() / stated < 1.45
+    assert "on 40 examples, with 4 on all" in runs[0].method
+    assert runs[0].examples == 400
+    with pytest.raises(ValueError, match="at least 2"):
+        log_likelihood(story, x, thorough=1)

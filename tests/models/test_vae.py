@@ -250,3 +250,12 @@ def test_grey_values_are_refused_with_what_takes_them():
     assert isinstance(VAE(6).likelihood, BernoulliLikelihood)
     with pytest.raises(ValueError, match=r"ContinuousBernoulliLikelihood.*DiscretisedLogistic"):
         VAE(6, 2, (5,)).model(torch.full((2, 6), 0.3))
+
+
+def test_use_of_the_code_does_not_depend_on_how_many_examples_are_looked_at_at_once(monkeypatch):
+    vae, x = VAE(6, 2, (5,)), torch.bernoulli(torch.full((9, 6), 0.5))
+    whole = vae.latent_use(x)
+    monkeypatch.setattr("ppgen.models.vae._AT_ONCE", 4)
+    parts = vae.latent_use(x)
+    assert parts.divergence == pytest.approx(whole.divergence)
+    assert parts.variance == pytest.approx(whole.variance)

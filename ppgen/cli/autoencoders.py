@@ -1,0 +1,130 @@
+"""What a VAE's options on the command line stand for: its parts, its loss, where it starts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import nn
+
+    from ppgen.data import Dataset
+
+_COMPONENTS = 50  # of a mixture prior, or a VampPrior
+_CAUSAL_UNITS = 7  # hidden units of a pixel that is told of its neighbours
+
+
+def parts(settings: dict[str, Any], examples: Dataset, features: int) -> dict[str, Any]:
+    """Those parts that are not the default ones; runs of older versions name none."""
+    latent, found = settings["latent"], {}
+    likelihood = _likelihood(settings.get("pixels", "independent"), examples)
+    if likelihood is not None:
+        found["likelihood"] = likelihood
+    if settings.get("convolutional"):
+        from ppgen.networks.convolutional import ConvolutionalDecoder, ConvolutionalEncoder
+
+        shape = (1, *_image_shape("--convolutional", examples))
+        channels = tuple(settings.get("channels", (32, 64)))
+        refine = settings.get("refine", 1)
+        found["encoder"] = ConvolutionalEncoder(shape, features, channels, refine=refine)
+        each = 1 if likelihood is None else likelihood.parameters_each
+        found["decoder"] = ConvolutionalDecoder(
+            shape, latent, channels, parameters_each=each, refine=refine
+        )
+    prior = settings.get("prior", "standard")
+    if prior != "standard":
+        found["prior"] = _prior(prior, latent, examples)
+    if settings.get("posterior", "normal") != "normal":
+        found["posterior"] = _posterior(settings, features)
+    return found
+
+
+def bound(settings: dict[str, Any]) -> Any:
+    """The bound that training raises.
+
+    Raises:
+        ValueError: for options that another bound has.
+    """
+    from ppgen.inference import ELBO, DReG, ImportanceWeightedELBO, WarmUp
+
+    objective, draws = settings.get("objective", "elbo"), settings.get("draws")
+    steps, free_bits = settings.get("warm_up"), settings.get("free_bits", 0.0)
+    if objective == "elbo":
+        beta = WarmUp(steps) if steps else 1.0
+        return ELBO(particles=draws or 1, beta=beta, free_bits=free_bits)
+    if steps or free_bits:
+        raise ValueError(f"--objective {objective}: --warm-up and --free-bits are for elbo")
+    return {"iwae": ImportanceWeightedELBO, "dreg": DReG}[objective](draws or 8)
+
+
+def start_from(story: nn.Module, run: Path) -> list[str]:
+    """Give `story` those parameters of a run that it has too, by name and shape.
+
+    Returns:
+        The names of those that it alone has, which stay as they were.
+
+    Raises:
+        ValueError: where the run has none of them.
+    """
+    import torch
+
+    from ppgen.inference.train import trained_tensors
+
+    theirs, alone = trained_tensors(run), []
+    with torch.no_grad():
+        for name, tensor in story.state_dict().items():
+            if name in theirs and theirs[name].shape == tensor.shape:
+                tensor.copy_(theirs[name])
+            else:
+                alone.append(name)
+    if len(alone) == len(story.state_dict()):
+        raise ValueError(
+            f"--start-from {run}: no parameter there has the name and shape of one here"
+        )
+    return alone
+
+
+def _image_shape(option: str, examples: Dataset) -> tuple[int, int]:
+    if examples.image_shape is None:
+        raise ValueError(f"{option} needs images; {examples.name} are none")
+    height, width = examples.image_shape
+    return height, width
+
+
+def _likelihood(pixels: str, examples: Dataset) -> Any:
+    if pixels == "independent":
+        return None
+    from ppgen.networks.likelihoods import CausalBernoulliLikelihood
+
+    return CausalBernoulliLikelihood(_image_shape("--pixels causal", examples), _CAUSAL_UNITS)
+
+
+def _posterior(settings: dict[str, Any], features: int) -> nn.Module:
+    from ppgen.networks.flow_posterior import FlowPosterior
+    from ppgen.networks.posteriors import FullNormal
+    from ppgen.transforms.planar import Planar
+    from ppgen.transforms.sylvester import Sylvester
+    from ppgen.transforms.vector import VectorChain
+
+    name, latent, layers = settings["posterior"], settings["latent"], settings["flow_layers"]
+    if name == "full":
+        return FullNormal(features, latent)
+    if layers < 1:
+        raise ValueError(f"--flow-layers must be at least 1, got {layers}")
+    columns = settings.get("flow_columns")
+    made = [Planar(latent) if name == "planar" else Sylvester(latent, columns)] * layers
+    return FlowPosterior(features, latent, VectorChain(made))
+
+
+def _prior(name: str, latent: int, examples: Dataset) -> nn.Module:
+    import torch
+
+    from ppgen.models import Flow
+    from ppgen.networks.priors import FlowPrior, MixturePrior, VampPrior
+
+    if name == "mixture":
+        return MixturePrior(latent, _COMPONENTS)
+    if name == "flow":
+        return FlowPrior(Flow(latent))
+    return VampPrior(examples.x[torch.arange(_COMPONENTS) % len(examples)])

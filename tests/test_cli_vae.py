@@ -1,0 +1,68 @@
+"""``ppgen train vae``: its parts, its bounds, and what another run gives it to begin with."""
+
+import json
+
+import pytest
+import torch
+
+from ppgen.cli import exits, run
+from ppgen.cli.runs import load_data, read_settings, restored
+
+QUICK = ["--data", "digits", "--epochs", "1", "--hidden", "8", "--latent", "3", "--quiet"]
+
+
+@pytest.fixture
+def train(tmp_path):
+    def run_folder(name, *options):
+        place = tmp_path / name
+        assert run(["train", "vae", *QUICK, *options, "--out", str(place)]) == exits.DONE
+        settings = read_settings(place)
+        return restored(settings, load_data(settings, "train"), place)
+
+    return run_folder
+
+
+def test_a_run_begins_with_the_parameters_of_another(train, tmp_path, capsys):
+    first = train("first")
+    slow = ["--learning-rate", "1e-12", "--start-from", str(tmp_path / "first")]
+    again = train("again", *slow)
+    for name, tensor in first.state_dict().items():
+        torch.testing.assert_close(again.state_dict()[name], tensor)
+    capsys.readouterr()
+    flow = train(
+        "flow", "--posterior", "sylvester", "--flow-layers", "2", "--flow-columns", "1", *slow
+    )
+    torch.testing.assert_close(flow.encoder.state_dict(), first.encoder.state_dict())
+    assert "new here: posterior.base.head.weight" in capsys.readouterr().err
+
+
+def test_a_convolutional_vae_with_causal_pixels(train, tmp_path, capsys):
+    story = train(
+        "causal", "--convolutional", "--channels", "4", "--refine", "0", "--pixels", "causal",
+        "--objective", "dreg", "--draws", "2", "--weight-decay", "0.1",
+    )  # fmt: skip
+    assert story.likelihood.image_shape == (8, 8)
+    assert story.sample(3).shape == (3, 64)
+    capsys.readouterr()
+    place = str(tmp_path / "causal")
+    assert run(["evaluate", place, "--samples", "3", "--json", "--quiet"]) == exits.DONE
+    assert json.loads(capsys.readouterr().out)["kind"] == "lower"
+    options = json.loads((tmp_path / "causal" / "config.json").read_text())["options"]
+    assert options["loss"] == {"name": "DReG", "options": {"draws": 2}}
+    assert options["optimizer"]["options"]["weight_decay"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--objective", "iwae", "--warm-up", "10"], "--warm-up and --free-bits are for elbo"),
+        (["--posterior", "planar", "--flow-layers", "0"], "--flow-layers must be at least 1"),
+        (["--start-from", "."], "no such file: no checkpoint was committed"),
+    ],
+)
+def test_options_that_do_not_fit_are_one_line(tmp_path, capsys, options, says):
+    command = ["train", "vae", *QUICK, *options, "--out", str(tmp_path / "run")]
+    assert run(command) in (exits.USAGE, exits.BAD_DATA)
+    printed = capsys.readouterr()
+    assert says in printed.err
+    assert printed.err.count("\n") == 1
