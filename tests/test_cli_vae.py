@@ -12,7 +12,9 @@ QUICK = ["--data", "digits", "--epochs", "1", "--hidden", "8", "--latent", "3", 
 
 
 @pytest.fixture
-def train(tmp_path):
+def train(tmp_path, monkeypatch):
+    monkeypatch.setattr("ppgen.cli.runs._THOROUGH", 2)  # the page is not looked at
+
     def run_folder(name, *options):
         place = tmp_path / name
         assert run(["train", "vae", *QUICK, *options, "--out", str(place)]) == exits.DONE
@@ -38,7 +40,7 @@ def test_a_run_begins_with_the_parameters_of_another(train, tmp_path, capsys):
 
 def test_a_convolutional_vae_with_causal_pixels(train, tmp_path, capsys):
     story = train(
-        "causal", "--convolutional", "--channels", "4", "--refine", "0", "--pixels", "causal",
+        "causal", "--convolutional", "--channels", "2", "--refine", "0", "--pixels", "causal",
         "--objective", "dreg", "--draws", "2", "--weight-decay", "0.1",
     )  # fmt: skip
     assert story.likelihood.image_shape == (8, 8)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ppgen.types import Likelihood
 
 
-_THOROUGH = 200  # examples whose importance sampling is not cut short on a run's page
+_THOROUGH = 100  # examples whose importance sampling is not cut short on a run's page
 
 
 def read_settings(run: Path) -> dict[str, Any]:
