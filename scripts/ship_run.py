@@ -3,7 +3,9 @@
     python scripts/ship_run.py runs/rbm-mnist-500 pretrained/rbm-mnist-500
 
 The folder has what `ppgen evaluate` and `ppgen sample` read: config.json and a checkpoint without
-the state of the optimizer and of the chains. It names no folder of the machine that trained it.
+the state of the optimizer and of the chains. Examples of a Boltzmann machine come along, the ends
+of long chains from noise, at which `ppgen sample` starts where the data are not. The folder names
+no path of the machine that trained it.
 """
 
 from __future__ import annotations
@@ -15,9 +17,11 @@ from pathlib import Path
 import torch
 
 from ppgen import checkpoint
-from ppgen.models import RBM
+from ppgen.cli.runs import draw_examples, read_settings, restored
+from ppgen.cli.training import MACHINES
+from ppgen.data import Dataset
 
-SWEEPS = 10_000
+EXAMPLES, SWEEPS = 100, 2_000
 
 
 def main() -> None:
@@ -25,24 +29,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="What `ppgen train` wrote, as shipped weights.")
     parser.add_argument("run", type=Path, help="a run folder that `ppgen train` wrote")
     parser.add_argument("out", type=Path, help="the folder to write")
+    parser.add_argument("--units", type=int, default=784, help="units of x; 784 for MNIST")
     options = parser.parse_args()
-    tensors, _ = checkpoint.load(options.run / "ckpt")
-    final: dict[str, torch.Tensor] = {}
-    for part in ("story/", "average/", "best/"):  # as restore_story: the last that is there counts
-        final |= {n.removeprefix(part): t for n, t in tensors.items() if n.startswith(part)}
-    halves = {f"story/{name}": t.half() for name, t in final.items()}
+    torch.manual_seed(0)
+    noise = Dataset(torch.rand(EXAMPLES, options.units).round(), name="noise")
+    settings = read_settings(options.run)
+    story = restored(settings, noise, options.run)
+    for parameter in story.parameters():  # the examples are those of the weights as shipped
+        parameter.data = parameter.data.half().float()
+    shipped = {f"story/{name}": t.half() for name, t in story.state_dict().items()}
+    if settings["model"] in MACHINES:
+        x = draw_examples(story, noise, EXAMPLES, SWEEPS, seed=0)
+        shipped["examples"] = torch.from_numpy(x).to(torch.uint8)
+    checkpoint.save(options.out / "ckpt", shipped, {"precision": "half"})
     config = json.loads((options.run / "config.json").read_text())
-    if config["command"]["model"] == "rbm":
-        # `ppgen sample` starts at these where the data are not: 100 long chains from noise
-        torch.manual_seed(0)
-        rbm = RBM(*final["weight"].shape)
-        rbm.load_state_dict(final)
-        side = torch.bernoulli(torch.full((100, rbm.visible), 0.5))
-        for _ in range(SWEEPS):
-            side = rbm.sweep(side)
-        halves["examples"] = side.to(torch.uint8)
-    checkpoint.save(options.out / "ckpt", halves, {"precision": "half"})
     config["command"]["folder"] = None
+    if config["command"].get("start_from"):
+        config["command"]["start_from"] = Path(config["command"]["start_from"]).name
     kept = {k: v for k, v in config.items() if k != "git"}
     (options.out / "config.json").write_text(json.dumps(kept, indent=1) + "\n")
 

@@ -178,6 +178,24 @@ def test_deep_machines_start_from_a_run_or_pretrained(model, layers, options, fi
     assert "dynamic binarisation" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("model", ["rbm", "dbm", "dbn"])
+def test_bounds_are_measured_over_the_epochs_and_the_page_shows_the_machine(model, files):
+    train = ["train", model, "--hidden", "6", "--quiet", "--out", "run", "--likelihood-every", "2"]
+    assert run([*train, "--epochs", "3"]) == exits.DONE
+    assert run(["resume", "run", "--epochs", "4", "--quiet"]) == exits.DONE
+    lines = [json.loads(line) for line in (files / "run" / "likelihood.jsonl").open()]
+    assert [line["epoch"] for line in lines] == [2, 4]
+    assert all(-30 < line["lower"] < -20 for line in lines)  # the base rates have -27.2
+    page = (files / "run" / "report.html").read_text()
+    for picture in (
+        "Receptive fields",
+        "Chains that start at noise",
+        "overfitting",
+        "short anneal",
+    ):
+        assert picture in page or picture.lower() in page, picture
+
+
 def test_a_run_that_is_no_start_is_refused(files, capsys):
     options = ["--epochs", "1", "--quiet"]
     assert run(["train", "rbm", "--hidden", "6", "--out", "below", *options]) == exits.DONE

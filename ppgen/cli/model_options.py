@@ -28,6 +28,9 @@ class MachineOptions:
     mean_field_steps: int = 10
     "At most, for each batch of a DBM; the likelihood is always measured with 30."
 
+    likelihood_every: int | None = None
+    "Epochs between two measurements on held-out data, by a short annealing: bounds over epochs."
+
 
 @Parameter(name="*", group=_CODES)
 @dataclass(frozen=True)

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any, Literal
 from ppgen.cli.options import Common, note
 from ppgen.cli.sentences import is_text, load_text, tokenizer_of
 from ppgen.cli.stories import BUNDLED
-from ppgen.cli.training import build
+from ppgen.cli.training import MACHINES, build
 
 if TYPE_CHECKING:
     from torch import nn
 
     from ppgen.data import Dataset
     from ppgen.types import Likelihood
+
+LIKELIHOODS = "likelihood.jsonl"  # of a run that was measured while it was trained
 
 
 _THOROUGH = 100  # examples whose importance sampling is not cut short on a run's page
@@ -78,6 +80,18 @@ def read_metrics(run: Path) -> dict[str, list[Any]]:
 
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return {key: [row.get(key) for row in rows] for key in (rows[0] if rows else {})}
+
+
+def read_likelihoods(run: Path) -> dict[int, Likelihood]:
+    """What was measured after which epoch; a line that was written twice counts once."""
+    import json
+
+    from ppgen.types import Likelihood
+
+    if not (run / LIKELIHOODS).is_file():
+        return {}
+    rows = [json.loads(line) for line in (run / LIKELIHOODS).read_text().splitlines()]
+    return {row.pop("epoch"): Likelihood(**row) for row in rows}
 
 
 def held_out_likelihood(
@@ -166,6 +180,8 @@ def write_page(
     """The run's report.html, and samples.png where the data are images; returns its place."""
     import torch
 
+    from ppgen import plots
+    from ppgen.cli.machine_pictures import machine_section
     from ppgen.cli.pages import run_page
     from ppgen.data import DataError
     from ppgen.report import Picture, Section, Table
@@ -187,9 +203,14 @@ def write_page(
         figure = picture(x, examples, settings["model"])
         figure.savefig(out / "samples.png", dpi=110)
         pictures.append(Picture(figure, "New examples drawn from the model."))
+    if curve := read_likelihoods(out):
+        figure = plots.likelihood_curve({"held out": curve})
+        pictures.append(Picture(figure, "Measured while it was trained, by short annealing."))
     facts = {k: v for k, v in settings.items() if k != "tokenizer"}
     facts["evaluated on"] = examples.describe()
     more = []
+    if settings["model"] in MACHINES:
+        more.append(machine_section(story, load_data(settings, "train"), examples, common.seed))
     if is_text(settings):
         x = torch.as_tensor(draw_examples(story, examples, 20, 0, common.seed))
         drawn = [[sentence] for sentence in tokenizer_of(settings).decode(x)]

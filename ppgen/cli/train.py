@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from ppgen.cli.exits import DONE, INTERRUPTED, NOT_PASSED
+from ppgen.cli.measurements import measuring
 from ppgen.cli.model_options import CodeOptions, MachineOptions
 from ppgen.cli.options import Binarisation, Common, Run, note
 from ppgen.cli.runs import latent_sentence, load_data, read_settings, write_page
@@ -176,6 +177,7 @@ def _train(
             resume=resume,
             overwrite=overwrite,
             checkpoint_every=settings["checkpoint_every"],
+            callbacks=measuring(out, validation, settings, common, resume=resume),
             config={"story": {"name": settings["model"]}, "command": settings},
             **optimisation(settings),
         )

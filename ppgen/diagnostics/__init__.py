@@ -5,6 +5,7 @@ cannot be diagnosed is NaN, and NaN passes no threshold.
 """
 
 from ppgen.diagnostics.chains import Convergence as Convergence
+from ppgen.diagnostics.chains import autocorrelation as autocorrelation
 from ppgen.diagnostics.chains import convergence as convergence
 from ppgen.diagnostics.chains import ebfmi as ebfmi
 from ppgen.diagnostics.chains import ess_bulk as ess_bulk

@@ -109,6 +109,19 @@ def mcse_quantile(x: Any, prob: float) -> Array:
     return per_scalar(x, diagnostic)[0]
 
 
+def autocorrelation(x: Any) -> Array:
+    """Of one scalar at each lag, over all chains: ``(chains, draws) -> (draws,)``, 1 at lag 0.
+
+    Chains that disagree keep it above zero at every lag. NaN where nothing can be said.
+    """
+    x = as_chains(x)
+    if x.ndim != 2:
+        raise ValueError(f"expected one scalar, (chains, draws), got shape {x.shape}")
+    if x.shape[1] < 4 or not np.isfinite(x).all() or x.max() == x.min():
+        return np.full(x.shape[1], np.nan)
+    return _autocorrelation(x[None])[0]
+
+
 def ebfmi(energy: Any) -> Array:
     """Bayesian fraction of missing information of each chain: (chains, draws) -> (chains).
 
@@ -197,14 +210,7 @@ def _ess_quantile(v: Array, prob: float) -> Array:
 def _ess(v: Array) -> Array:
     """Geyer's estimator over all chains: (V, C, N) -> (V)."""
     _, chains, draws = v.shape
-    covariance = _autocovariance(v)
-    within = covariance[:, 0] * draws / (draws - 1)
-    total = covariance[:, 0].copy()
-    if chains > 1:
-        total += v.mean(2).var(1, ddof=1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        rho = 1 - (within[:, None] - covariance) / total[:, None]
-    rho[:, 0] = 1
+    rho = _autocorrelation(v)
 
     last_pair = max(draws - 3, 1) // 2  # the noisiest lags are left out
     pairs = rho[:, : 2 * last_pair + 2].reshape(len(v), last_pair + 1, 2).sum(2)
@@ -217,6 +223,20 @@ def _ess(v: Array) -> Array:
     size = chains * draws
     time = np.maximum(-1 + 2 * before + even, 1 / np.log10(size))
     return np.where(np.isnan(rho).any(1), np.nan, size / time)
+
+
+def _autocorrelation(v: Array) -> Array:
+    """By lag, over all chains, their disagreement counted as correlation: (V, C, N) -> (V, N)."""
+    _, chains, draws = v.shape
+    covariance = _autocovariance(v)
+    within = covariance[:, 0] * draws / (draws - 1)
+    total = covariance[:, 0].copy()
+    if chains > 1:
+        total += v.mean(2).var(1, ddof=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rho = 1 - (within[:, None] - covariance) / total[:, None]
+    rho[:, 0] = 1
+    return rho
 
 
 def _autocovariance(v: Array) -> Array:

@@ -23,6 +23,8 @@ from ppgen.plots.latent import manifold as manifold
 from ppgen.plots.latent import neighbours as neighbours
 from ppgen.plots.latent import property_ascent as property_ascent
 from ppgen.plots.latent import traversals as traversals
+from ppgen.plots.machines import autocorrelation as autocorrelation
+from ppgen.plots.machines import likelihood_curve as likelihood_curve
 from ppgen.plots.pictures import filters as filters
 from ppgen.plots.pictures import images as images
 from ppgen.plots.pictures import reconstructions as reconstructions

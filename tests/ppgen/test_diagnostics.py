@@ -107,6 +107,20 @@ def test_monte_carlo_errors_are_calibrated(error, estimate, truth, coefficient):
     assert abs(np.mean(z**2) - 1) < 0.3
 
 
+def test_autocorrelation_of_ar1_is_the_closed_form_and_disagreement_never_fades():
+    x = ar1(200, 400, 0.8)
+    found = d.autocorrelation(x)
+    # Bartlett: the variance of each lag is at most (1 + r^2) / (1 - r^2) / N; removing each
+    # chain's own mean costs a bias of (1 + r) / (1 - r) / 400 = .0225 of the variance
+    error = Z * (1.64 / 0.36 / x.size) ** 0.5 + 0.0225
+    np.testing.assert_allclose(found[:30], 0.8 ** np.arange(30), atol=error)
+    apart = d.autocorrelation(x + np.repeat([[0.0], [10.0]], 100, 0))
+    assert apart[300] > 0.9
+    assert np.isnan(d.autocorrelation(np.ones((2, 9)))).all()
+    with pytest.raises(ValueError, match="one scalar"):
+        d.autocorrelation(np.zeros((2, 9, 3)))
+
+
 def test_independent_draws_pass_and_a_shifted_chain_does_not():
     x = ar1(8, 400, 0.0, (3,), seed=3)
     assert d.convergence(x).ok.all()

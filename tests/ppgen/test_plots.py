@@ -62,6 +62,15 @@ CASES = {
     ),
     "ranks": lambda: plots.rank_histogram(rng.normal(size=(4, 100)), LONG),
     "ranks of many": lambda: plots.rank_histogram(rng.normal(size=(64, 20))),
+    "autocorrelation": lambda: plots.autocorrelation(
+        {"mixing": rng.normal(size=(4, 90)), LONG: np.arange(4)[:, None] + rng.random((4, 90))}
+    ),
+    "likelihood, bounds and lower bounds": lambda: plots.likelihood_curve(
+        {
+            "RBM": {k: likelihood("bounds", -90 + k, -89.5 + k) for k in (1, 2, 4)},
+            LONG: {5: likelihood("lower", -88.0)},
+        }
+    ),
     "trace": lambda: plots.trace(rng.normal(size=(4, 100)), "tau"),
     "trace of many, one broken": lambda: plots.trace(
         np.where(np.arange(20)[:, None] == 3, np.nan, rng.normal(size=(20, 50))), LONG

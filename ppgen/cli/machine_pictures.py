@@ -1,0 +1,135 @@
+"""What a Boltzmann machine looks like from inside: the pictures of its run's page."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ppgen.report import Picture, Section
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from ppgen.data import Dataset
+
+_TIMES = (0, 1, 3, 10, 30, 100, 300, 1000)  # sweeps after which a particle is shown
+_PARTICLES = 8  # that are shown
+_UNITS = 48  # of each layer
+_EXAMPLES = 2000  # at most, of each histogram and for receptive fields
+_CHAINS, _SWEEPS = 50, 400  # whose autocorrelation is shown
+
+
+def machine_section(story: Any, train: Dataset, held_out: Dataset, seed: int) -> Section:
+    """Receptive fields, fantasy particles, free energies and the memory of the chains."""
+    import torch
+
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(seed)
+        pictures = [
+            *_layers(story, held_out),
+            *_particles(story, held_out),
+            _free_energies(story, train, held_out),
+            _memory(story, held_out),
+        ]
+    return Section("Inside the machine", pictures=pictures)
+
+
+def layer_means(story: Any, x: Tensor) -> list[Tensor]:
+    """Means of each hidden layer given `x`, from the lowest: ``(N, D) -> [(N, units), ...]``."""
+    if hasattr(story, "mean_field"):
+        return story.mean_field(x)[1:]
+    if hasattr(story, "recognise"):
+        layers = story.recognise(x)
+        below = [
+            story.recognition_logits(layer, s).sigmoid() for layer, s in enumerate(layers[:-1], 1)
+        ]
+        return [*below, story.top.hidden_logits(layers[-1]).sigmoid()]
+    return [story.hidden_logits(x).sigmoid()]
+
+
+def receptive_fields(means: Tensor, x: Tensor, units: int) -> Tensor:
+    """What lights up the units that vary most: ``(units, D)``.
+
+    The mean of x where the unit is on, less that of all x; between -1 and 1.
+    """
+    chosen = means[:, means.var(0).argsort(descending=True)[:units]]
+    return chosen.T @ x / chosen.sum(0)[:, None].clamp_min(1e-9) - x.mean(0)
+
+
+def _layers(story: nn.Module, examples: Dataset) -> list[Picture]:
+    from ppgen import plots
+
+    if examples.image_shape is None:
+        return []
+    x = examples.x[:_EXAMPLES].to(next(story.parameters()))
+    pictures = []
+    for layer, means in enumerate(layer_means(story, x), start=1):
+        figure = plots.filters(
+            receptive_fields(means, x, _UNITS).cpu(), examples.image_shape, columns=12,
+            title=f"Receptive fields of layer {layer}", unit="share of white pixels, on less all",
+        )  # fmt: skip
+        text = f"What the data look like where a unit of layer {layer} is on, less their mean."
+        pictures.append(Picture(figure, text))
+    return pictures
+
+
+def _particles(story: Any, examples: Dataset) -> list[Picture]:
+    """Chains from noise, at growing intervals."""
+    import torch
+
+    from ppgen import plots
+
+    if examples.image_shape is None:
+        return []
+    bias = story.machine.visible_bias
+    side = torch.bernoulli(torch.full((_PARTICLES, len(bias)), 0.5).to(bias))
+    shown, done = [], 0
+    for time in _TIMES:
+        for _ in range(time - done):
+            side = story.machine.sweep(side)
+        done = time
+        shown.append(_as_data(story, side))
+    figure = plots.images(
+        torch.stack(shown, 1).flatten(0, 1).cpu(), examples.image_shape, columns=len(_TIMES),
+        title="Fantasy particles over time",
+        subtitle=f"A row is one chain, from noise, after {', '.join(map(str, _TIMES))} sweeps.",
+    )  # fmt: skip
+    return [Picture(figure, "Chains that start at noise find the data, if the machine mixes.")]
+
+
+def _free_energies(story: Any, train: Dataset, held_out: Dataset) -> Picture:
+    import torch
+
+    from ppgen import plots
+
+    device = next(story.parameters()).device
+    seen, unseen = (d.x[:_EXAMPLES].to(device).float() for d in (train, held_out))
+    noise = torch.bernoulli(seen.mean(0).expand(len(unseen), -1))
+    groups = {"training": seen, "held out": unseen, "noise of the base rates": noise}
+    energies = {name: _variational_free_energy(story, x).cpu() for name, x in groups.items()}
+    text = "Held-out data above training data is overfitting; noise belongs far above both."
+    return Picture(plots.free_energies(energies), text)
+
+
+def _memory(story: Any, examples: Dataset) -> Picture:
+    import torch
+
+    from ppgen import plots
+
+    side = story.machine_side(examples.x[:_CHAINS].to(story.machine.visible_bias))
+    energies = []
+    for _ in range(_SWEEPS):
+        side = story.machine.sweep(side)
+        energies.append(story.machine.free_energy(side))
+    figure = plots.autocorrelation({"free energy": torch.stack(energies, 1).cpu()})
+    return Picture(figure, f"{_CHAINS} chains from held-out data, one block Gibbs sweep a step.")
+
+
+def _variational_free_energy(story: Any, x: Tensor) -> Tensor:
+    """``-log p(x) - log Z`` from above where it is no formula: ``(N, D) -> (N,)``, nats."""
+    exact = story.log_unnormalised(x)
+    return -exact if exact is not None else -story.unnormalised_log_weights(x, 10).mean(0)
+
+
+def _as_data(story: Any, side: Tensor) -> Tensor:
+    x = story.generate(side)[0] if hasattr(story, "generate") else side
+    return x[:, : story.visible]
