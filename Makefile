@@ -13,7 +13,7 @@ READY := $(VENV)/.ppgen-ready
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test full lint types layers tutorials docs mnist-rbm wheel constraints setup clean distclean
+.PHONY: help demo test full lint types layers tutorials docs mnist-rbm mnist-dbn mnist-dbm wheel constraints setup clean distclean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -57,6 +57,21 @@ mnist-rbm: $(READY)  ## train the RBM of pretrained/ anew: make mnist-rbm ARGS='
 	$(BIN)/ppgen train rbm --data mnist --hidden 500 --persistent --gibbs-steps 5 --decay \
 	  --averaging 0.9995 --epochs 250 --out runs/rbm-mnist-500 $(ARGS)
 	$(BIN)/ppgen evaluate runs/rbm-mnist-500 --chains 200 --temperatures 15000
+
+# Both start from the shipped RBM; RBM=runs/rbm-mnist-500 starts from one of your own.
+RBM ?= pretrained/rbm-mnist-500
+MNIST_DEEP = --data mnist --binarisation dynamic --start-from $(RBM) --persistent --gibbs-steps 2 \
+  --decay --averaging 0.9995 --epochs 20
+
+mnist-dbn: $(READY)  ## train the DBN of pretrained/ anew: make mnist-dbn ARGS='--folder DIR' (half an hour)
+	$(BIN)/ppgen train dbn --hidden 500 2000 $(MNIST_DEEP) --learning-rate 0.03 \
+	  --out runs/dbn-mnist-500-2000 $(ARGS)
+	$(BIN)/ppgen evaluate runs/dbn-mnist-500-2000 --binarisation static --temperatures 5000
+
+mnist-dbm: $(READY)  ## train the DBM of pretrained/ anew: make mnist-dbm ARGS='--folder DIR' (half an hour)
+	$(BIN)/ppgen train dbm --hidden 500 1000 $(MNIST_DEEP) --learning-rate 0.02 \
+	  --mean-field-steps 3 --out runs/dbm-mnist-500-1000 $(ARGS)
+	$(BIN)/ppgen evaluate runs/dbm-mnist-500-1000 --binarisation static --temperatures 5000
 
 wheel: $(READY)  ## build wheel and sdist into dist/, install the wheel elsewhere and try it
 	$(BIN)/python scripts/check_wheel.py --out dist --install

@@ -5,27 +5,44 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import torch
 
-from ppgen.inference.train import restore_story
-from ppgen.models import RBM
+from ppgen import checkpoint
+from ppgen.cli import exits, run
+from ppgen.cli.runs import draw_examples, read_settings, restored
+from ppgen.data import Dataset
 
 FOLDER = Path(__file__).parents[1] / "pretrained"
+MACHINES = sorted(folder.name for folder in FOLDER.glob("*-mnist-*") if folder.is_dir())
 
 
-def test_the_rbm_of_mnist_stays_where_its_data_are():
-    rbm = RBM(784, 500).float()
-    restore_story(rbm, FOLDER / "rbm-mnist-500")
-    assert rbm.weight.dtype == torch.float32
+@pytest.mark.parametrize("name", MACHINES)
+def test_the_machines_of_mnist_stay_where_their_data_are(name):
+    noise = Dataset(torch.rand(15, 784).round(), name="noise")
+    story = restored(read_settings(FOLDER / name), noise, FOLDER / name)
+    assert all(p.dtype == torch.get_default_dtype() for p in story.parameters())
     # 13 % of MNIST's pixels are white, next to none in the corners; chains from noise find that
-    side = torch.bernoulli(torch.full((100, 784), 0.5)).float()
-    for _ in range(200):
-        side = rbm.sweep(side)
-    images = side.reshape(-1, 28, 28)
-    assert 0.10 < images.mean() < 0.16
-    assert images[:, :3, :3].mean() < 0.01
+    x = torch.from_numpy(draw_examples(story, noise, 15, 60, seed=0)).reshape(-1, 28, 28)
+    assert 0.09 < x.mean() < 0.17
+    assert x[:, :3, :3].mean() < 0.02
 
 
-def test_no_folder_of_weights_names_a_machine():
+@pytest.mark.parametrize("name", MACHINES)
+def test_shipped_machines_make_samples_without_their_data(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("PPGEN_DATA", raising=False)
+    options = ["--count", "4", "--gibbs-steps", "2", "--out", "x.png", "--quiet"]
+    assert run(["sample", str(FOLDER / name), *options]) == exits.DONE
+    assert (tmp_path / "x.png").is_file()
+    examples = checkpoint.load(FOLDER / name / "ckpt")[0]["examples"]
+    assert 0.09 < examples.float().mean() < 0.17
+
+
+def test_no_folder_of_weights_names_a_machine_and_all_are_small():
     for config in FOLDER.glob("*/config.json"):
-        assert json.loads(config.read_text())["command"]["folder"] is None
+        command = json.loads(config.read_text())["command"]
+        assert command["folder"] is None
+        assert "/" not in (command.get("start_from") or "")
+    assert sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) < 10e6

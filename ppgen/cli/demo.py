@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,8 +99,10 @@ def compare_schools(seed: int, interrupt: Interrupt) -> Comparison:
     return comparison(posteriors, "HMC", "eight schools, centred")
 
 
-def train_digits(seed: int, interrupt: Interrupt) -> list[Entry]:
-    """Five deep stories and the base-rate model, each with its held-out likelihood."""
+def train_digits(
+    seed: int, interrupt: Interrupt, names: Collection[str] = tuple(_SETTINGS)
+) -> list[Entry]:
+    """The deep stories of these names and base rates, each with its held-out likelihood."""
     import ppgen
     from ppgen.cli.starts import pretrain
     from ppgen.cli.training import build, optimisation
@@ -109,7 +112,8 @@ def train_digits(seed: int, interrupt: Interrupt) -> list[Entry]:
     train, test = load("digits", "train", seed=seed), load("digits", "test", seed=seed)
     base = BaseRate(train.x)
     entries = [Entry("base rates", ppgen.log_likelihood(base, test.x), 0.0, base)]
-    for name, own in _SETTINGS.items():
+    for name in names:
+        own = _SETTINGS[name]
         settings: dict[str, Any] = {"model": name, "seed": seed, "batch_size": _BATCH, **own}
         start = time.perf_counter()
         story = build(settings, train)

@@ -101,8 +101,8 @@ def _free_energies(story: Any, train: Dataset, held_out: Dataset) -> Picture:
 
     from ppgen import plots
 
-    device = next(story.parameters()).device
-    seen, unseen = (d.x[:_EXAMPLES].to(device).float() for d in (train, held_out))
+    weight = next(story.parameters())
+    seen, unseen = (d.x[:_EXAMPLES].to(weight) for d in (train, held_out))
     noise = torch.bernoulli(seen.mean(0).expand(len(unseen), -1))
     groups = {"training": seen, "held out": unseen, "noise of the base rates": noise}
     energies = {name: _variational_free_energy(story, x).cpu() for name, x in groups.items()}

@@ -52,6 +52,8 @@ def load_data(settings: dict[str, Any], split: Literal["train", "test"]) -> Data
 
 def something_to_start_from(settings: dict[str, Any], run: Path) -> Dataset:
     """The training data; where they are not here, the examples that shipped weights bring along."""
+    import torch
+
     from ppgen import checkpoint
     from ppgen.data import DataError, Dataset
 
@@ -63,7 +65,8 @@ def something_to_start_from(settings: dict[str, Any], run: Path) -> Dataset:
             raise
         side = round(x.shape[1] ** 0.5)
         shape = (side, side) if side**2 == x.shape[1] else None
-        return Dataset(x.float(), name=settings["data"], image_shape=shape)
+        x = x.to(torch.get_default_dtype())
+        return Dataset(x, name=settings["data"], image_shape=shape)
 
 
 def restored(settings: dict[str, Any], examples: Dataset, run: Path) -> nn.Module:
