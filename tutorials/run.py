@@ -109,7 +109,7 @@ def build(script: Path) -> str | None:
     os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"
     try:
         NotebookClient(
-            notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": HERE}}
+            notebook, timeout=1800, kernel_name="python3", resources={"metadata": {"path": HERE}}
         ).execute()
     except CellExecutionError as error:
         return f"failed\n{str(error)[-3000:]}"
