@@ -2,9 +2,9 @@
 
 Coupling layers over alternate coordinates, each with a network of the same widths: shift and scale
 (Real NVP) and rational-quadratic splines. Timed are a log density, a draw, and each with the
-gradient of its sum in all parameters. The peers take turns in blocks of a few calls; the table has
-the medians over blocks, and in brackets how many times ppgen's they are (above 1: ppgen is
-faster). Peers that are not installed are left out, by name.
+gradient of its sum in all parameters, in time of the CPU on one thread. The peers take turns in
+blocks of a few calls; the table has the medians over blocks, and in brackets how many times
+ppgen's they are (above 1: ppgen is faster). Peers that are not installed are left out, by name.
 
 Run: python benchmarks/flow_speed.py [--dim 16 --layers 8 --width 64 --bins 8 --batch 256]
 """
@@ -157,10 +157,10 @@ def medians(work: dict[str, Callable[[], object]], blocks: int, calls: int) -> d
     for block in range(blocks):
         first = block % len(names)
         for name in names[first:] + names[:first]:
-            start = time.perf_counter()
+            start = time.process_time()
             for _ in range(calls):
                 work[name]()
-            times[name].append(1e3 * (time.perf_counter() - start) / calls)
+            times[name].append(1e3 * (time.process_time() - start) / calls)
     return {name: statistics.median(values) for name, values in times.items()}
 
 

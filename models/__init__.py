@@ -25,10 +25,12 @@ from ppgen.models.gaussian_process import poisson_gaussian_process as poisson_ga
 from ppgen.models.gaussian_rbm import GaussianRBM as GaussianRBM
 from ppgen.models.hierarchical_regression import hierarchical_regression as hierarchical_regression
 from ppgen.models.hierarchical_vae import HierarchicalVAE as HierarchicalVAE
+from ppgen.models.image_flow import ImageFlow as ImageFlow
 from ppgen.models.item_response import item_response as item_response
 from ppgen.models.language_model import LanguageModel as LanguageModel
 from ppgen.models.linear_regression import linear_regression as linear_regression
 from ppgen.models.logistic_regression import logistic_regression as logistic_regression
+from ppgen.models.moebius_mixture import MoebiusMixture as MoebiusMixture
 from ppgen.models.molecule_vae import MoleculeVAE as MoleculeVAE
 from ppgen.models.neals_funnel import neals_funnel as neals_funnel
 from ppgen.models.normal_gamma import NormalGamma as NormalGamma

@@ -17,7 +17,29 @@ from ppgen.transforms.sphere import ExponentialMap, Recursive, Rotation
 from ppgen.transforms.stereographic import sphere
 
 
-class SphereFlow(DensityFlow):
+class DirectionalFlow(DensityFlow):
+    """A density of directions: its data are unit vectors, and it says so."""
+
+    dim: int  # n, of the sphere
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        if x.shape[-1:] != (self.dim + 1,):
+            raise ValueError(
+                f"this flow lives on S^{self.dim}, unit vectors of {self.dim + 1} coordinates; "
+                f"got data {tuple(x.shape)}"
+            )
+        outside = ~sphere.check(x)
+        if bool(outside.any()):
+            first = outside.nonzero()[0].tolist()
+            length = float(torch.linalg.vector_norm(x[tuple(first)]))
+            raise ValueError(
+                f"row {first}: a vector of length {length:.6g}; this flow scores unit vectors: "
+                "divide each row by its norm"
+            )
+        return self.density().log_prob(x)
+
+
+class SphereFlow(DirectionalFlow):
     r"""Flow on :math:`S^n`: the uniform law, pushed through maps of the sphere.
 
     .. math:: \ln p(x) = -\ln |S^n| + \ln |\det \partial T^{-1} / \partial x|
@@ -71,22 +93,6 @@ class SphereFlow(DensityFlow):
 
     def base_law(self) -> TorchDistribution:
         return SphereUniform(self.dim, dtype=self.base.dtype, device=self.base.device)
-
-    def log_prob(self, x: Tensor) -> Tensor:
-        if x.shape[-1:] != (self.dim + 1,):
-            raise ValueError(
-                f"this flow lives on S^{self.dim}, unit vectors of {self.dim + 1} coordinates; "
-                f"got data {tuple(x.shape)}"
-            )
-        outside = ~sphere.check(x)
-        if bool(outside.any()):
-            first = outside.nonzero()[0].tolist()
-            length = float(torch.linalg.vector_norm(x[tuple(first)]))
-            raise ValueError(
-                f"row {first}: a vector of length {length:.6g}; this flow scores unit vectors: "
-                "divide each row by its norm"
-            )
-        return self.density().log_prob(x)
 
 
 def _recursive(layers: int, hidden: Sequence[int], bins: int, waves: int) -> list[TransformModule]:

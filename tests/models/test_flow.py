@@ -9,10 +9,13 @@ import pytest
 import torch
 from pyro.infer import SVI, Predictive, Trace_ELBO, TraceMeanField_ELBO
 
+from ppgen.data import load
 from ppgen.inference.elbo import ELBO
 from ppgen.inference.likelihood import log_likelihood
+from ppgen.inference.train import train
 from ppgen.models.dequantized_flow import Cell, DequantizedFlow, UniformCell
 from ppgen.models.flow import Flow
+from ppgen.models.image_flow import ImageFlow
 from ppgen.transforms.autoregressive import Autoregressive
 from ppgen.transforms.coupling import Coupling
 from ppgen.transforms.scalar import Affine, LinearSpline
@@ -184,3 +187,36 @@ def test_wrong_widths_and_levels_are_refused():
         Flow(3).log_prob(torch.zeros(2, 4))
     with pytest.raises(ValueError, match="at least 2"):
         DequantizedFlow(3, levels=1)
+
+
+def test_a_flow_of_images_is_normalised_over_every_binary_image():
+    """Of 2 x 2 pixels: the cells of all 16 images hold all of the mass."""
+    flow = perturbed(ImageFlow((1, 2, 2), scales=1, steps=2, hidden=4), 0.2)
+    every = torch.tensor(list(itertools.product([0.0, 1.0], repeat=4)))
+    with torch.no_grad():
+        weights = flow.log_weights(every, samples=4000).exp()
+    total, error = weights.mean(0).sum(), (weights.var(0) / 4000).sum().sqrt()
+    assert abs(total - 1) < 4.27 * error
+    x = flow.sample(3)
+    assert x.shape == (3, 4)
+    assert torch.isin(x, torch.tensor([0.0, 1.0])).all()
+    v = flow.density().sample(torch.Size([5]))
+    again, log_q = flow.density().rsample_with_log_prob(torch.Size([5]))
+    assert v.shape == again.shape == (5, 4)
+    assert torch.allclose(flow.density().log_prob(again), log_q, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_flow_of_images_learns_the_digits(silent):
+    """In minutes of one core it passes pixels that are independent, each with its own levels."""
+    levels = (16 * load("digits", binarisation="none").x).round()
+    held = (16 * load("digits", "test", binarisation="none").x).round()
+    flow = ImageFlow((1, 8, 8), levels=17, steps=3, hidden=32).double()
+    train(flow, levels, epochs=15, batch_size=100, learning_rate=2e-3)
+    flow.eval()
+    found = log_likelihood(flow, held, samples=20)
+    counts = torch.stack([(levels == level).sum(0) for level in range(17)]).double() + 0.5
+    shares = counts / counts.sum(0)
+    independent = shares.log().gather(0, held.long()).sum(-1).mean().item()
+    assert found.lower > independent + 5
+    assert flow.sample(4).max() <= 16

@@ -45,7 +45,9 @@ from ppgen.models import (
     GaussianMixture,
     GaussianRBM,
     HierarchicalVAE,
+    ImageFlow,
     LanguageModel,
+    MoebiusMixture,
     NormalGamma,
     NormalNormal,
     ProbitRegression,
@@ -204,6 +206,8 @@ CASES = {
         lambda: LanguageModel(6, 4, 5), TOKENS, (pyro.infer.Trace_ELBO(), ELBO())
     ),
     "Flow": deep(lambda: Flow(2), POINTS, (pyro.infer.Trace_ELBO(), ELBO())),
+    "MoebiusMixture": deep(lambda: MoebiusMixture(2, 3), POLES, (pyro.infer.Trace_ELBO(), ELBO())),
+    "ImageFlow": deep(lambda: ImageFlow((1, 2, 2), scales=1, steps=1, hidden=4), BITS[:, :4]),
     "SphereFlow": deep(SphereFlow, POLES, (pyro.infer.Trace_ELBO(), ELBO())),
     "DequantizedFlow": deep(lambda: DequantizedFlow(6, hidden=(8,)), BITS),
     "BaseRate": deep(lambda: BaseRate(BITS), BITS),

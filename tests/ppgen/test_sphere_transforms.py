@@ -11,6 +11,7 @@ from ppgen.distributions import SphereUniform
 from ppgen.distributions.sphere import log_area
 from ppgen.transforms.circle import TURN, CircularSpline, Moebius, invert, wrap
 from ppgen.transforms.coupling import Coupling
+from ppgen.transforms.moebius import Moebius as MoebiusMap
 from ppgen.transforms.pushforward import Pushforward
 from ppgen.transforms.rational_quadratic import RationalQuadratic
 from ppgen.transforms.scalar import LinearSpline
@@ -33,6 +34,7 @@ SPHERES = {
     },
     "recursive, splines": lambda: Recursive(RationalQuadratic(5, None), CircularSpline(5), (8,)),
     "recursive, Moebius": lambda: Recursive(LinearSpline(4), Moebius(4), (8,)),
+    **{f"Moebius on S^{n}": lambda n=n: MoebiusMap(n) for n in (1, 2, 3, 5)},
     "rotation": lambda: Rotation(torch.linalg.qr(torch.randn(3, 3))[0]),
 }
 
@@ -45,7 +47,7 @@ def perturbed(transform, spread):
 
 
 def points(transform, count):
-    size = {"ExponentialMap": getattr(transform, "dim", 2)}.get(type(transform).__name__, 2) + 1
+    size = getattr(transform, "dim", 2) + 1
     return F.normalize(torch.randn(count, size), dim=-1)
 
 

@@ -6,10 +6,13 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.distributions.transforms import AffineTransform
+from scipy import stats
 from torch.distributions import constraints
 
+from ppgen.transforms.actnorm import ActNorm
 from ppgen.transforms.autoregressive import Autoregressive
 from ppgen.transforms.coupling import Coupling
+from ppgen.transforms.invertible_linear import InvertibleLinear
 from ppgen.transforms.planar import Planar
 from ppgen.transforms.pushforward import Pushforward
 from ppgen.transforms.radial import Radial
@@ -18,6 +21,7 @@ from ppgen.transforms.scalar import Affine, Chain, LinearSpline
 from ppgen.transforms.sylvester import Sylvester
 from ppgen.transforms.vector import VectorChain, VectorTransform
 
+FAILURE_RATE = 2e-5
 MAPS = {
     "affine": Affine,
     "spline": lambda: RationalQuadratic(5, 2.0),
@@ -25,6 +29,7 @@ MAPS = {
     "cube spline": lambda: RationalQuadratic(5, None),
     "linear spline": lambda: LinearSpline(4),
 }
+CUBES = ("cube spline", "linear spline")  # those that live on the unit cube
 LAYERS = {
     "autoregressive": lambda dim, f: Autoregressive(dim, f, (16,)),
     "reversed": lambda dim, f: Autoregressive(dim, f, (16,), order=range(dim - 1, -1, -1)),
@@ -43,6 +48,7 @@ TRANSFORMS = {
     for layer in LAYERS
     for f in MAPS
 } | {f: lambda dim, f=f: VectorTransform(VECTOR_MAPS[f](dim)) for f in VECTOR_MAPS}
+TRANSFORMS |= {"actnorm": lambda dim: ActNorm(dim).eval(), "linear": InvertibleLinear}
 CASES = [
     pytest.param(name, dim, spread, id=f"{name}, dim {dim}, spread {spread}")
     for name in TRANSFORMS
@@ -123,7 +129,8 @@ def cube(dim):
 @pytest.mark.parametrize(
     "names",
     [[f"{layer}, {f}" for layer in ("autoregressive", "reversed")] for f in MAPS]
-    + [[f, f] for f in VECTOR_MAPS],
+    + [[f, f] for f in VECTOR_MAPS]
+    + [["actnorm", "linear"]],
     ids=str,
 )
 @pytest.mark.parametrize("dim", [1, 2])
@@ -162,7 +169,84 @@ def test_samples_follow_the_density():
     assert ((counts - expected) ** 2 / expected).sum() < 24.6
 
 
-@pytest.mark.parametrize("name", [n for n in TRANSFORMS if "linear" not in n and "cube" not in n])
+@pytest.mark.parametrize("name", [n for n in TRANSFORMS if not n.startswith("reversed")])
+def test_draws_fit_the_density(name):
+    transforms = [build(name, 2, 0.3)]
+    if name.startswith("coupling"):  # two of them move both coordinates
+        transforms.append(Coupling(2, transforms[0].scalar_map, (8,), fixed=[1]))
+    unit = in_cube(transforms[0])
+    flow = Pushforward((cube if unit else normal)(2), transforms)
+    # 36 cells, their mass by 40 x 40 midpoints, and what lies outside
+    low, high = (0.0, 1.0) if unit else (-3.0, 3.0)
+    side = low + (high - low) * (torch.arange(240) + 0.5) / 240
+    with torch.no_grad():
+        y, log_q = flow.rsample_with_log_prob(torch.Size([4000]))
+        assert torch.allclose(flow.log_prob(y), log_q, atol=1e-6)
+        density = flow.log_prob(torch.cartesian_prod(side, side)).exp()
+    mass = density.reshape(6, 40, 6, 40).sum((1, 3)).flatten() * ((high - low) / 240) ** 2
+    expected = 4000 * torch.cat([mass, (1 - mass.sum()).clamp(min=0)[None]])
+    cell = ((y - low) / (high - low) * 6).floor()
+    inside = ((cell >= 0) & (cell < 6)).all(-1)
+    number = torch.where(inside, (cell @ torch.tensor([6.0, 1.0])), 36.0).long()
+    observed = torch.bincount(number, minlength=37).double()
+    small = expected < 5  # those count together
+    pairs = [torch.cat([c[~small], c[small].sum()[None]]) for c in (observed, expected)]
+    square = ((pairs[0] - pairs[1]) ** 2 / pairs[1].clamp(min=1)).sum().item()
+    assert stats.chi2.sf(square, int((~small).sum())) > FAILURE_RATE
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_single_precision_agrees_with_double(name, spread):
+    transform = build(name, 2, spread)
+    y = points(transform, 2).float().double()
+    _, log_det = transform.inverse_with_log_det(y)
+    summed = torch.autograd.functional.jacobian(lambda y: transform.inv(y).sum(0), y)
+    jacobian = summed.transpose(0, 1)
+    rough = torch.linalg.cond(jacobian) * (1 + torch.linalg.inv(jacobian).abs().amax((1, 2)))
+    single = transform.float()
+    x32, log_det32 = single.inverse_with_log_det(y.float())
+    # 1e-5 and 1e-4 are the targets; parameters and inputs are rounded to 6e-8 of themselves, and a
+    # map of condition c makes that c times as large, of which log slopes see a bin's width
+    error = (log_det32 - log_det).abs() / (1 + log_det.abs())
+    assert (error <= 1e-5 + 1e-7 * rough.clamp(max=1e4)).all()
+    back, _ = single.forward_with_log_det(x32)
+    closes = (back - y).abs().amax(1) / (1 + y.abs().amax(1))
+    assert (closes <= 1e-4 + 1e-6 * rough).all()
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_nothing_up_to_ten_thousand_makes_a_nan_in_single_precision(name):
+    transform = build(name, 3, 1.0).float()
+    scales = torch.logspace(-8, 4, 200, dtype=torch.float32)[:, None]
+    value = scales * torch.randn(200, 3).sign().float()
+    value = (value.clamp(0, 1) if in_cube(transform) else value).requires_grad_()
+    for way in (transform.inverse_with_log_det, transform.forward_with_log_det):
+        out, log_det = way(value)
+        for tensor in (out, log_det, *torch.autograd.grad(log_det.sum() + out.sum(), value)):
+            assert not tensor.isnan().any()
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_many_rows_are_as_few_and_nothing_is_made_on_another_device(name):
+    transform = build(name, 2, 0.3)
+    y = torch.rand(20_000, 2)
+    x, log_det = transform.inverse_with_log_det(y)
+    few, log_det_of_few = transform.inverse_with_log_det(y[-3:])
+    assert torch.allclose(x[-3:], few, atol=1e-9)
+    assert torch.allclose(log_det[-3:], log_det_of_few, atol=1e-9)
+    # the meta device computes no numbers, but refuses a tensor that lives elsewhere
+    elsewhere = transform.to("meta")
+    for way in (elsewhere.inverse_with_log_det, elsewhere.forward_with_log_det):
+        if isinstance(transform, Autoregressive) and way == elsewhere.forward_with_log_det:
+            continue  # it reads the order of its coordinates
+        out, log_det = way(y.to("meta"))
+        assert out.device == log_det.device == torch.device("meta")
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in TRANSFORMS if "linear spline" not in n and "cube" not in n]
+)
 def test_a_parameter_update_is_never_missed(name):
     transform = build(name, 3, 0.3)
     flow, y = Pushforward(normal(3), [transform]), torch.randn(5, 3)
