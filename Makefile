@@ -12,11 +12,15 @@ READY := $(VENV)/.ppgen-ready
 # One thread for each of the two workers: with more, they fight over the cores.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
+# What the VAE of MNIST and its flow posteriors have in common.
+PLAIN_VAE = --hidden 400 --latent 32 --batch-size 128 --decay --averaging 0.999
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test full lint types layers tutorials docs mnist-rbm mnist-dbn mnist-dbm wheel constraints setup clean distclean
+.PHONY: help demo test full lint types layers tutorials docs mnist-rbm mnist-dbn mnist-dbm \
+  mnist-vae mnist-conv-vae mnist-flow-vae wheel constraints setup clean distclean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-14s %s\n", $$1, $$2}' Makefile
 	@echo
 	@echo "Options: PYTHON=python3.12   TORCH='torch==2.13.0'   PIP_ARGS='--index-url ...'"
 	@echo "         VENV=.venv   ARGS='passed on to pytest or to the demo'"
@@ -72,6 +76,25 @@ mnist-dbm: $(READY)  ## train a DBM of MNIST likewise: make mnist-dbm ARGS='--fo
 	$(BIN)/ppgen train dbm --hidden 500 1000 $(MNIST_DEEP) --learning-rate 0.02 \
 	  --mean-field-steps 3 --out runs/dbm-mnist-500-1000 $(ARGS)
 	$(BIN)/ppgen evaluate runs/dbm-mnist-500-1000 --binarisation static --temperatures 5000
+
+mnist-vae: $(READY)  ## the same for the VAE with one hidden layer each side (a quarter of an hour)
+	$(BIN)/ppgen train vae --data mnist $(PLAIN_VAE) --epochs 50 --learning-rate 0.002 \
+	  --out runs/vae-mnist $(ARGS)
+	$(BIN)/ppgen evaluate runs/vae-mnist --thorough 200
+
+mnist-conv-vae: $(READY)  ## for the convolutional VAE of pretrained/ (half an hour)
+	$(BIN)/ppgen train vae --data mnist --convolutional --channels 16 32 --refine 0 --pixels causal \
+	  --prior mixture --hidden 256 --latent 32 --epochs 11 --batch-size 64 --learning-rate 0.002 \
+	  --decay --averaging 0.999 --out runs/vae-mnist-conv $(ARGS)
+	$(BIN)/ppgen evaluate runs/vae-mnist-conv --thorough 100
+
+mnist-flow-vae: $(READY)  ## for flow posteriors, which begin with runs/vae-mnist (ten minutes each)
+	for flow in planar 'sylvester --flow-columns 8' normal; do \
+	  out=runs/vae-mnist-$${flow%% *}; \
+	  $(BIN)/ppgen train vae --data mnist $(PLAIN_VAE) --epochs 6 --start-from runs/vae-mnist \
+	    --posterior $$flow --flow-layers 10 --out $$out $(ARGS) && \
+	  $(BIN)/ppgen evaluate $$out --thorough 200 || exit 1; \
+	done
 
 wheel: $(READY)  ## build wheel and sdist into dist/, install the wheel elsewhere and try it
 	$(BIN)/python scripts/check_wheel.py --out dist --install

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 
 import torch
@@ -32,13 +33,15 @@ def main() -> None:
     parser.add_argument("--units", type=int, default=784, help="units of x; 784 for MNIST")
     options = parser.parse_args()
     torch.manual_seed(0)
-    noise = Dataset(torch.rand(EXAMPLES, options.units).round(), name="noise")
+    side = math.isqrt(options.units)
+    shape = (side, side) if side**2 == options.units else None
+    noise = Dataset(torch.rand(EXAMPLES, options.units).round(), name="noise", image_shape=shape)
     settings = read_settings(options.run)
     story = restored(settings, noise, options.run)
     for parameter in story.parameters():  # the examples are those of the weights as shipped
         parameter.data = parameter.data.half().float()
     shipped = {f"story/{name}": t.half() for name, t in story.state_dict().items()}
-    if settings["model"] in MACHINES:
+    if settings["model"] in (*MACHINES, "vae"):
         x = draw_examples(story, noise, EXAMPLES, SWEEPS, seed=0)
         shipped["examples"] = torch.from_numpy(x).to(torch.uint8)
     checkpoint.save(options.out / "ckpt", shipped, {"precision": "half"})
@@ -46,6 +49,7 @@ def main() -> None:
     config["command"]["folder"] = None
     if config["command"].get("start_from"):
         config["command"]["start_from"] = Path(config["command"]["start_from"]).name
+    config["command"]["epochs"] = config["options"]["epochs"]  # a resumed run may have had fewer
     kept = {k: v for k, v in config.items() if k != "git"}
     (options.out / "config.json").write_text(json.dumps(kept, indent=1) + "\n")
 

@@ -54,9 +54,17 @@ def test_a_convolutional_vae_with_causal_pixels(train, tmp_path, capsys):
     assert options["optimizer"]["options"]["weight_decay"] == 0.1
 
 
+@pytest.mark.parametrize("pixels", ["grey", "gaussian"])
+def test_grey_levels_are_modelled_as_they_are(train, pixels):
+    story = train("grey", "--binarisation", "none", "--pixels", pixels)
+    x = story.sample(5)
+    assert ((x != 0) & (x != 1)).any()
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
+        (["--binarisation", "none"], "or model them as they are: --pixels grey or gaussian"),
         (["--objective", "iwae", "--warm-up", "10"], "--warm-up and --free-bits are for elbo"),
         (["--posterior", "planar", "--flow-layers", "0"], "--flow-layers must be at least 1"),
         (["--start-from", "."], "no such file: no checkpoint was committed"),

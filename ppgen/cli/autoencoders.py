@@ -18,7 +18,7 @@ _CAUSAL_UNITS = 7  # hidden units of a pixel that is told of its neighbours
 def parts(settings: dict[str, Any], examples: Dataset, features: int) -> dict[str, Any]:
     """Those parts that are not the default ones; runs of older versions name none."""
     latent, found = settings["latent"], {}
-    likelihood = _likelihood(settings.get("pixels", "independent"), examples)
+    likelihood = _likelihood(settings.get("pixels", "binary"), examples)
     if likelihood is not None:
         found["likelihood"] = likelihood
     if settings.get("convolutional"):
@@ -93,11 +93,14 @@ def _image_shape(option: str, examples: Dataset) -> tuple[int, int]:
 
 
 def _likelihood(pixels: str, examples: Dataset) -> Any:
-    if pixels == "independent":
-        return None
-    from ppgen.networks.likelihoods import CausalBernoulliLikelihood
+    from ppgen.networks import likelihoods
 
-    return CausalBernoulliLikelihood(_image_shape("--pixels causal", examples), _CAUSAL_UNITS)
+    if pixels == "causal":
+        shape = _image_shape("--pixels causal", examples)
+        return likelihoods.CausalBernoulliLikelihood(shape, _CAUSAL_UNITS)
+    if pixels == "grey":
+        return likelihoods.ContinuousBernoulliLikelihood()
+    return likelihoods.GaussianLikelihood(learned=True) if pixels == "gaussian" else None
 
 
 def _posterior(settings: dict[str, Any], features: int) -> nn.Module:

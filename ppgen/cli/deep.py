@@ -9,6 +9,7 @@ from typing import Literal
 from ppgen.cli.exits import DONE
 from ppgen.cli.options import Binarisation, Common, Run
 from ppgen.cli.runs import (
+    chosen,
     default_place,
     draw_examples,
     held_out_likelihood,
@@ -61,8 +62,7 @@ def evaluate(
     common = common or Common()
     settings = read_settings(run)
     with common.active():
-        if data is not None:
-            settings |= {"data": data, "folder": None if folder is None else str(folder)}
+        settings |= chosen(data, folder)
         if binarisation is not None:
             settings["binarisation"] = binarisation
         examples = load_data(settings, split)

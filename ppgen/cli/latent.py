@@ -9,7 +9,14 @@ from cyclopts import Parameter
 
 from ppgen.cli.exits import DONE
 from ppgen.cli.options import Common
-from ppgen.cli.runs import default_place, load_data, read_settings, restored, write_images
+from ppgen.cli.runs import (
+    chosen,
+    default_place,
+    read_settings,
+    restored,
+    something_to_start_from,
+    write_images,
+)
 from ppgen.cli.sentences import is_text, show_interpolations, show_reconstructions
 
 if TYPE_CHECKING:
@@ -27,6 +34,8 @@ def interpolate(
     pairs: int = 8,
     steps: int = 9,
     path: Literal["spherical", "linear"] = "spherical",
+    data: str | None = None,
+    folder: Path | None = None,
     split: Literal["train", "test"] = "test",
     out: Path | None = None,
     common: Common | None = None,
@@ -41,6 +50,8 @@ def interpolate(
         pairs: of examples, drawn at random.
         steps: images in a row, both ends included.
         path: along a great circle, which keeps the length of codes, or a straight line.
+        data: other data than the run was trained on.
+        folder: where the files of a named data set lie.
         split: of the data.
         out: a .png or .npy file; interpolations.png in the run folder when not given. Sentences
             are printed, or written to a .txt file.
@@ -52,6 +63,7 @@ def interpolate(
         raise ValueError(f"--pairs must be at least 1, got {pairs}")
     settings = read_settings(run)
     with common.active():
+        settings |= chosen(data, folder)
         story, examples, x = _opened(settings, run, split, 2 * pairs, common)
         way = latent.linear if path == "linear" else latent.spherical
         if is_text(settings):
@@ -77,6 +89,8 @@ def reconstruct(
     /,
     *,
     count: int = 20,
+    data: str | None = None,
+    folder: Path | None = None,
     split: Literal["train", "test"] = "test",
     out: Path | None = None,
     common: Common | None = None,
@@ -89,6 +103,8 @@ def reconstruct(
 
     Args:
         count: of examples, drawn at random.
+        data: other data than the run was trained on.
+        folder: where the files of a named data set lie.
         split: of the data.
         out: a .png or .npy file; reconstructions.png in the run folder when not given. Sentences
             are printed, or written to a .txt file.
@@ -100,6 +116,7 @@ def reconstruct(
         raise ValueError(f"--count must be at least 1, got {count}")
     settings = read_settings(run)
     with common.active():
+        settings |= chosen(data, folder)
         story, examples, x = _opened(settings, run, split, count, common)
         if is_text(settings):
             show_reconstructions(story, x, settings, out, common)
@@ -131,12 +148,10 @@ def _opened(
 
     from ppgen.types import Autoencoder
 
-    trained_on = load_data(settings, "train")
-    examples = trained_on if split == "train" else load_data(settings, split)
+    examples = something_to_start_from(settings, run, split)
     if count > len(examples):
         raise ValueError(f"{examples.describe()}: {count} examples were asked for")
-    # the layers are built for the data that they were trained on
-    story = restored(settings, trained_on, run).to(common.device)
+    story = restored(settings, examples, run).to(common.device)
     like = next(story.parameters())
     if not isinstance(story, Autoencoder):
         raise ValueError(

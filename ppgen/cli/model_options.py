@@ -49,8 +49,9 @@ class CodeOptions:
     refine: int = 1
     "Likewise: convolutions between those that halve; 0 is several times faster."
 
-    pixels: Literal["independent", "causal"] = "independent"
-    "Of a VAE given the code; causal ones are also told of those above and to the left of them."
+    pixels: Literal["binary", "causal", "grey", "gaussian"] = "binary"
+    """Of a VAE, their law given the code. Causal ones are binary and told of those above and to the
+    left of them; grey is a density on [0, 1], gaussian one of any numbers with a learned scale."""
 
     prior: Literal["standard", "mixture", "vampprior", "flow"] = "standard"
     "Of a VAE's code; the mixtures have 50 components."

@@ -50,19 +50,30 @@ def load_data(settings: dict[str, Any], split: Literal["train", "test"]) -> Data
     )
 
 
-def something_to_start_from(settings: dict[str, Any], run: Path) -> Dataset:
-    """The training data; where they are not here, the examples that shipped weights bring along."""
+def chosen(data: str | None, folder: Path | None) -> dict[str, Any]:
+    """The settings that name other data, or another place of them, than a run was trained on."""
+    if data is None and folder is None:
+        return {}
+    place = {"folder": None if folder is None else str(folder)}
+    return place if data is None else {"data": data, **place}
+
+
+def something_to_start_from(
+    settings: dict[str, Any], run: Path, split: Literal["train", "test"] = "train"
+) -> Dataset:
+    """The data; where they are not here, the examples that shipped weights bring along."""
     import torch
 
     from ppgen import checkpoint
     from ppgen.data import DataError, Dataset
 
     try:
-        return load_data(settings, "train")
-    except DataError:
+        return load_data(settings, split)
+    except DataError as error:
         x = checkpoint.load(run / "ckpt")[0].get("examples")
-        if x is None:
+        if x is None or not error.missing:
             raise
+        note(f"{error}; the examples that came with the weights are used")
         side = round(x.shape[1] ** 0.5)
         shape = (side, side) if side**2 == x.shape[1] else None
         x = x.to(torch.get_default_dtype())

@@ -151,12 +151,17 @@ def _train(
     overwrite: bool = False,
 ) -> int:
     import ppgen
-    from ppgen.data import check_binary
+    from ppgen.data import DataError, check_binary
 
     if examples.x.ndim != 2:
         raise ValueError(f"{examples.name}: expected one example a row, got {examples.x.shape}")
-    if not is_text(settings):
-        check_binary(examples.x, examples.name)
+    if not is_text(settings) and settings.get("pixels") not in ("grey", "gaussian"):
+        try:
+            check_binary(examples.x, examples.name)
+        except DataError as error:
+            if settings["model"] == "vae":
+                error.args = (f"{error}; or model them as they are: --pixels grey or gaussian",)
+            raise
     kept, validation = hold_out(examples)
     story = build(settings, kept)
     if not resume:
