@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -72,18 +73,51 @@ def calibrate(
         >>> found.passed
         True
     """
+    return calibrated(
+        (model, args, kwargs),
+        engine,
+        lambda program: (Simulator(program), "prior"),
+        simulations,
+        draws,
+        level,
+        seed,
+    )
+
+
+def calibrated(
+    given: tuple[Story | Program, tuple[Any, ...], dict[str, Any]],
+    engine: Engine,
+    source: Callable[[Program], tuple[Source, str]],
+    simulations: int,
+    draws: int,
+    level: float,
+    seed: int | None,
+) -> Calibration:
+    """Simulate, fit and rank: how every calibration ends.
+
+    Args:
+        given: the story, its arguments and keyword arguments.
+        engine: the engine with its options.
+        source: from the program to where true values come from, and how to call that.
+        simulations: data sets.
+        draws: posterior draws to rank among, at most.
+        level: the chance that a correct engine is flagged.
+        seed: of the whole.
+    """
     check(engine, simulations, draws, level)
     begin = time.perf_counter()
     with torch.random.fork_rng(enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
-        program = as_program(model, args, kwargs)
-        found = simulate(program, Simulator(program), engine, simulations, draws)
+        program = as_program(*given)
+        simulator, around = source(program)
+        found = simulate(program, simulator, engine, simulations, draws)
     return Calibration(
         story=story_name(program),
         engine=type(engine).__name__,
         level=level,
         seconds=time.perf_counter() - begin,
+        around=around,
         **found,
     )
 

@@ -17,7 +17,6 @@ References:
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import pyro
@@ -25,12 +24,11 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from ppgen.inference.calibrate import check, simulate
+from ppgen.inference.calibrate import calibrated
 from ppgen.inference.calibration import Calibration
 from ppgen.inference.declared import story_name
 from ppgen.inference.fit import fit
 from ppgen.inference.hmc_engine import HMC
-from ppgen.inference.point import as_program
 from ppgen.posterior import Posterior
 from ppgen.program import Program
 from ppgen.types import Engine, Story
@@ -80,23 +78,13 @@ def calibrate_given_data(
         >>> found.passed
         True
     """
-    check(engine, simulations, draws, level)
-    begin = time.perf_counter()
-    with torch.random.fork_rng(enabled=seed is not None):
-        if seed is not None:
-            torch.manual_seed(seed)
-        program = as_program(model, args, kwargs)
+
+    def source(program: Program) -> tuple[Replicator, str]:
         _refuse(program)
         posterior = fit(program, using=first or HMC(), seed=None)  # type: ignore[arg-type]
-        found = simulate(program, Replicator(program, posterior), engine, simulations, draws)
-    return Calibration(
-        story=story_name(program),
-        engine=type(engine).__name__,
-        level=level,
-        seconds=time.perf_counter() - begin,
-        around=_described(posterior),
-        **found,
-    )
+        return Replicator(program, posterior), _described(posterior)
+
+    return calibrated((model, args, kwargs), engine, source, simulations, draws, level, seed)
 
 
 class Twice:

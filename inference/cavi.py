@@ -14,7 +14,6 @@ References:
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -24,8 +23,9 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from ppgen.inference.declared import declared, log_prob, unconstrained
+from ppgen.inference.independent import Clock, independent
 from ppgen.moments import point
-from ppgen.posterior import Cost, Posterior
+from ppgen.posterior import Posterior
 from ppgen.program import Program
 from ppgen.progress import Interrupt, Progress, interruptible
 from ppgen.story import sandbox
@@ -114,8 +114,8 @@ class CAVI:
             )
 
     def run(self, model: Story | Program, *args: Any, **kwargs: Any) -> Posterior:
-        begin = time.perf_counter()
         story, program, data = declared("CAVI", ConditionallyConjugate, model, args, kwargs)
+        clock = Clock(program)
         with (
             sandbox(program.dtype),
             torch.no_grad(),
@@ -127,26 +127,19 @@ class CAVI:
             values = {n: state.factors[n].sample((self.draws,)) for n in program.sites}
             z, log_jacobian = unconstrained(program, values, state.factors)
             log_guide = log_prob(program, values, state.factors) + log_jacobian
-        middle = time.perf_counter()
-        z, log_guide = z[:, best], log_guide[:, best]
-        log_density = program.log_density(z)
-        converged, messages = self._verdict(history, best)
-        return Posterior.from_program(
+        clock.fitted()
+        complaints, notes = self._verdict(history, best)
+        return independent(
             program,
-            z[None],
+            z[:, best],
+            log_guide[:, best],
+            log_density=program.log_density,
+            cost=clock.cost,
             engine="CAVI",
-            kind="independent",
-            converged=converged,
-            messages=messages,
             options=asdict(self),
-            log_density=log_density[None],
-            log_guide=log_guide[None],
+            complaints=complaints,
+            notes=notes,
             history={"elbo": history[:, best]},
-            cost=Cost(
-                recording=program.seconds_recording,
-                adapting=middle - begin,
-                sampling=max(0.0, time.perf_counter() - middle - program.seconds_recording),
-            ),
         )
 
     def _ascend(
@@ -167,22 +160,23 @@ class CAVI:
                 break
         return state, torch.stack(history)
 
-    def _verdict(self, history: Tensor, best: int) -> tuple[bool, tuple[str, ...]]:
+    def _verdict(self, history: Tensor, best: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Why it has not converged, if it has not, and what else there is to say."""
         found = history[:, best]
         falls = -(found.diff() / found[1:].abs().clamp(min=1.0))
         if not bool(torch.isfinite(found).all()):
-            return False, ("the ELBO is not finite",)
+            return ("the ELBO is not finite",), ()
         if len(falls) and float(falls.max()) > _ROUNDING:
             said = f"the ELBO fell by {float(falls.max()):.2g} of itself in a sweep, which correct"
-            return False, (f"{said} updates never do: check the story's `coordinates`",)
+            return (f"{said} updates never do: check the story's `coordinates`",), ()
         text = f"ELBO {float(found[-1]):.4f} nats after {len(found)} sweeps"
         if self.restarts > 1:
             near = history[-1] > found[-1] - 0.01
             text += f", reached by {int(near.sum())} of {self.restarts} restarts within 0.01"
         change = float(_change(list(history))[best]) if len(history) > 1 else float("inf")
         if change < self.tolerance:
-            return True, (text,)
-        return False, (text, f"it still changed by {change:.2g} of itself in the last sweep")
+            return (), (text,)
+        return (f"it still changed by {change:.2g} of itself in the last sweep",), (text,)
 
 
 def _change(history: list[Tensor]) -> Tensor:

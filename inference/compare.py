@@ -20,18 +20,10 @@ from ppgen.inference.comparison.consequences import (
 )
 from ppgen.inference.comparison.joint import Joint, joint
 from ppgen.inference.comparison.plain import plain
-from ppgen.inference.comparison.repairs import (
-    NON_CENTRED,
-    Judge,
-    Repair,
-    by_weights,
-    judged,
-    refits,
-)
+from ppgen.inference.comparison.repairs import Judge, Repair, by_weights, refits
 from ppgen.inference.comparison.trust import Trust, optimiser_trust, reference_trust
 from ppgen.inference.declared import story_name
 from ppgen.inference.fit import fit
-from ppgen.inference.hierarchies import hierarchies
 from ppgen.inference.point import as_program
 from ppgen.inference.verdict import (
     THRESHOLDS,
@@ -159,8 +151,9 @@ def compare(
         reference: the label of the engine to trust, usually a Markov chain's.
         quantities: name -> a function from sites ``(draws, *shape)`` to one value a draw, whose
             posterior is compared too.
-        repair: fit richer approximations where one does not pass, until one does, and write
-            hierarchies non-centred where nothing else helps, or where the reference has not
+        repair: where a method does not pass, run it in coordinates that are scaled and
+            decorrelated, if the story's are not; fit richer approximations until one passes; and
+            write hierarchies non-centred where nothing else helps, or where the reference has not
             converged. Resampling by importance weights, which costs nothing, is tried always.
         seed: of each run.
         kwargs: the story's keyword arguments.
@@ -194,20 +187,17 @@ def compare(
         found = comparison(
             posteriors, reference, story_name(model), program=program, quantities=quantities
         )
-    if not (repair and found.trust.ok):
-        return found
-    judge = _judge(posteriors[reference], None, quantities or {})
-    attempts = dict(found.repairs)
-    for label in found.others:
-        tried = attempts.get(label, ())
-        if found.verdicts[label].level == "pass" or any(t.remedy for t in tried):
-            continue
-        engine, posterior, rows = using[label], posteriors[label], found.marginals[label]
-        tried += tuple(refits(engine, posterior, rows, judge, fitted))
-        if not any(t.remedy for t in tried) and hierarchies(program):
-            better = fitted(engine, reparametrise=True)
-            tried += (judged(NON_CENTRED, better, posterior, rows, judge, better.cost.seconds),)
-        attempts[label] = tried
+        if not (repair and found.trust.ok):
+            return found
+        judge = _judge(posteriors[reference], None, quantities or {})
+        attempts = dict(found.repairs)
+        for label in found.others:
+            tried = attempts.get(label, ())
+            if found.verdicts[label].level == "pass" or any(t.remedy for t in tried):
+                continue
+            rows = found.marginals[label]
+            tried += tuple(refits(using[label], posteriors[label], program, rows, judge, fitted))
+            attempts[label] = tried
     return dataclasses.replace(
         found, repairs=attempts, verdicts=_with_remedies(found.verdicts, attempts)
     )

@@ -14,6 +14,7 @@ from ppgen.summary import columns
 if TYPE_CHECKING:
     from ppgen.inference.compare import Comparison
 
+_COUNTABLE = 1e12  # draws that somebody might take
 _SHOWN = 6  # scalars of each engine in the printed table, worst first
 
 
@@ -81,6 +82,11 @@ def joint_lines(joint: Joint) -> list[str]:
     tests = []
     if joint.mmd is not None:
         tests.append(f"MMD against halves of the reference p {joint.mmd.p:.2g}")
+    if joint.c2st is not None:
+        tests.append(
+            f"a classifier tells them apart in {joint.c2st.accuracy:.0%} of draws (C2ST, chance "
+            f"50%), p {joint.c2st.p:.2g}"
+        )
     if joint.ksd is not None:
         tests.append(f"KSD p {joint.ksd.p:.2g}")
     if tests:
@@ -126,7 +132,7 @@ def _cell(value: float | str | None) -> str:
 
 
 def _count(number: float) -> str:
-    if not math.isfinite(number):
+    if number > _COUNTABLE:
         return "more than any number of"
     return f"{number:,.0f}" if number < 1e6 else f"1e{math.log10(number):.0f}"
 

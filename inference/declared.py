@@ -45,10 +45,12 @@ def declared(
 
 
 def story_name(model: Story | Program) -> str:
-    """What to call a story in print: its function, or the class whose ``model`` it is."""
+    """What to call a story in print: its function, or whose ``model`` it is: a class's, a file's."""
     method: Any = model.model if isinstance(model, Program) else model
-    if getattr(method, "__name__", "") == "model" and hasattr(method, "__self__"):
-        return type(method.__self__).__name__
+    if getattr(method, "__name__", "") == "model":
+        if hasattr(method, "__self__"):
+            return type(method.__self__).__name__
+        return getattr(method, "__module__", "model").rpartition("ppgen_story_")[2]
     return getattr(method, "__name__", type(method).__name__)
 
 

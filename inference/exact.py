@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,7 +9,8 @@ import pyro
 import torch
 
 from ppgen.inference.declared import declared, log_prob, unconstrained
-from ppgen.posterior import Cost, Posterior
+from ppgen.inference.independent import Clock, independent
+from ppgen.posterior import Posterior
 from ppgen.program import Program
 from ppgen.story import sandbox
 from ppgen.types import Conjugate, Story
@@ -43,23 +43,20 @@ class Exact:
             raise ValueError(f"Exact(draws=...) must be at least 1, got {self.draws!r}")
 
     def run(self, model: Story | Program, *args: Any, **kwargs: Any) -> Posterior:
-        begin = time.perf_counter()
         story, program, data = declared("Exact", Conjugate, model, args, kwargs)
+        clock = Clock(program)
+        clock.fitted()
         with sandbox(program.dtype), torch.no_grad(), pyro.plate("draws", self.draws):
             trace: Any = pyro.poutine.trace(story.guide).get_trace(*data)
         values = {name: trace.nodes[name]["value"] for name in program.sites}
         laws = {name: trace.nodes[name]["fn"] for name in program.sites}
         z, log_jacobian = unconstrained(program, values, laws)
-        log_guide = log_prob(program, values, laws) + log_jacobian
-        log_density = program.log_density(z)
-        recording = program.seconds_recording
-        return Posterior.from_program(
+        return independent(
             program,
-            z[None],
+            z,
+            log_prob(program, values, laws) + log_jacobian,
+            log_density=program.log_density,
+            cost=clock.cost,
             engine="Exact",
-            kind="independent",
             options=asdict(self),
-            log_density=log_density[None],
-            log_guide=log_guide[None],
-            cost=Cost(recording=recording, sampling=time.perf_counter() - begin - recording),
         )

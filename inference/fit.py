@@ -9,10 +9,12 @@ from typing import Any, Literal
 
 import torch
 
+from ppgen.inference.decorrelate import along_axes, decorrelated
 from ppgen.inference.hierarchies import hierarchies
 from ppgen.inference.hmc_engine import HMC
 from ppgen.inference.point import as_program
-from ppgen.inference.reparametrise import Reparametrisation, added, reparametrised
+from ppgen.inference.reparametrisation import Reparametrisation, added
+from ppgen.inference.reparametrise import reparametrised
 from ppgen.inference.verdict import WEIGHT_ESS_FAIL
 from ppgen.inputs import slots
 from ppgen.posterior import Posterior
@@ -37,10 +39,12 @@ def fit(
         using: the engine with its options; ``HMC()`` when None.
         seed: of the run; the caller's random state is given back afterwards. None continues
             from the caller's random state.
-        reparametrise: write hierarchies non-centred before the run, as far as the data ask for it
-            (see :func:`ppgen.inference.reparametrise.reparametrised`); ``"auto"`` does so only
-            where the run on the story as written fails. The posterior has the story's own sites
-            either way. False proposes it where a run fails.
+        reparametrise: run in other coordinates: hierarchies written non-centred, as far as the
+            data ask for it (:func:`ppgen.inference.reparametrise.reparametrised`), and, for
+            engines that work along the axes, such as mean-field VI, scales and correlations taken
+            out where they matter (:func:`ppgen.inference.decorrelate.decorrelated`). ``"auto"``
+            does so only where the run on the story as written fails. The posterior has the
+            story's own sites either way. False proposes it where a run fails.
         kwargs: the story's keyword arguments.
 
     Raises:
@@ -77,33 +81,46 @@ def _run(
     kwargs: dict[str, Any],
 ) -> Posterior:
     if choice is True:
-        changed = reparametrised(model, *args, **kwargs)
-        return engine.run(model, *args, **kwargs) if changed is None else _on(engine, changed)
+        changes = _changes(engine, model, args, kwargs)
+        return _on(engine, changes) if changes else engine.run(model, *args, **kwargs)
     try:
         posterior = engine.run(model, *args, **kwargs)
     except ValueError as error:
-        changed = _way_out(choice, model, args, kwargs)
-        if isinstance(changed, str):
-            error.add_note(changed)
-        if not isinstance(changed, Reparametrisation):
+        found = _way_out(choice, engine, model, args, kwargs)
+        if isinstance(found, str):
+            error.add_note(found)
+        if not isinstance(found, tuple):
             raise
-        return _on(engine, changed, f"{type(engine).__name__} failed on the story as written")
+        return _on(engine, found, f"{type(engine).__name__} failed on the story as written")
     if not _failed(posterior):
         return posterior
-    changed = _way_out(choice, model, args, kwargs)
-    if isinstance(changed, Reparametrisation):
-        again = _on(engine, changed, "the run on the story as written did not converge")
+    found = _way_out(choice, engine, model, args, kwargs)
+    if isinstance(found, tuple):
+        again = _on(engine, found, "the run on the story as written did not converge")
         return replace(again, cost=added(posterior.cost, again.cost))
-    return (
-        posterior
-        if changed is None
-        else replace(posterior, messages=(*posterior.messages, changed))
-    )
+    return posterior if found is None else replace(posterior, messages=(*posterior.messages, found))
 
 
-def _on(engine: Engine, changed: Reparametrisation, why: str | None = None) -> Posterior:
-    program = changed.program
-    posterior = changed.restored(engine.run(changed.story, *program.args, **program.kwargs))
+def _changes(
+    engine: Engine, model: Story, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Reparametrisation, ...]:
+    """Hierarchies first; what remains is scaled and decorrelated, if it matters to the engine."""
+    first = reparametrised(model, *args, **kwargs)
+    changes = () if first is None else (first,)
+    if along_axes(engine):
+        story = model if first is None else first.story
+        second = decorrelated(story, *args, **kwargs)
+        changes += () if second is None else (second,)
+    return changes
+
+
+def _on(
+    engine: Engine, changes: tuple[Reparametrisation, ...], why: str | None = None
+) -> Posterior:
+    last = changes[-1]
+    posterior = engine.run(last.story, *last.program.args, **last.program.kwargs)
+    for change in reversed(changes):
+        posterior = change.restored(posterior)
     return replace(posterior, messages=(*([why] if why else []), *posterior.messages))
 
 
@@ -117,19 +134,26 @@ def _failed(posterior: Posterior) -> bool:
 
 
 def _way_out(
-    choice: Literal["auto"] | bool, model: Story, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Reparametrisation | str | None:
+    choice: Literal["auto"] | bool,
+    engine: Engine,
+    model: Story,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> tuple[Reparametrisation, ...] | str | None:
     """Other coordinates, where they were asked for; else the advice to ask for them."""
     try:
         if choice == "auto":
-            return reparametrised(model, *args, **kwargs)
-        found = hierarchies(as_program(model, args, kwargs))
+            return _changes(engine, model, args, kwargs) or None
+        program = as_program(model, args, kwargs)
+        names = ", ".join(str(h) for h in hierarchies(program))
+        if names:
+            return f"fit(..., reparametrise=True) would write non-centred: {names}"
+        change = decorrelated(program) if along_axes(engine) else None
     except ValueError:
         return None  # it is the story that fails, not the engine
-    if not found:
+    if change is None:
         return None
-    names = ", ".join(str(h) for h in found)
-    return f"fit(..., reparametrise=True) would write non-centred: {names}"
+    return f"fit(..., reparametrise=True) would run it {change.description}"
 
 
 @contextmanager

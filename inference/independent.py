@@ -25,12 +25,14 @@ class Clock:
         self.adapted = time.perf_counter()
         self.recording = self.program.seconds_recording - self.recorded
 
-    def cost(self, gradients: int) -> Cost:
+    def cost(self, gradients: int = 0) -> Cost:
         """Of the run up to now."""
+        recording = self.program.seconds_recording - self.recorded
+        drawing = time.perf_counter() - self.adapted
         return Cost(
-            recording=self.recording,
+            recording=recording,
             adapting=max(0.0, self.adapted - self.begin - self.recording),
-            sampling=time.perf_counter() - self.adapted,
+            sampling=max(0.0, drawing - (recording - self.recording)),
             gradients=gradients,
         )
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ppgen.inference.hmc import ValueAndGrad
 from ppgen.inference.hmc_starts import climb
-from ppgen.inference.target import in_pieces
+from ppgen.inference.target import Target, in_pieces
 from ppgen.program import Part, Program
 
 _DENSE = 1000  # dimensions up to which Hessians are formed
@@ -32,13 +32,21 @@ class Batched:
         program: the story.
         rows: points to a call.
         part: which part of the log density.
+        tolerant: whether a point at which a matrix cannot be factorised has log density -infinity;
+            otherwise it raises, as where a mode at such a point would be nonsense.
     """
 
-    def __init__(self, program: Program, rows: int, part: Part = "density") -> None:
+    def __init__(
+        self, program: Program, rows: int, part: Part = "density", *, tolerant: bool = False
+    ) -> None:
         self.program, self.rows = program, rows
         self.part: Part = part
         self.gradients = 0  # points evaluated so far
-        self._whole = in_pieces(lambda z: program.value_and_grad(z, part=part), rows)
+        whole = Target(program, part=part) if tolerant else self._plain
+        self._whole = in_pieces(whole, rows)
+
+    def _plain(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        return self.program.value_and_grad(z, part=self.part)
 
     def __call__(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Values ``(N,)`` and gradients ``(N, D)`` at the points `z`, ``(N, D)``."""

@@ -23,9 +23,8 @@ References:
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -36,8 +35,9 @@ from ppgen.inference.hierarchies import Hierarchy, hierarchies, non_centred
 from ppgen.inference.independent import Clock
 from ppgen.inference.pathfinder_engine import Pathfinder
 from ppgen.inference.point import as_program
+from ppgen.inference.reparametrisation import Reparametrisation
 from ppgen.inference.target import in_pieces
-from ppgen.posterior import Cost, Posterior
+from ppgen.posterior import Posterior
 from ppgen.program import Program
 from ppgen.types import Story
 
@@ -51,97 +51,34 @@ _CENTRED = 0.9  # a site of which the data say this much stays as written
 
 
 @dataclass(frozen=True)
-class Reparametrisation:
-    """A story in other coordinates, and the way back.
+class NonCentred(Reparametrisation):
+    """A story with hierarchies in other coordinates: ``x`` is deterministic, ``x_decentred`` drawn.
 
     Args:
-        story: the same posterior, to be called as the original; what was ``x`` is deterministic
-            in it, and ``x_decentred`` is sampled.
-        description: what was changed, in words.
         centredness: c of each site that was changed: 0 non-centred, 1 as written.
-        program: of the story as written.
-        cost: of finding c.
+        supports: of the same sites.
     """
 
-    story: Story
-    description: str
     centredness: dict[str, Tensor]
-    program: Program
-    cost: Cost
-    supports: dict[str, constraints.Constraint] = dataclasses.field(repr=False)
+    supports: dict[str, constraints.Constraint] = field(repr=False)
 
-    def restored(self, posterior: Posterior) -> Posterior:
-        """A posterior of :attr:`story` as one of the original: its sites, densities and checks.
-
-        Raises:
-            ValueError: where `posterior` is not one of :attr:`story`.
-        """
-        z = self._back(posterior)
-        lp = self.program.log_density(z)
-        messages = (self.description, *posterior.messages)
-        moved: dict[str, Any] = {}
-        if posterior.kind == "chains":  # diagnosed anew, on the sites that are reported
-            said = posterior.complaints()
-            messages = tuple(m for m in messages if m not in said)
-        else:
-            moved["converged"] = posterior.converged
-        if posterior.log_guide is not None and posterior.log_density is not None:
-            # the Jacobian between the coordinates is the difference of the log densities
-            moved["log_guide"] = posterior.log_guide + (lp - posterior.log_density)
-        stats = {**posterior.stats, **({"lp": lp} if "lp" in posterior.stats else {})}
-        return Posterior.from_program(
-            self.program,
-            z,
-            engine=posterior.engine,
-            kind=posterior.kind,
-            messages=messages,
-            options=posterior.options,
-            log_density=lp,
-            stats=stats,
-            history=posterior.history,
-            cost=added(self.cost, posterior.cost),
-            **moved,
-        )
-
-    def _back(self, posterior: Posterior) -> Tensor:
+    def back(self, posterior: Posterior) -> Tensor:
         missing = [name for name in self.program.sites if name not in posterior]
         if missing:
             raise ValueError(
                 f"the posterior has no site {missing[0]!r}: restore what was fitted to .story"
             )
-        inner, parts = posterior.unconstrained, []
-        starts = self._slices(posterior)
-        for name in self.program.sites:
+        inner, parts = self.flat(posterior), []
+        for name, site in self.program.anatomy.of_kind("latent").items():
             if name in self.supports:
                 value = biject_to(self.supports[name]).inv(posterior[name])
                 parts.append(value.reshape(*value.shape[:2], -1))  # a scalar too
-            elif inner is not None:
-                parts.append(inner[..., starts[name]])
+            else:  # a changed site keeps its place and its number of dimensions
+                parts.append(inner[..., site.start : site.stop])
         return torch.cat(parts, -1)
 
-    def _slices(self, posterior: Posterior) -> dict[str, slice]:
-        """Where each site that was not changed stands in the new story's flat vector."""
-        start, found = 0, {}
-        for name, site in self.program.anatomy.of_kind("latent").items():
-            # a changed site keeps its place and its number of dimensions
-            size = site.stop - site.start
-            found[name] = slice(start, start + size)
-            start += size
-        if posterior.unconstrained is None or posterior.unconstrained.shape[-1] != start:
-            raise ValueError(
-                f"the posterior has not {start} unconstrained dimensions: restore what was fitted "
-                "to .story"
-            )
-        return found
 
-
-def added(a: Cost, b: Cost) -> Cost:
-    """Both costs together."""
-    both = zip(dataclasses.astuple(a), dataclasses.astuple(b), strict=True)
-    return Cost(*(x + y for x, y in both))
-
-
-def reparametrised(model: Story | Program, *args: Any, **kwargs: Any) -> Reparametrisation | None:
+def reparametrised(model: Story | Program, *args: Any, **kwargs: Any) -> NonCentred | None:
     """The story with its hierarchies as far non-centred as the data ask for.
 
     Args:
@@ -178,7 +115,7 @@ def reparametrised(model: Story | Program, *args: Any, **kwargs: Any) -> Reparam
         return None
     centredness = {h.name: kept[h.name] for h in changed}
     clock.fitted()
-    return Reparametrisation(
+    return NonCentred(
         story=non_centred(program.model, centredness),
         description=f"non-centred: {'; '.join(_words(h, kept[h.name]) for h in changed)}",
         centredness=centredness,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ppgen.inference.hmc import ValueAndGrad
-from ppgen.program import Program
+from ppgen.program import Part, Program
 
 _LinAlgError = torch.linalg.LinAlgError  # pyright: ignore[reportPrivateImportUsage]
 
@@ -18,8 +18,9 @@ class Target:
     positive definite) raises for the whole batch: the rows at fault get log density -infinity.
     """
 
-    def __init__(self, program: Program, *, compile: bool = False) -> None:
+    def __init__(self, program: Program, *, compile: bool = False, part: Part = "density") -> None:
         self.program, self.compile = program, compile
+        self.part: Part = part
         self.gradients = 0
         self._safe: Tensor | None = None  # a point where everything works, (D,)
 
@@ -27,7 +28,7 @@ class Target:
         """``(C, D)`` -> ``(C,)`` nats, ``(C, D)``."""
         self.gradients += len(z)
         try:
-            result = self.program.value_and_grad(z, compile=self.compile)
+            result = self._evaluated(z)
         except _LinAlgError:
             if self._safe is None:
                 raise
@@ -35,6 +36,9 @@ class Target:
         if self._safe is None:
             self._safe = z[0].clone()
         return result
+
+    def _evaluated(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        return self.program.value_and_grad(z, part=self.part, compile=self.compile)
 
     def _one_by_one(self, z: Tensor, safe: Tensor) -> tuple[Tensor, Tensor]:
         """Halve the batch until the failing rows stand alone; shapes stay as recorded."""
@@ -46,7 +50,7 @@ class Target:
             trial = safe.repeat(len(z), 1)
             trial[piece] = z[piece]
             try:
-                values, gradients = self.program.value_and_grad(trial, compile=self.compile)
+                values, gradients = self._evaluated(trial)
                 value[piece], gradient[piece] = values[piece], gradients[piece]
             except _LinAlgError:
                 middle = (piece.start + piece.stop) // 2

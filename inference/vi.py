@@ -115,7 +115,8 @@ class VI:
                 options=options,
             )
         program = as_program(model, args, kwargs)
-        function, clock = Batched(program, self.particles or 64), Clock(program)
+        function = Batched(program, self.particles or 64, tolerant=True)
+        clock = Clock(program)
         with interruptible() as interrupt, Progress(f"VI ({family})") as progress:
             fits = [
                 self._fit(program, family, function, interrupt, progress)

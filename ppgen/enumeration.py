@@ -11,8 +11,9 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,8 +46,20 @@ class Factor:
         return frozenset(n for n in self.names if isinstance(n, int))
 
 
-def sum_out(factors: list[Factor]) -> list[Term]:
+@dataclass(frozen=True)
+class Elimination:
+    """One variable as it was summed out: all that depended on it, given those summed out later."""
+
+    variable: int
+    factors: tuple[Factor, ...]
+
+
+def sum_out(factors: list[Factor], trail: list[Elimination] | None = None) -> list[Term]:
     """Sum out every discrete variable; what stays is a list of terms over plates.
+
+    Args:
+        factors: the terms of the log joint.
+        trail: takes down the eliminations, in their order, for :func:`draw_back`.
 
     Raises:
         ValueError: where the sum does not factorise over the plates, or a scale other than 1
@@ -71,12 +84,54 @@ def sum_out(factors: list[Factor]) -> list[Term]:
             touching = [f for f in here if variable in f.variables]
             here = [f for f in here if variable not in f.variables]
             here.append(_eliminate(variable, touching))
+            if trail is not None:
+                trail.append(Elimination(variable, tuple(touching)))
         for factor in here:
             if not factor.variables:
                 terms.append(Term(factor.observed, factor.log_density))
             else:
                 live.append(_leave_plates(factor, home))
     return terms
+
+
+class Drawn(NamedTuple):
+    """Values of one discrete variable, as places in its support."""
+
+    places: Tensor  # (*plates)
+    plates: tuple[Name, ...]  # the names of its dimensions
+
+
+def draw_back(trail: list[Elimination]) -> dict[int, Drawn]:
+    """One exact draw of all variables that were summed out, given everything else.
+
+    Backwards through the eliminations, each variable given those that were summed out after it:
+    for a chain this is forward filtering, backward sampling.
+
+    References:
+        | On Gibbs sampling for state space models (Carter & Kohn, 1994)
+    """
+    drawn: dict[int, Drawn] = {}
+    for step in reversed(trail):
+        names = tuple(dict.fromkeys(n for f in step.factors for n in f.names))
+        total = _sum(step.factors, names)
+        for known in [n for n in names if n != step.variable and isinstance(n, int)]:
+            total, names = _given(total, names, known, drawn[known])
+        axis = names.index(step.variable)
+        noise = -torch.empty_like(total).exponential_().log()  # Gumbel: the largest is a draw
+        index = (total + noise).argmax(axis)
+        drawn[step.variable] = Drawn(index, names[:axis] + names[axis + 1 :])
+    return drawn
+
+
+def _given(
+    total: Tensor, names: tuple[Name, ...], variable: Name, drawn: Drawn
+) -> tuple[Tensor, tuple[Name, ...]]:
+    """The log density at the drawn value of one of its variables."""
+    axis = names.index(variable)
+    rest = names[:axis] + names[axis + 1 :]
+    index = _arranged(drawn.places, drawn.plates, rest).unsqueeze(axis)
+    shape = (*total.shape[:axis], 1, *total.shape[axis + 1 :])
+    return total.gather(axis, index.expand(shape)).squeeze(axis), rest
 
 
 def _checked(factor: Factor, home: dict[int, frozenset[str]]) -> Factor:
@@ -109,24 +164,28 @@ def _cost(variable: int, factors: Iterable[Factor]) -> int:
 
 def _eliminate(variable: int, factors: list[Factor]) -> Factor:
     names = tuple(dict.fromkeys(n for f in factors for n in f.names))
-    total = _aligned(factors[0], names)
-    for factor in factors[1:]:
-        total = total + _aligned(factor, names)
     axis = names.index(variable)
     return replace(
         factors[0],
         observed=tuple(dict.fromkeys(s for f in factors for s in f.observed)),
-        log_density=torch.logsumexp(total, axis),
+        log_density=torch.logsumexp(_sum(factors, names), axis),
         names=names[:axis] + names[axis + 1 :],
         introduces=None,
     )
 
 
-def _aligned(factor: Factor, names: tuple[Name, ...]) -> Tensor:
-    order = [factor.names.index(n) for n in names if n in factor.names]
-    tensor = factor.log_density.permute(order)
+def _sum(factors: Sequence[Factor], names: tuple[Name, ...]) -> Tensor:
+    total = _arranged(factors[0].log_density, factors[0].names, names)
+    for factor in factors[1:]:
+        total = total + _arranged(factor.log_density, factor.names, names)
+    return total
+
+
+def _arranged(tensor: Tensor, own: tuple[Name, ...], names: tuple[Name, ...]) -> Tensor:
+    """A tensor of the dimensions `own` as one of `names`, of size 1 where it has none."""
+    tensor = tensor.permute([own.index(n) for n in names if n in own])
     for axis, name in enumerate(names):
-        if name not in factor.names:
+        if name not in own:
             tensor = tensor.unsqueeze(axis)
     return tensor
 

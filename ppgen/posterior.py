@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,14 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pyro
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from ppgen import diagnostics
 from ppgen.program import Program
-from ppgen.story import sandbox, simulate_all
 from ppgen.summary import Row, Summary
 from ppgen.types import Story
 
@@ -32,7 +28,6 @@ _CHECKS: tuple[tuple[str, str, float, Callable[[float], bool]], ...] = (
     ("divergences", "the number of divergences", 0, lambda v: v == 0),
     ("ebfmi", "E-BFMI", 0.3, lambda v: v >= 0.3),  # Betancourt 2016
 )
-_SCHEMA = 1
 
 
 @dataclass(frozen=True)
@@ -275,42 +270,52 @@ class Posterior:
 
         Returns:
             Observed, deterministic and summed-out sites, ``(draws, *shape)`` each. The summed-out
-            ones are drawn given the continuous latents alone, as new data have them: that is not
-            their posterior given the data that were fitted (``pyro.infer.infer_discrete`` is).
+            ones are drawn given the continuous latents alone, as new data have them; given the
+            data that were fitted, :meth:`infer_discrete` draws them.
 
         Raises:
             ValueError: where `story` has none of the posterior's sites.
         """
-        args, kwargs = tree_map(self._cast, (args, kwargs))
-        with torch.random.fork_rng(enabled=seed is not None), sandbox(self._dtype):
-            if seed is not None:
-                torch.manual_seed(seed)
-            chosen = torch.randperm(self.count)[: min(draws, self.count)]
-            flat = {name: self.draws[name].flatten(0, 1)[chosen] for name in self._latent}
-            with torch.random.fork_rng(devices=[]), torch.no_grad():
-                # conditioned: an improper prior has no draws
-                once = pyro.poutine.condition(story, data={n: v[0] for n, v in flat.items()})
-                found = set(pyro.poutine.trace(once).get_trace(*args, **kwargs).nodes)
-            if flat and not found & set(flat):
-                raise ValueError(
-                    f"the story has none of the posterior's sites {list(flat)}, so it would be "
-                    "drawn from its prior: give the story that was fitted"
-                )
-            return simulate_all(story, flat, args, kwargs)
+        from ppgen.prediction import predict
+
+        return predict(self, story, args, kwargs, draws=draws, seed=seed)
+
+    def infer_discrete(
+        self,
+        story: Story,
+        *args: Any,
+        draws: int | None = None,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Tensor]:
+        """Assignments given the data: the sites that were summed out, drawn for each draw.
+
+        Exact, by going back through the sum: for a chain of discrete sites that is forward
+        filtering, backward sampling. The mean of ``found["z"] == k`` is the posterior probability
+        of k; labels may switch from draw to draw as those of the continuous sites do.
+
+        Args:
+            story: the story that was fitted.
+            args: the arguments that it was fitted with; tensors are cast to the dtype of the draws.
+            draws: how many of each chain, evenly spaced; all of them where None.
+            seed: for the same assignments again.
+            kwargs: its keyword arguments.
+
+        Returns:
+            Each summed-out site, ``(chains, draws, *shape)``, beside ``posterior[...]``: with
+            `draws` None, entry by entry.
+
+        Raises:
+            ValueError: where `story` has no such site, or other latent sites than the posterior.
+        """
+        from ppgen.prediction import infer_discrete
+
+        return infer_discrete(self, story, args, kwargs, draws=draws, seed=seed)
 
     @property
-    def _latent(self) -> tuple[str, ...]:
+    def latent(self) -> tuple[str, ...]:
+        """The sites that were sampled, without those that follow from them."""
         return tuple(name for name in self.draws if name not in self.deterministic)
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        floating = (v.dtype for v in self.draws.values() if v.is_floating_point())
-        return next(floating, torch.get_default_dtype())
-
-    def _cast(self, value: Any) -> Any:
-        if isinstance(value, Tensor) and value.is_floating_point():
-            return value.to(self._dtype)
-        return value
 
     def to_datatree(self, story: Story | None = None, *args: Any, **kwargs: Any) -> xarray.DataTree:
         """ArviZ's format: posterior and sample_stats; with the story also log_likelihood.
@@ -349,28 +354,9 @@ class Posterior:
 
     def save(self, folder: str | Path) -> None:
         """Write the draws and how they were obtained into `folder` (safetensors and JSON)."""
-        from ppgen import checkpoint
+        from ppgen.posterior_files import save
 
-        tensors: dict[str, Tensor] = {}
-        for group in ("draws", "stats", "history"):
-            tensors.update({f"{group}/{n}": t for n, t in getattr(self, group).items()})
-        for name in ("unconstrained", "log_density", "log_guide"):
-            value = getattr(self, name)
-            if value is not None:
-                tensors[name] = value
-        meta = {
-            "format": "ppgen posterior",
-            "posterior_schema": _SCHEMA,
-            "engine": self.engine,
-            "kind": self.kind,
-            "converged": self.converged,
-            "messages": list(self.messages),
-            "options": json.loads(json.dumps(self.options, default=str)),
-            "cost": dataclasses.asdict(self.cost),
-            "deterministic": list(self.deterministic),
-            "sites": list(self.draws),
-        }
-        checkpoint.save(folder, tensors, meta)
+        save(self, folder)
 
     @classmethod
     def load(cls, folder: str | Path) -> Posterior:
@@ -379,34 +365,9 @@ class Posterior:
         Raises:
             ppgen.checkpoint.CheckpointError: for a damaged or foreign folder, naming the file.
         """
-        from ppgen import checkpoint
+        from ppgen.posterior_files import load
 
-        tensors, meta = checkpoint.load(folder)
-        if meta.get("format") != "ppgen posterior" or meta.get("posterior_schema") != _SCHEMA:
-            raise checkpoint.CheckpointError(
-                f"{folder} holds no posterior of schema {_SCHEMA}: format "
-                f"{meta.get('format')!r}, schema {meta.get('posterior_schema')!r}"
-            )
-        groups: dict[str, dict[str, Tensor]] = {"draws": {}, "stats": {}, "history": {}}
-        for name, tensor in tensors.items():
-            group, _, rest = name.partition("/")
-            if rest:
-                groups[group][rest] = tensor
-        return cls(
-            engine=meta["engine"],
-            kind=meta["kind"],
-            converged=meta["converged"],
-            messages=tuple(meta["messages"]),
-            options=meta["options"],
-            cost=Cost(**meta["cost"]),
-            deterministic=tuple(meta["deterministic"]),
-            draws={name: groups["draws"][name] for name in meta["sites"]},
-            stats=groups["stats"],
-            history=groups["history"],
-            unconstrained=tensors.get("unconstrained"),
-            log_density=tensors.get("log_density"),
-            log_guide=tensors.get("log_guide"),
-        )
+        return load(folder)
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:

@@ -11,13 +11,10 @@ from typing import Any, Literal
 
 import pyro
 import torch
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.distributions import biject_to
 from torch.utils._pytree import tree_map
 
 from ppgen.anatomy import Anatomy, dissect
-from ppgen.complaints import culprits, refuse_flat, warn_of_domains
 from ppgen.inputs import inputs, plain, slots, tensors
 from ppgen.recording import (
     Recording,
@@ -32,18 +29,17 @@ from ppgen.recording_checks import (
     refuse_lost_gradient,
     refuse_noise,
 )
+from ppgen.simulation import for_all, simulate, simulate_all, unconstrained
+from ppgen.starting_points import starting_points
 from ppgen.story import (
     Evaluation,
     default_dtype,
     evaluate,
+    infer_discrete,
     sandbox,
-    simulate,
-    simulate_all,
 )
 from ppgen.tape import Unrecordable
 from ppgen.types import Story
-
-_DOMAIN_ROWS = 8  # starting points at which the parameters of distributions are checked
 
 Part = Literal["density", "map", "likelihood"]
 
@@ -116,7 +112,7 @@ class Program:
         self.args, self.kwargs = tree_map(self._cast, self._given)
         self._untrained: dict[str, Any] = {"params": {}, "constraints": {}}
         own = {id(t) for _, t in slots(self.model, self.args, self.kwargs)}
-        with self._sandbox():
+        with self.sandbox():
             before = pyro.get_param_store().get_state()
             try:
                 self.anatomy: Anatomy = dissect(self.model, self.args, self.kwargs)
@@ -141,7 +137,8 @@ class Program:
                     "torch.as_tensor(column.to_numpy())"
                 )
 
-    def _sandbox(self) -> AbstractContextManager[None]:
+    def sandbox(self) -> AbstractContextManager[None]:
+        """Within it the story can be run by hand: no validation, its dtype, a store of its own."""
         return sandbox(self.dtype, self._untrained)
 
     def _cast(self, value: Any) -> Any:
@@ -226,41 +223,36 @@ class Program:
             name: self._cast(sites[name]).reshape(-1, *self.anatomy.sites[name].shape)
             for name in self.sites
         }
-        rows = [
-            self._unconstrain_one({name: column[i] for name, column in columns.items()})
-            for i in range(len(columns[first.name]))
-        ]
+        rows = []
+        for i in range(len(columns[first.name])):
+            row = {name: column[i] for name, column in columns.items()}
+            with self.sandbox():
+                rows.append(unconstrained(self.model, row, self.args, self.kwargs))
         return torch.stack(rows).reshape(*batch, self.dim)
-
-    def _unconstrain_one(self, values: dict[str, Tensor]) -> Tensor:
-        parts = []
-
-        def read(msg: Any) -> None:
-            name = msg["name"]
-            if msg["type"] == "sample" and name in values:
-                support, value = msg["fn"].support, values[name]
-                if not bool(torch.all(support.check(value))):
-                    raise ValueError(f"site '{name}': {value} is outside its support {support}")
-                parts.append(biject_to(support).inv(value).flatten())
-
-        with self._sandbox(), torch.random.fork_rng(devices=[]), _Each(read):
-            simulate(self.model, values, self.args, self.kwargs, keep_data=True)
-        return torch.cat(parts)
 
     def observed(self) -> dict[str, Tensor]:
         """The data of each observed site, as the story sees them."""
         names = self.anatomy.of_kind("observed")
         z = self.anatomy.prototype
         values = {name: value[0] for name, value in self.constrain(z[None]).items()}
-        with self._sandbox(), torch.random.fork_rng(devices=[]):
+        with self.sandbox(), torch.random.fork_rng(devices=[]):
             found = simulate(self.model, values, self.args, self.kwargs, keep_data=True)
         return {name: found[name] for name in names}
 
     def replicate(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Draw the data anew, given ``(N, *shape)`` of each latent site: ``(N, *shape)`` each."""
         latent = {name: self._cast(values[name]) for name in self.sites}
-        with self._sandbox():
+        with self.sandbox():
             return simulate_all(self.model, latent, self.args, self.kwargs)
+
+    def infer_discrete(self, z: Tensor) -> dict[str, Tensor]:
+        """Draw the summed-out sites given the data, exactly: ``(N, D) -> (N, *shape)`` each."""
+
+        def one(row: Tensor) -> dict[str, Tensor]:
+            return infer_discrete(self.model, self.anatomy, row, self.args, self.kwargs)
+
+        with self.sandbox():
+            return for_all(one, z.detach().to(self.dtype))
 
     def initial(self, chains: int) -> Tensor:
         """Dispersed starting points of finite log density and gradient, ``(chains, D)``.
@@ -271,29 +263,7 @@ class Program:
         Raises:
             ValueError: where no such point was found, or a site has no influence on the density.
         """
-        z = torch.empty(chains, self.dim, dtype=self.dtype, device=self.device).uniform_(-2, 2)
-        scale, bad = 1.0, torch.ones(chains, dtype=torch.bool)
-        for attempt in range(50):
-            value, gradient = self.value_and_grad(z)
-            bad = ~(torch.isfinite(value) & torch.isfinite(gradient).all(-1))
-            if attempt == 0:
-                rows = torch.cat([z[bad], z[~bad]])[:_DOMAIN_ROWS]
-                self._asked(warn_of_domains, rows)
-            if not bool(bad.any()):
-                refuse_flat(self.anatomy, gradient)
-                return z
-            scale *= 0.9
-            z = torch.where(bad[:, None], torch.empty_like(z).uniform_(-2, 2) * scale, z)
-        raise ValueError(
-            f"no starting point with finite log density and gradient was found for "
-            f"{int(bad.sum())} of {chains} chains in 50 tries{self._asked(culprits, z[bad][0])}: "
-            "check the data against the supports, and the scale of the priors (`ppgen explain` "
-            "lists them)"
-        )
-
-    def _asked(self, question: Callable[..., Any], z: Tensor) -> Any:
-        with self._sandbox(), torch.random.fork_rng(devices=[]):
-            return question(self.model, self.anatomy, z, self.args, self.kwargs)
+        return starting_points(self, chains)
 
     def with_data(self, *args: Any, **kwargs: Any) -> Program:
         """The same story with other data; shares the recordings where the shapes agree."""
@@ -345,7 +315,7 @@ class Program:
         return self._direct(single, rows)
 
     def _direct(self, single: Callable[[Tensor], Any], rows: Tensor) -> Any:
-        with self._sandbox(), torch.no_grad():
+        with self.sandbox(), torch.no_grad():
             if len(rows):
                 return over_rows(single, one_by_one)(rows)
             shaped = over_rows(single, one_by_one)(self.anatomy.prototype[None])
@@ -355,7 +325,7 @@ class Program:
         start = time.perf_counter()
         recording = None
         try:
-            with self._sandbox():
+            with self.sandbox():
                 roots = self.model, self.args, self.kwargs
                 inner = self.anatomy.indices.values()
                 read = inputs(
@@ -379,17 +349,6 @@ class Program:
             )
         self.seconds_recording += time.perf_counter() - start
         return recording
-
-
-class _Each(Messenger):
-    """Call a function on each message, once its value is known."""
-
-    def __init__(self, function: Callable[[Any], None]) -> None:
-        super().__init__()
-        self.function = function
-
-    def _postprocess_message(self, msg: Any) -> None:
-        self.function(msg)
 
 
 def _dtype_and_device(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ppgen.program import Program
-from ppgen.story import simulate
+from ppgen.simulation import simulate
 from ppgen.types import Story
 
 
@@ -47,7 +47,7 @@ class Simulator:
 
     def draw(self) -> dict[str, Tensor]:
         """Every site, drawn from the prior; call it where torch is seeded."""
-        with self.program._sandbox():
+        with self.program.sandbox():
             return simulate(self.program.model, {}, self.program.args, self.program.kwargs)
 
     def with_data(self, drawn: dict[str, Tensor]) -> Program:
@@ -69,7 +69,7 @@ class Simulator:
         return self._latest
 
     def _trace(self) -> Any:
-        with self.program._sandbox(), torch.random.fork_rng(devices=[]), torch.no_grad():
+        with self.program.sandbox(), torch.random.fork_rng(devices=[]), torch.no_grad():
             story = pyro.poutine.trace(self.program.model)
             return story.get_trace(*self.program.args, **self.program.kwargs)
 

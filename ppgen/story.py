@@ -1,10 +1,9 @@
-"""Running a story at a point: its log density term by term, or its data drawn anew."""
+"""Running a story at a point: its log density term by term, its summed-out sites drawn."""
 
 from __future__ import annotations
 
 import copy
 import math
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,16 +16,12 @@ from pyro.distributions.util import scale_and_mask
 from pyro.infer.enum import config_enumerate
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 
-from ppgen.anatomy import Anatomy, Subsample, innermost, is_deterministic
-from ppgen.enumeration import Factor, Term, sum_out
+from ppgen.anatomy import Anatomy, Site, Subsample, innermost
+from ppgen.enumeration import Drawn, Factor, Term, draw_back, sum_out
 from ppgen.types import Story
-from ppgen.writing import writable
-
-_CHUNK = 1000  # simulations at once
 
 
 @dataclass
@@ -195,18 +190,58 @@ def evaluate(
 
     Call it inside :func:`sandbox`.
     """
-    handler = _Evaluate(anatomy, z)
-    if not anatomy.of_kind("enumerated"):
-        with handler:
-            model(*args, **kwargs)
-        handler.refuse_absent()
-        terms = [_direct_term(anatomy, msg) for msg in handler.visited]
+    if anatomy.of_kind("enumerated"):
+        handler = _enumerated(model, anatomy, z, args, kwargs)
+        terms = sum_out([_factor(anatomy, msg) for msg in handler.visited])
         return Evaluation(handler.values, handler.log_jacobian, terms)
+    handler = _Evaluate(anatomy, z)
+    with handler:
+        model(*args, **kwargs)
+    handler.refuse_absent()
+    terms = [_direct_term(anatomy, msg) for msg in handler.visited]
+    return Evaluation(handler.values, handler.log_jacobian, terms)
+
+
+def _enumerated(
+    model: Story, anatomy: Anatomy, z: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> _Evaluate:
+    handler = _Evaluate(anatomy, z)
     with handler, _Enumerate(first_available_dim=-1 - anatomy.plate_nesting):
         config_enumerate(model)(*args, **kwargs)
     handler.refuse_absent()
-    factors = [_factor(anatomy, msg) for msg in handler.visited]
-    return Evaluation(handler.values, handler.log_jacobian, sum_out(factors))
+    return handler
+
+
+def infer_discrete(
+    model: Story, anatomy: Anatomy, z: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """One draw of each summed-out site given the data and the unconstrained point `z`, ``(D,)``.
+
+    Call it inside :func:`sandbox`; it works under vmap.
+    """
+    handler, trail = _enumerated(model, anatomy, z, args, kwargs), []
+    sum_out([_factor(anatomy, msg) for msg in handler.visited], trail)
+    drawn, found = draw_back(trail), {}
+    for msg in handler.visited:
+        site = anatomy.sites[msg["name"]]
+        if site.kind == "enumerated":
+            dim = msg["infer"]["_enumerate_dim"]
+            found[site.name] = _at(drawn[msg["infer"]["_dim_to_id"][dim]], dim, msg, site)
+    return found
+
+
+def _at(drawn: Drawn, dim: int, msg: Any, site: Site) -> Tensor:
+    """The drawn places of a site's support as its values, ``(*batch, *event)``."""
+    value, event = msg["value"], site.event_dim
+    support = value.movedim(value.dim() - event + dim, 0)
+    support = support.reshape(len(support), -1, *support.shape[support.dim() - event :])[:, 0]
+    names = {f.dim: f.name for f in msg["cond_indep_stack"] if f.vectorized}
+    dims = sorted(names)  # the most negative is the outermost
+    index = drawn.places.permute([drawn.plates.index(names[d]) for d in dims])
+    shape = [1] * len(site.batch_shape)
+    for d, size in zip(dims, index.shape, strict=True):
+        shape[d] = size
+    return support[index.reshape(shape)]
 
 
 def _observed(anatomy: Anatomy, msg: Any) -> tuple[str, ...]:
@@ -314,59 +349,3 @@ def _factor(anatomy: Anatomy, msg: Any) -> Factor:
         scale=msg["scale"],
         site=msg["name"],
     )
-
-
-class _DrawAnew(UnconditionMessenger):
-    """Pyro's own draws deterministic sites anew as well, once for each element of a plate."""
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if not is_deterministic(msg):
-            super()._pyro_sample(msg)
-
-
-def simulate(
-    model: Story,
-    values: Mapping[str, Tensor],
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    *,
-    keep_data: bool = False,
-) -> dict[str, Tensor]:
-    """Run the story forward with `values` for its latent sites; call it inside :func:`sandbox`.
-
-    Returns:
-        The value of every other site; observed sites are drawn anew unless `keep_data`.
-    """
-    story = model if keep_data else _DrawAnew()(model)
-    story = pyro.poutine.condition(story, data=dict(values))
-    with torch.no_grad():
-        trace: Any = pyro.poutine.trace(story).get_trace(*args, **kwargs)
-    return {
-        name: torch.as_tensor(node["value"])
-        for name, node in trace.nodes.items()
-        if node["type"] == "sample"
-        and name not in values
-        and not isinstance(node["fn"], (Subsample, dist.Unit))
-    }
-
-
-def simulate_all(
-    model: Story,
-    values: Mapping[str, Tensor],
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-) -> dict[str, Tensor]:
-    """:func:`simulate` for many `values`, ``(N, *shape)`` each; at once where vmap can do it."""
-    count = len(next(iter(values.values())))
-
-    def one(row: dict[str, Tensor]) -> dict[str, Tensor]:
-        return simulate(model, row, args, kwargs)
-
-    try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # of operations that vmap has to loop over
-            many = torch.func.vmap(writable(one), randomness="different", chunk_size=_CHUNK)
-            return many(dict(values))
-    except (RuntimeError, ValueError, TypeError, NotImplementedError, StopIteration):
-        rows = [one({name: v[i] for name, v in values.items()}) for i in range(count)]
-    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}

@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 from ppgen.inference.cavi import CAVI
 from ppgen.inference.comparison.plain import plain
 from ppgen.inference.dadvi import DADVI
+from ppgen.inference.decorrelate import along_axes, decorrelated
 from ppgen.inference.flow_guides import flow_guide
 from ppgen.inference.guides import full_rank_guide
+from ppgen.inference.hierarchies import hierarchies
 from ppgen.inference.laplace import Laplace
 from ppgen.inference.pathfinder_engine import Pathfinder
 from ppgen.inference.psis import repair
@@ -19,10 +22,12 @@ from ppgen.inference.verdict import Marginal, Verdict
 from ppgen.inference.vi import VI
 from ppgen.inference.vi_guides import describe
 from ppgen.posterior import Posterior
+from ppgen.program import Program
 from ppgen.types import Engine
 
 BY_WEIGHTS = "resampled by its weights"
 NON_CENTRED = "the hierarchy written non-centred"
+DECORRELATED = "a run in scaled and decorrelated coordinates"
 
 Judge = Callable[[Posterior], tuple[tuple[Marginal, ...], Verdict]]
 """The margins of a posterior against the reference, and what follows."""
@@ -85,25 +90,33 @@ def by_weights(posterior: Posterior, rows: tuple[Marginal, ...], judge: Judge) -
     return judged(BY_WEIGHTS, better, posterior, rows, judge, extra=0.0)
 
 
+class Fit(Protocol):
+    """The same story with another engine, or in other coordinates."""
+
+    def __call__(self, engine: Engine, *, reparametrise: bool = False) -> Posterior: ...
+
+
 def refits(
     engine: Engine,
     posterior: Posterior,
+    program: Program,
     rows: tuple[Marginal, ...],
     judge: Judge,
-    fit: Callable[[Engine], Posterior],
+    fit: Fit,
 ) -> Iterator[Repair]:
-    """Richer approximations, one after the other, up to the first that passes.
+    """The same method in better coordinates, then richer ones, up to the first that passes.
 
     Args:
         engine: of the method to repair.
         posterior: what it gave.
+        program: the story with its data.
         rows: its margins.
         judge: of posteriors.
-        fit: the same story with another engine.
+        fit: the same story by another engine, or in other coordinates.
     """
-    for how, richer in ladder(engine):
+    for how, run in _steps(engine, program, fit):
         try:
-            better = fit(richer)
+            better = run()
         except ValueError as error:
             said = Verdict("fail", f"no repair: {error}")
             yield Repair(how, posterior, (), said, float("nan"), _worst(rows), float("nan"))
@@ -112,6 +125,19 @@ def refits(
         yield attempt
         if attempt.verdict.level == "pass":
             return
+
+
+def _steps(
+    engine: Engine, program: Program, fit: Fit
+) -> Iterator[tuple[str, Callable[[], Posterior]]]:
+    """Names and runs. Coordinates first for what works along axes, hierarchies last."""
+    tiers = bool(hierarchies(program))
+    if not tiers and along_axes(engine) and decorrelated(program) is not None:
+        yield DECORRELATED, partial(fit, engine, reparametrise=True)
+    for how, richer in ladder(engine):
+        yield how, partial(fit, richer)
+    if tiers:
+        yield NON_CENTRED, partial(fit, engine, reparametrise=True)
 
 
 def judged(

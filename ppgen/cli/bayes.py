@@ -17,7 +17,7 @@ Overwrite = Annotated[bool, Parameter(negative="", help="Use --out although it i
 
 Repair = Annotated[
     bool,
-    Parameter(negative="", help="Fit richer approximations where one does not pass."),
+    Parameter(negative="", help="Where one does not pass, try other coordinates and guides."),
 ]
 GivenData = Annotated[
     bool,

@@ -15,6 +15,8 @@ from ppgen.diagnostics.chains import mcse_mean as mcse_mean
 from ppgen.diagnostics.chains import mcse_quantile as mcse_quantile
 from ppgen.diagnostics.chains import mcse_sd as mcse_sd
 from ppgen.diagnostics.chains import rhat as rhat
+from ppgen.diagnostics.classifier import ClassifierTest as ClassifierTest
+from ppgen.diagnostics.classifier import c2st as c2st
 from ppgen.diagnostics.covariance import Extremes as Extremes
 from ppgen.diagnostics.covariance import whitened_extremes as whitened_extremes
 from ppgen.diagnostics.distances import KolmogorovSmirnov as KolmogorovSmirnov

@@ -40,7 +40,7 @@ def mmd(x: Any, y: Any, permutations: int = 500, limit: int = 1000) -> KernelTes
     """
     import torch
 
-    x, y = _matrix(x, "x", limit), _matrix(y, "y", limit)
+    x, y = matrix(x, "x", limit), matrix(y, "y", limit)
     n, m = len(x), len(y)
     if x.shape[1] != y.shape[1] or min(n, m) < 2:
         raise ValueError(
@@ -76,7 +76,7 @@ def mmd_against_halves(x: Any, reference: Any, size: int = 500, number: int = 20
     cut = pieces(as_chains(reference))
     each = max(1, min(cut.shape[1], 2 * size // len(cut)))
     y = np.concatenate([thin(piece, each) for piece in cut])
-    x = _matrix(x, "x", min(size, len(y) // 2))
+    x = matrix(x, "x", min(size, len(y) // 2))
     if x.shape[1] != y.shape[1] or min(len(x), len(y)) < 4:
         raise ValueError(
             f"expected two samples of one width with four or more rows, got {x.shape}, {y.shape}"
@@ -114,11 +114,11 @@ def ksd(
     """
     import torch
 
-    x, score = _matrix(x, "x", limit), _matrix(score, "score", limit)
+    x, score = matrix(x, "x", limit), matrix(score, "score", limit)
     if x.shape != score.shape:
         raise ValueError(f"expected one score for each row of x, got {x.shape} and {score.shape}")
     n, d = x.shape
-    to_white, back = _whitening(x)
+    to_white, back = whitening(x)
     x, score = (x - x.mean(0)) @ to_white, score @ back.T
     squares = _squared_distances(x)
     base = 1 / (1 + squares)
@@ -136,7 +136,7 @@ def ksd(
 
 def _gaussian_kernel(x: Array, y: Array) -> Array:
     """Kernel among the rows of x, then y, whitened and scaled by y; zero from a row to itself."""
-    both = np.concatenate([x, y]) @ _whitening(y)[0]
+    both = np.concatenate([x, y]) @ whitening(y)[0]
     squares = _squared_distances(both)
     within = squares[len(x) :, len(x) :]
     bandwidth2 = np.median(within[np.triu_indices(len(y), 1)]) or 1.0
@@ -155,12 +155,13 @@ def _discrepancies(kernel: Array, first: Array, second: Array) -> Array:
     return within_first / (n * (n - 1)) + within_second / (m * (m - 1)) - 2 * across / (n * m)
 
 
-def _matrix(x: Any, name: str, limit: int) -> Array:
+def matrix(x: Any, name: str, limit: int) -> Array:
+    """A sample as rows of numbers, (n, d), thinned evenly to `limit` of them."""
     x = as_sample(x, name)
     return thin(x.reshape(len(x), -1), limit)
 
 
-def _whitening(x: Array) -> tuple[Array, Array]:
+def whitening(x: Array) -> tuple[Array, Array]:
     """Matrix to coordinates of unit covariance, ``x @ matrix``, and its inverse; each (d, d).
 
     Directions without spread are left out.

@@ -1,7 +1,7 @@
 """Calibration calibrated: exact engines pass at the stated rate, planted bugs are flagged."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyro
@@ -86,6 +86,24 @@ def test_planted_bugs_are_flagged_and_named(engine, flagged, reading):
     assert str(found).startswith("FAIL: Twisted on NormalGamma")
     assert flagged <= set(found.flagged)
     assert any(reading in found.reading(name) for name in flagged), str(found)
+
+
+def test_swapped_parameters_are_flagged():
+    """The draws of one coefficient under the name of the other: alike in the prior, not after.
+
+    The data know w[0] well and w[1] badly, so that its draws are narrow.
+    """
+
+    @dataclass(frozen=True)
+    class Swapped:
+        def run(self, model):
+            found = Exact(100).run(model)
+            return replace(found, draws={**found.draws, "w": found["w"].flip(-1)})
+
+    story = ConjugateRegression(1.0, 3.0, 2.0)
+    x = torch.tensor([[1.0, 0.2], [-0.5, 0.1], [2.0, -0.3], [1.5, 0.0]]).double()
+    found = ppgen.calibrate(story.model, Swapped(), x, torch.zeros(4).double(), simulations=150)
+    assert "w[1]" in found.flagged, str(found)
 
 
 def test_an_engine_that_ignores_the_data_is_found_by_the_likelihood_alone():

@@ -103,6 +103,8 @@ def test_the_worst_direction_is_the_long_axis_and_the_pair_is_named():
     assert found.correlation.theirs == pytest.approx(RHO, abs=4.3 * (1 - RHO**2) / math.sqrt(4000))
     assert found.correlation.error > found.correlation.null
     assert found.mmd.p <= 0.01
+    assert found.c2st.p <= 0.01
+    assert found.c2st.accuracy > 0.6
 
 
 def test_what_agrees_stays_within_what_halves_show():

@@ -22,7 +22,8 @@ from ppgen.models import (
 from ppgen.models.eight_schools import data as schools
 from ppgen.models.gaussian_mixture import data as mixture_data
 from ppgen.program import Program
-from ppgen.story import sandbox, simulate
+from ppgen.simulation import simulate
+from ppgen.story import sandbox
 
 pytestmark = pytest.mark.usefixtures("silent")
 

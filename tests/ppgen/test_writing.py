@@ -7,7 +7,8 @@ import pyro.distributions as dist
 import torch
 
 from ppgen.program import Program
-from ppgen.story import sandbox, simulate_all
+from ppgen.simulation import simulate_all
+from ppgen.story import sandbox
 
 Y = torch.tensor([0, 2, 1, 2])
 

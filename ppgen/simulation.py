@@ -1,0 +1,116 @@
+"""Running a story forward: its data drawn anew, at many values of its latent sites at once."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.uncondition_messenger import UnconditionMessenger
+from torch import Tensor
+from torch.distributions import biject_to
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from ppgen.anatomy import Subsample, is_deterministic
+from ppgen.types import Story
+from ppgen.writing import writable
+
+_CHUNK = 1000  # simulations at once
+_REFUSALS = (RuntimeError, ValueError, TypeError, NotImplementedError, StopIteration)
+
+
+class _DrawAnew(UnconditionMessenger):
+    """Pyro's own draws deterministic sites anew as well, once for each element of a plate."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not is_deterministic(msg):
+            super()._pyro_sample(msg)
+
+
+def simulate(
+    model: Story,
+    values: Mapping[str, Tensor],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    keep_data: bool = False,
+) -> dict[str, Tensor]:
+    """Run the story forward with `values` for its latent sites; call it inside :func:`sandbox`.
+
+    Returns:
+        The value of every other site; observed sites are drawn anew unless `keep_data`.
+    """
+    story = model if keep_data else _DrawAnew()(model)
+    story = pyro.poutine.condition(story, data=dict(values))
+    with torch.no_grad():
+        trace: Any = pyro.poutine.trace(story).get_trace(*args, **kwargs)
+    return {
+        name: torch.as_tensor(node["value"])
+        for name, node in trace.nodes.items()
+        if node["type"] == "sample"
+        and name not in values
+        and not isinstance(node["fn"], (Subsample, dist.Unit))
+    }
+
+
+def simulate_all(
+    model: Story,
+    values: Mapping[str, Tensor],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> dict[str, Tensor]:
+    """:func:`simulate` for many `values`, ``(N, *shape)`` each; at once where vmap can do it."""
+    return for_all(lambda row: simulate(model, row, args, kwargs), dict(values))
+
+
+def for_all(one: Callable[[Any], dict[str, Tensor]], rows: Any) -> dict[str, Tensor]:
+    """A random function of one row for all of them, ``(N, ...)`` each; by vmap where it can.
+
+    Args:
+        one: draws by torch's generator.
+        rows: a tensor, or a dictionary of tensors.
+    """
+    # a whole number that `writable` made one of many can no longer be read
+    for function in (writable(one), one):
+        many = torch.func.vmap(function, randomness="different", chunk_size=_CHUNK)
+        with suppress(*_REFUSALS), warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # of operations that vmap has to loop over
+            return many(rows)
+    leaves, spec = tree_flatten(rows)
+    with torch.no_grad():
+        found = [one(tree_unflatten(row, spec)) for row in zip(*leaves, strict=True)]
+    return {name: torch.stack([row[name] for row in found]) for name in found[0]}
+
+
+def unconstrained(
+    model: Story, values: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Tensor:
+    """The latent sites' values as one flat vector, ``(D,)``; call it inside :func:`sandbox`.
+
+    Raises:
+        ValueError: where a value is outside its support; it names the site.
+    """
+    with torch.random.fork_rng(devices=[]), _Unconstrain(values) as found:
+        simulate(model, values, args, kwargs, keep_data=True)
+    return torch.cat(found.parts)
+
+
+class _Unconstrain(Messenger):
+    """Note each latent site on the unconstrained scale: its support may depend on those before."""
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.values, self.parts = values, []
+
+    def _postprocess_message(self, msg: Any) -> None:
+        if msg["type"] != "sample" or msg["name"] not in self.values:
+            return
+        support, value = msg["fn"].support, self.values[msg["name"]]
+        if not bool(torch.all(support.check(value))):
+            raise ValueError(f"site '{msg['name']}': {value} is outside its support {support}")
+        self.parts.append(biject_to(support).inv(value).flatten())
