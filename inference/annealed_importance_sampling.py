@@ -21,7 +21,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ppgen.distributions.units import sample_units, softplus
+from ppgen.distributions.units import sample_units, softplus_change
 from ppgen.progress import Progress
 from ppgen.types import BoltzmannMachine
 
@@ -213,10 +213,8 @@ def increment(
     current: float,
 ) -> Tensor:
     """``log p*_current(side) - log p*_previous(side)``, ``(chains,)``, float64."""
-    logits = logits.double()
-    statistics = machine.units.statistics(side)
-    linear = (current - previous) * (statistics @ (machine.visible_natural() - base)).double()
-    return linear + (softplus(current * logits) - softplus(previous * logits)).sum(-1)
+    linear = machine.units.statistics(side) @ (machine.visible_natural() - base)
+    return (current - previous) * linear.double() + softplus_change(logits, previous, current)
 
 
 def move(machine: BoltzmannMachine, base: Tensor, logits: Tensor, beta: float | Tensor) -> Tensor:
@@ -224,7 +222,7 @@ def move(machine: BoltzmannMachine, base: Tensor, logits: Tensor, beta: float | 
 
     `logits` are the hidden side's given the state that is updated; `beta` broadcasts with them.
     """
-    hidden = sample_units(torch.sigmoid(beta * logits))
+    hidden = sample_units((beta * logits).sigmoid_())
     return machine.units.sample(torch.lerp(base, machine.visible_natural(hidden), beta))
 
 

@@ -11,7 +11,7 @@ from pyro.nn import PyroModule
 from torch import Tensor
 
 from ppgen.distributions.restricted_boltzmann import KnownLogPartition, RestrictedBoltzmann
-from ppgen.distributions.units import Binary, Units, sample_units, softplus
+from ppgen.distributions.units import Binary, Units, sample_units, softplus, softplus_sum
 from ppgen.types import Statistics
 
 
@@ -102,8 +102,8 @@ class Bipartite(PyroModule):
         logits = self.hidden_logits(s)
         visible_mean = self.units.statistics(s).mean(0)
         linear = visible_mean @ self.visible_natural()
-        free_energy = -torch.add(linear, softplus(logits).sum(), alpha=1 / len(s))
-        hidden = logits.sigmoid_()
+        hidden = logits.sigmoid()
+        free_energy = -torch.add(linear, softplus_sum(logits, hidden), alpha=1 / len(s))
         return Statistics(s, hidden, visible_mean, hidden.mean(0), free_energy)
 
     def positive_phase(self, x: Tensor) -> Statistics:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ppgen.distributions import Beside, Binary, Boltzmann, Gaussian, OneHot
+from ppgen.distributions.units import sample_units, softplus, softplus_change, softplus_sum
 
 Z = 5.0  # 24 comparisons share the failure rate of 2e-5: normal quantile of 1 - 1e-5 / 24 is 4.95
 DRAWS = 40_000
@@ -121,3 +122,68 @@ def test_what_is_no_boltzmann_machine_is_refused():
         Boltzmann(torch.zeros(2, 3), torch.zeros(2))
     with pytest.raises(ValueError, match=r"21 units, and at most 20.*SingleSiteGibbs"):
         boltzmann(21).log_partition()
+
+
+# The quick ways of float32 and of sums
+
+
+def test_units_drawn_from_integer_bits_are_independent_with_their_probabilities():
+    """Large float32 draws take another path: means, neighbours and repeated calls."""
+    p = torch.rand(50, 100, dtype=torch.float32)
+    p[:, 0], p[:, 1], p[:, 2], p[:, 3] = 0.0, 1.0, 1e-5, 1 - 1e-5
+    draws, total = 1500, torch.zeros(50, 100, dtype=torch.float64)
+    pairs, before, repeats = total.clone(), torch.zeros_like(p), total.clone()
+    for _ in range(draws):
+        x = sample_units(p)
+        total += x
+        pairs += x * x.roll(1, -1)
+        repeats += x * before
+        before = x
+    p = p.double()
+    z = 6.0  # 15,000 comparisons at 2e-5 in all: normal quantile of 1 - 1e-5 / 15,000 is 6.1
+    for found, mean in (
+        (total, p),
+        (pairs, p * p.roll(1, -1)),
+        (repeats, p * p),
+    ):
+        # + 10 counts cover the skewness of rare ones
+        assert (
+            (found / draws - mean).abs() < z * (mean * (1 - mean) / draws).sqrt() + 10 / draws
+        ).all()
+    assert (total[:, 0] == 0).all()
+    assert (total[:, 1] == draws).all()
+
+
+def test_integer_bits_follow_torchs_generator():
+    p = torch.full((100, 100), 0.3, dtype=torch.float32)
+    torch.manual_seed(3)
+    first, second = sample_units(p), sample_units(p)
+    torch.manual_seed(3)
+    assert torch.equal(sample_units(p), first)
+    assert not torch.equal(first, second)
+    assert p.unique() == 0.3  # left as it was
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sums_of_softplus_without_a_softplus(dtype):
+    logits = 30 * torch.randn(230, 7, dtype=dtype)
+    logits[0, :4] = torch.tensor([0.0, 100.0, -100.0, 1e4])
+    expected = softplus(logits.double()).sum()
+    found = softplus_sum(logits, logits.sigmoid())
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.double(), expected, rtol=10 * torch.finfo(dtype).eps, atol=0)
+    idle = torch.zeros(230, 3000, dtype=dtype)  # probability 1/2: the smallest products
+    torch.testing.assert_close(softplus_sum(idle, idle.sigmoid()), softplus(idle).sum())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("start", "end"), [(0.0, 1.0), (0.5, 0.5001), (1.0, 0.99), (0.0, 1e-6)])
+def test_changes_of_softplus_are_relative_to_themselves(dtype, start, end):
+    logits = 5 * torch.randn(40, 60, dtype=dtype)
+    exact = logits.double()
+    expected = (softplus(end * exact) - softplus(start * exact)).sum(-1)
+    found = softplus_change(logits, start, end)
+    scale = abs(end - start) * logits.double().abs().sum(-1)
+    assert found.dtype == torch.float64
+    # the difference of float64 softplus is itself good to 1e-13 only
+    assert ((found - expected).abs() < 10 * torch.finfo(dtype).eps * scale + 1e-12).all()
