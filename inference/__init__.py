@@ -2,6 +2,8 @@
 
 from ppgen.inference.annealed_importance_sampling import LogPartition as LogPartition
 from ppgen.inference.annealing import WarmUp as WarmUp
+from ppgen.inference.bennett import BennettEstimate as BennettEstimate
+from ppgen.inference.bennett import ladder_log_partition as ladder_log_partition
 from ppgen.inference.boltzmann_likelihood import boltzmann_likelihood as boltzmann_likelihood
 from ppgen.inference.calibrate import calibrate as calibrate
 from ppgen.inference.calibrate_given_data import calibrate_given_data as calibrate_given_data
@@ -52,6 +54,8 @@ from ppgen.inference.reverse_annealing import raise_bounds as raise_bounds
 from ppgen.inference.single_site_gibbs import SingleSiteGibbs as SingleSiteGibbs
 from ppgen.inference.train import TrainResult as TrainResult
 from ppgen.inference.train import train as train
+from ppgen.inference.trajectory_tempering import Trajectory as Trajectory
+from ppgen.inference.trajectory_tempering import TrajectoryTempering as TrajectoryTempering
 from ppgen.inference.up_down import TopLayer as TopLayer
 from ppgen.inference.up_down import UpDown as UpDown
 from ppgen.inference.vi import VI as VI

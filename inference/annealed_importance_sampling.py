@@ -120,8 +120,7 @@ def annealed_importance_sampling(
                 side = machine.sweep(side)
                 progress.advance()
         reverse = reverse_pass(machine, base, betas, side, progress)
-    hidden = len(machine.hidden_bias)
-    log_base = machine.units.log_normaliser(base.double()).item() + hidden * math.log(2)
+    log_base = base_log_partition(machine, base)
     lower, lower_error = _log_mean_exp(forward)
     upper, upper_error = _log_mean_exp(-reverse)
     weights = torch.softmax(forward, 0)
@@ -154,6 +153,12 @@ def base_biases(machine: BoltzmannMachine, base: Tensor | None) -> Tensor:
             f"parameters of a law of such units), got shape {tuple(base.shape)}"
         )
     return base
+
+
+def base_log_partition(machine: BoltzmannMachine, base: Tensor) -> float:
+    """``log Z_0`` of the base, nats."""
+    hidden = len(machine.hidden_bias) * math.log(2)
+    return machine.units.log_normaliser(base.double()).item() + hidden
 
 
 def schedule(temperatures: int | Tensor) -> list[float]:

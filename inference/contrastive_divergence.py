@@ -22,12 +22,14 @@ from torch.nn import Parameter
 from ppgen.distributions.units import sample_units
 from ppgen.types import BoltzmannMachine, Statistics
 
+Kept = Any  # of persistent chains: a tensor, or a dictionary of tensors
+
 
 class State(NamedTuple):
     """What the next step needs."""
 
     # Persistent chains: their hidden sides, (C, H), or what the sampler keeps; None without them.
-    chains: Tensor | None
+    chains: Kept | None
     visible_offset: Tensor  # running mean of the visible statistics given the data, (M,); mu first
     hidden_offset: Tensor  # lambda: running mean of the hidden side given the data, (H,)
 
@@ -50,12 +52,12 @@ class Gradient(NamedTuple):
 class Sampler(Protocol):
     """What moves the chains of the negative phase, in the place of block Gibbs."""
 
-    def start(self, machine: BoltzmannMachine, visible: Tensor) -> Tensor:
-        """What it keeps of chains that stand at these visible sides, ``(C, D)``: a tensor."""
+    def start(self, machine: BoltzmannMachine, visible: Tensor) -> Kept:
+        """What it keeps of chains that stand at these visible sides, ``(C, D)``."""
         ...
 
-    def move(self, machine: BoltzmannMachine, kept: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-        """The same after `steps` updates, and the visible sides, ``(C, D)``."""
+    def move(self, machine: BoltzmannMachine, kept: Any, steps: int) -> tuple[Kept, Tensor]:
+        """The same after `steps` updates, and the visible sides, ``(C, D)``; `kept` stays."""
         ...
 
 
@@ -94,6 +96,8 @@ def step(
     centred: bool = True,
     offset_rate: float = 0.01,
     weight_decay: float = 0.0,
+    sparsity: float = 0.0,
+    sparsity_target: float = 0.1,
     sampler: Sampler | None = None,
     out: Gradient | None = None,
 ) -> tuple[State, Gradient, Info]:
@@ -128,6 +132,8 @@ def step(
     gradient = difference(positive, negative, offsets, out, machine.couplings)
     if weight_decay:
         gradient.weight.add_(machine.weight, alpha=weight_decay)
+    if sparsity:
+        gradient.hidden_bias.add_(state.hidden_offset - sparsity_target, alpha=sparsity)
     return state, gradient, Info(positive.free_energy - negative.free_energy, visible)
 
 
@@ -189,15 +195,20 @@ class ContrastiveDivergence:
         persistent: PCD: chains go on across steps; else each step starts at the data.
         chains: number of persistent chains; as many as rows of the first batch if None.
         weight_decay: L2 on the weights, not on the biases: adds ``weight_decay * W``.
+        sparsity: drives the mean of each hidden unit towards `sparsity_target` by its bias, the
+            gradient of a cross-entropy: adds ``sparsity * (mean - target)``.
+        sparsity_target: in (0, 1); the means are those that centring runs (`offset_rate`).
         centred: use the centred gradient, which trains better and costs little.
         offset_rate: rate of the running means about which it centres.
         sampler: what moves the chains in the place of block Gibbs: `Tempered` (parallel
-            tempering) or, for real units, `Langevin`; `gibbs_steps` then counts its updates.
+            tempering), `Trajectory` (parallel trajectory tempering) or, for real units,
+            `Langevin`; `gibbs_steps` then counts its updates.
 
     References:
         | Training products of experts by minimizing contrastive divergence (Hinton, 2002)
         | Training restricted Boltzmann machines using approximations to the likelihood gradient
           (Tieleman, 2008)
+        | Sparse deep belief net model for visual area V2 (Lee, Ekanadham, Ng, 2008)
     """
 
     def __init__(
@@ -207,6 +218,8 @@ class ContrastiveDivergence:
         *,
         chains: int | None = None,
         weight_decay: float = 0.0,
+        sparsity: float = 0.0,
+        sparsity_target: float = 0.1,
         centred: bool = True,
         offset_rate: float = 0.01,
         sampler: Sampler | None = None,
@@ -216,8 +229,11 @@ class ContrastiveDivergence:
                 raise ValueError(f"{name}: expected at least 1, got {number}")
         if chains is not None and not persistent:
             raise ValueError("chains: only persistent chains have a number; set persistent=True")
-        if weight_decay < 0:
-            raise ValueError(f"weight_decay: expected 0 or more, got {weight_decay}")
+        for name, cost in (("weight_decay", weight_decay), ("sparsity", sparsity)):
+            if cost < 0:
+                raise ValueError(f"{name}: expected 0 or more, got {cost}")
+        if not 0 < sparsity_target < 1:
+            raise ValueError(f"sparsity_target: expected a number in (0, 1), got {sparsity_target}")
         if not 0 < offset_rate <= 1:
             raise ValueError(f"offset_rate: expected a number in (0, 1], got {offset_rate}")
         self.persistent, self.chains, self.sampler = persistent, chains, sampler
@@ -227,6 +243,8 @@ class ContrastiveDivergence:
             "offset_rate": offset_rate,
             "weight_decay": weight_decay,
         }
+        if sparsity:  # so that runs without it resume as they were recorded
+            self.options |= {"sparsity": sparsity, "sparsity_target": sparsity_target}
         self.state: State | None = None
         self._scratch: Gradient | None = None
 
@@ -269,12 +287,12 @@ class ContrastiveDivergence:
         start, sampler = self._start(machine, batch), self.sampler
         return step(start, batch, machine=machine, sampler=sampler, **self.options)[2]
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Kept]:
         """The tensors that a resumed run needs: chains and offsets; empty before the first step."""
         tensors = {} if self.state is None else self.state._asdict()
         return {name: value for name, value in tensors.items() if value is not None}
 
-    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, tensors: Mapping[str, Kept]) -> None:
         if not tensors:
             self.state = None
             return

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
+from ppgen.distributions.units import sample_units
 from ppgen.types import BoltzmannMachine
 
 
@@ -39,6 +41,8 @@ class BlockGibbs(UntransformedKernel):
         start: visible sides to start from, ``(chains, D)`` in {0, 1}.
         sweeps: block Gibbs updates for each draw.
         site: name of the draws.
+        temperature: T of ``exp(-E / T)``, the law that is sampled; below 1 states come nearer to
+            the modes. Both sides are drawn at it, which is exact.
         clamp: units that stay at their values in `start`, ``(D,)`` or ``(chains, D)``, bool: the
             others are drawn from their law given these (inpainting, missing pixels, labels).
 
@@ -58,6 +62,7 @@ class BlockGibbs(UntransformedKernel):
         *,
         sweeps: int = 1,
         site: str = "x",
+        temperature: float = 1.0,
         clamp: Tensor | None = None,
     ) -> None:
         units = len(machine.visible_bias)
@@ -67,7 +72,10 @@ class BlockGibbs(UntransformedKernel):
             )
         if sweeps < 1:
             raise ValueError(f"sweeps: expected at least 1, got {sweeps}")
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"temperature: expected a number above 0, got {temperature}")
         self.machine, self.sweeps, self.site = machine, sweeps, site
+        self.temperature = temperature
         start = start.to(machine.visible_bias.detach())
         self.clamp = None if clamp is None else _clamped(clamp, start, machine)
         self.values = start  # of the clamped units
@@ -76,10 +84,17 @@ class BlockGibbs(UntransformedKernel):
     def sample(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
         side = params[self.site]
         for _ in range(self.sweeps):
-            side = self.machine.sweep(side)
+            side = self._sweep(side)
             if self.clamp is not None:
                 side = torch.where(self.clamp, self.values, side)
         return {self.site: side}
+
+    @torch.no_grad()
+    def _sweep(self, side: Tensor) -> Tensor:
+        if self.temperature == 1:
+            return self.machine.sweep(side)
+        hidden = sample_units((self.machine.hidden_logits(side) / self.temperature).sigmoid_())
+        return self.machine.units.sample(self.machine.visible_natural(hidden) / self.temperature)
 
 
 def _clamped(clamp: Tensor, start: Tensor, machine: BoltzmannMachine) -> Tensor:

@@ -14,12 +14,19 @@ on the *tempered marginals* ``p*_beta(s)``, hidden side summed out at that tempe
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ppgen.inference.annealed_importance_sampling import base_biases, increment, move, schedule
+from ppgen.inference.annealed_importance_sampling import (
+    base_biases,
+    base_log_partition,
+    increment,
+    move,
+    schedule,
+)
 from ppgen.inference.gibbs import BlockGibbs, UntransformedKernel
 from ppgen.types import BoltzmannMachine
 
@@ -160,8 +167,25 @@ class ParallelTempering(UntransformedKernel):
         )
         self._accepted += info.accepted.to(self._accepted)
         self._steps += 1
-        return {self.site: self.state.ladder[-1].clone()}
+        self.initial_params = {self.site: self.state.ladder[-1].clone()}  # a next run goes on
+        return self.initial_params
 
     def diagnostics(self) -> dict[str, list[float]]:
         """Mean share of accepted swaps between neighbours, hottest pair first."""
         return {"swap acceptance": (self._accepted / max(self._steps, 1)).tolist()}
+
+    # What Bennett's ratio needs
+
+    def base_log_partition(self) -> float:
+        """Log Z at beta = 0, nats."""
+        return base_log_partition(self.machine, self.base)
+
+    @torch.no_grad()
+    def log_ratios(self) -> Tensor:
+        """``log p*_{k+1} - log p*_k`` at replicas k and k + 1: ``(rungs - 1, 2, chains)``."""
+        ladder, ratios = self.state.ladder, []
+        logits = self.machine.hidden_logits(ladder)
+        for k, (hot, cold) in enumerate(pairwise(self.betas)):
+            pair = slice(k, k + 2)
+            ratios.append(increment(self.machine, self.base, ladder[pair], logits[pair], hot, cold))
+        return torch.stack(ratios)

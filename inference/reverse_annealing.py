@@ -18,7 +18,12 @@ import math
 import torch
 from torch import Tensor
 
-from ppgen.inference.annealed_importance_sampling import base_biases, reverse_pass, schedule
+from ppgen.inference.annealed_importance_sampling import (
+    base_biases,
+    base_log_partition,
+    reverse_pass,
+    schedule,
+)
 from ppgen.progress import Progress
 from ppgen.types import BoltzmannMachine
 
@@ -62,8 +67,7 @@ def raise_bounds(
         raise ValueError(f"chains: expected at least 1, got {chains}")
     machine.units.require(x, machine.visible)
     x, betas, base = x.to(machine.visible_bias), schedule(temperatures), base_biases(machine, base)
-    log_base = machine.units.log_normaliser(base.double()).item()
-    log_base += len(machine.hidden_bias) * math.log(2)
+    log_base = base_log_partition(machine, base)
     parts = x.split(max(1, ROWS // chains))
     found = []
     with Progress("RAISE", len(parts) * (len(betas) - 1)) as progress:

@@ -12,6 +12,7 @@ from ppgen.inference.annealed_importance_sampling import annealed_importance_sam
 from ppgen.inference.boltzmann_likelihood import boltzmann_likelihood
 from ppgen.models.rbm import RBM
 from ppgen.progress import Progress
+from ppgen.types import Likelihood
 
 pytestmark = pytest.mark.usefixtures("silent")
 
@@ -266,3 +267,24 @@ def test_an_estimate_below_the_sum_over_the_data_is_refused(monkeypatch):
     monkeypatch.setattr(likelihood, "annealed_importance_sampling", lambda *_, **__: low)
     with pytest.raises(ValueError, match="missed modes"):
         boltzmann_likelihood(machine, x)
+
+
+def test_two_sides_that_disagree_are_no_likelihood():
+    """The first words say so; bounds within a nat and their errors stay bounds."""
+
+    def text(lower, upper, error=0.1):
+        return str(Likelihood("bounds", lower, upper, error, error, "AIS", 10))
+
+    assert text(-90.0, -86.0).startswith("no likelihood: the two sides disagree by 3.6 nats")
+    assert text(-86.0, -90.0).startswith("no likelihood")  # crossed beyond their errors
+    assert text(-86.9, -86.0).startswith("between -86.90")
+    assert text(-90.0, -86.0, error=2.0).startswith("between")
+
+
+def test_a_machine_that_annealing_cannot_follow_has_no_likelihood():
+    """Two temperatures to couplings of standard deviation 2: the passes never meet."""
+    rbm = machine(30, 30, scale=2.0)
+    x = (torch.rand(4, 30) < 0.5).double()
+    found = boltzmann_likelihood(rbm, x, temperatures=2, chains=20, burn_in=100, seed=0)
+    assert found.kind == "bounds"
+    assert str(found).startswith("no likelihood: the two sides disagree by")

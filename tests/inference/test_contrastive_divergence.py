@@ -187,6 +187,24 @@ def test_weight_decay_reaches_the_weights_alone():
     assert (torch.sigmoid(rbm.visible_bias) - x.mean(0)).abs().max() < 0.05
 
 
+def test_sparsity_moves_the_hidden_biases_alone_towards_its_target():
+    x = (torch.rand(400, 4) < torch.tensor([0.2, 0.4, 0.6, 0.8])).double()
+    rbm = machine()
+    gradients = []
+    for sparsity in (0.0, 2.0):
+        torch.manual_seed(1)
+        state = cd.init(rbm, x)
+        state, gradient, _ = cd.step(state, x, machine=rbm, sparsity=sparsity, sparsity_target=0.3)
+        gradients.append(gradient)
+    for name, without, with_it in zip(NAMES, *gradients, strict=True):
+        extra = 2.0 * (state.hidden_offset - 0.3) if name == "hidden_bias" else 0.0
+        torch.testing.assert_close(with_it, without + extra)
+    loss = ContrastiveDivergence(sparsity=5.0, sparsity_target=0.1, offset_rate=0.1)
+    sgd_steps(loss, rbm, [x] * 400)
+    # the pull of the data on a bias is at most 1, and 5 times the distance balances it
+    assert (rbm.positive_phase(x).hidden_mean - 0.1).abs().max() < 0.2
+
+
 # The loss
 
 

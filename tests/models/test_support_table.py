@@ -24,6 +24,7 @@ from ppgen.inference import (
     ParallelTempering,
     PseudoLikelihood,
     SingleSiteDivergence,
+    TrajectoryTempering,
     UpDown,
 )
 from ppgen.models import (
@@ -264,7 +265,11 @@ def test_pyros_own_mcmc_runs(name):
     assert all(torch.isfinite(v).all() for v in mcmc.get_samples().values())
 
 
-@pytest.mark.parametrize("kernel", [BlockGibbs, ParallelTempering])
+def trajectory_tempering(machine, start):
+    return TrajectoryTempering([machine], start)
+
+
+@pytest.mark.parametrize("kernel", [BlockGibbs, ParallelTempering, trajectory_tempering])
 @pytest.mark.parametrize("name", ["RBM", "large RBM", "DBM", "large DBM", "DBN"])
 def test_a_machine_runs_under_mcmc_with_our_kernels(name, kernel):
     """That of a DBN is the one on top."""
