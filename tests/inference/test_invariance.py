@@ -15,6 +15,7 @@ from ppgen.inference import BlockGibbs, GibbsLangevin, ParallelTempering, Trajec
 from ppgen.inference import parallel_tempering as pt
 from ppgen.inference import trajectory_tempering as tt
 from ppgen.models import DBM, RBM, GaussianRBM
+from ppgen.models.bipartite import Bipartite
 
 FAILURE_RATE = 2e-5
 DRAWS = 20_000
@@ -159,7 +160,7 @@ def test_means_of_the_hidden_side_are_caught(kind, monkeypatch):
     def sweep(self, s):
         return self.sample_visible(self.hidden_logits(s).sigmoid())
 
-    monkeypatch.setattr(type(MACHINES[kind]()), "sweep", sweep)
+    monkeypatch.setattr(Bipartite, "sweep", sweep)
     assert moved(kind, "block", 4) < FAILURE_RATE
 
 
