@@ -212,7 +212,7 @@ def test_geweke_s_joint_test(kind, kernel):
 
 def test_geweke_s_joint_test_catches_a_kernel_of_the_wrong_temperature(monkeypatch):
     def sweep(self, s):
-        hidden = torch.bernoulli((0.8 * self.hidden_logits(s)).sigmoid())
+        hidden = torch.bernoulli((0.5 * self.hidden_logits(s)).sigmoid())
         return self.sample_visible(hidden)
 
     monkeypatch.setattr(RBM, "sweep", sweep)
