@@ -4,10 +4,10 @@
 
 RBM 784-500, batch 100, float32. ``ppgen.inference.train`` runs, and after each of its epochs the
 other rows take their turn in the same process, as many updates each; every ratio is taken within a
-turn, so that a busy machine slows all rows alike. Peers are asked for their bare update: no loader,
-no monitoring. Those that are not installed are named and skipped. On a machine that others use,
-``--cpu-time`` counts the CPU seconds of a single thread (set OPENBLAS_NUM_THREADS=1 for
-scikit-learn's products). With all peers:
+turn, so that a busy machine slows all rows alike. scikit-learn and rbms are asked for their bare
+update, learnergy for its `fit`; those that are not installed are named and skipped. Where others
+are at work, ``--cpu-time`` counts the CPU seconds of a single thread (set OPENBLAS_NUM_THREADS=1
+for scikit-learn's products). With all peers:
 
     python3.11 -m venv peers
     peers/bin/pip install torch==2.13.0 pyro-ppl safetensors scikit-learn rbms learnergy
@@ -148,7 +148,16 @@ def rbms(x: Tensor) -> Callable[[], None]:
 
 
 def learnergy(x: Tensor) -> Callable[[], None]:
-    """The body of its `fit` without the two monitors."""
+    """Its `fit`, an epoch of one batch: loader and monitors are a part of it, as of `train`."""
+    from learnergy.models.bernoulli import RBM as Learnergy
+
+    machine = Learnergy(n_visible=VISIBLE, n_hidden=HIDDEN, steps=1, learning_rate=0.01)
+    data = torch.utils.data.TensorDataset(x, torch.zeros(BATCH))
+    return lambda: machine.fit(data, batch_size=BATCH, epochs=1)
+
+
+def learnergy_update(x: Tensor) -> Callable[[], None]:
+    """The body of the same without loader and monitors."""
     from learnergy.models.bernoulli import RBM as Learnergy
 
     machine = Learnergy(n_visible=VISIBLE, n_hidden=HIDDEN, steps=1, learning_rate=0.01)
@@ -219,7 +228,13 @@ def main() -> None:
         "by hand": by_hand(x),
         "autograd of free energies": by_autograd(x),
     }
-    for name, make in (("scikit-learn", scikit_learn), ("rbms", rbms), ("learnergy", learnergy)):
+    peers = {
+        "scikit-learn": scikit_learn,
+        "rbms": rbms,
+        "learnergy": learnergy,
+        "  its bare update": learnergy_update,
+    }
+    for name, make in peers.items():
         try:
             rows[name] = make(x)
         except ImportError as error:
