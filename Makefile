@@ -72,7 +72,7 @@ mnist-dbn: $(READY)  ## train the DBN of pretrained/ anew: make mnist-dbn ARGS='
 	  --out runs/dbn-mnist-500-2000 $(ARGS)
 	$(BIN)/ppgen evaluate runs/dbn-mnist-500-2000 --binarisation static --temperatures 5000
 
-mnist-dbm: $(READY)  ## train a DBM of MNIST likewise: make mnist-dbm ARGS='--folder DIR' (half an hour)
+mnist-dbm: $(READY)  ## train the DBM of pretrained/ anew: make mnist-dbm ARGS='--folder DIR' (half an hour)
 	$(BIN)/ppgen train dbm --hidden 500 1000 $(MNIST_DEEP) --learning-rate 0.02 \
 	  --mean-field-steps 3 --out runs/dbm-mnist-500-1000 $(ARGS)
 	$(BIN)/ppgen evaluate runs/dbm-mnist-500-1000 --binarisation static --temperatures 5000
