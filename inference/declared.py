@@ -45,7 +45,7 @@ def declared(
 
 
 def story_name(model: Story | Program) -> str:
-    """What to call a story in print: its function, or whose ``model`` it is: a class's, a file's."""
+    """What to call a story in print: its function; the class or file whose ``model`` it is."""
     method: Any = model.model if isinstance(model, Program) else model
     if getattr(method, "__name__", "") == "model":
         if hasattr(method, "__self__"):
