@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import pyro
-import torch
 from pyro.distributions.torch_distribution import TorchDistribution
-from pyro.nn import PyroModule, pyro_method
 from torch import Tensor
 
 from ppgen.data.tokens import check_tokens
-from ppgen.diagnostics.latent import LatentUse, latent_use, unit_divergences
-from ppgen.distributions.sentence import Sentence
-from ppgen.latent.paths import linear
+from ppgen.models.token_vae import TokenVAE
 from ppgen.networks.posteriors import DiagonalNormal
-from ppgen.networks.priors import StandardNormal
 from ppgen.networks.recurrent import RecurrentDecoder, RecurrentEncoder
 
-ROWS = 8192  # sentences that are scored at a time, so that many draws need no more memory
 
-
-class SentenceVAE(PyroModule):
+class SentenceVAE(TokenVAE):
     r"""Variational autoencoder whose networks read and write token by token.
 
     .. math::
@@ -53,8 +45,6 @@ class SentenceVAE(PyroModule):
         torch.Size([3, 8])
     """
 
-    zero: Tensor
-
     def __init__(
         self,
         vocabulary: int,
@@ -65,97 +55,10 @@ class SentenceVAE(PyroModule):
         embedding: int = 64,
         word_dropout: float = 0.0,
     ) -> None:
-        super().__init__()
-        if not 0 <= word_dropout < 1:  # at 1 no token would be learned, and all are read later
-            raise ValueError(f"word_dropout must be a share, 0 <= p < 1; got {word_dropout}")
-        self.vocabulary, self.length, self.latent = vocabulary, length, latent
-        self.word_dropout = word_dropout
-        self.register_buffer("zero", torch.zeros(()), persistent=False)
+        super().__init__(vocabulary, length, latent, word_dropout=word_dropout)
         self.encoder = RecurrentEncoder(vocabulary, embedding, hidden)
         self.posterior = DiagonalNormal(hidden, latent)
         self.decoder = RecurrentDecoder(vocabulary, embedding, hidden, latent)
-        self.code_prior = StandardNormal(latent)
-
-    @pyro_method
-    def model(self, x: Tensor) -> None:
-        x = check_tokens(x, self.vocabulary)
-        prior = self.prior()
-        data = pyro.plate("data", len(x))
-        with data:
-            z = pyro.sample("z", prior)
-        dropout = self.word_dropout if self.training else 0.0
-        sentence = Sentence(self.decoder, z, x.shape[-1], word_dropout=dropout)
-        with data:
-            pyro.sample("x", sentence, obs=x)
-
-    @pyro_method
-    def guide(self, x: Tensor) -> None:
-        code = self.encode(x)
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", code)
-
-    def prior(self) -> TorchDistribution:
-        """p(z), of shape ``(L,)``."""
-        return self.code_prior(self.encode)
 
     def encode(self, x: Tensor) -> TorchDistribution:
-        """The recognition distribution q(z | x), which reads the whole sentence."""
         return self.posterior(self.encoder(check_tokens(x, self.vocabulary)))
-
-    def decode(self, z: Tensor) -> Sentence:
-        """The generating distribution p(x | z), without word dropout."""
-        return Sentence(self.decoder, z, self.length)
-
-    def log_weights(self, x: Tensor, samples: int) -> Tensor:
-        """``log p(x, z) - log q(z | x)``, z ~ q: ``(B, T) -> (samples, B)``, nats."""
-        x = check_tokens(x, self.vocabulary)
-        code, prior = self.encode(x), self.prior()
-        found, at_once = [], max(1, ROWS // max(1, len(x)))
-        for done in range(0, samples, at_once):
-            z = code.rsample(torch.Size([min(at_once, samples - done)]))
-            found.append(self.decode(z).log_prob(x) + prior.log_prob(z) - code.log_prob(z))
-        return torch.cat(found)
-
-    @torch.no_grad()
-    def sample(self, count: int) -> Tensor:
-        """New sentences, ``(count, T)``; one without EOS was cut at the limit."""
-        return self.decode(self.prior().sample(torch.Size([count]))).sample()
-
-    @torch.no_grad()
-    def reconstruct(self, x: Tensor, *, draws: int | None = None) -> Tensor:
-        """Sentences at the mean code of `x`.
-
-        Args:
-            x: ``(N, T)``.
-            draws: of p(x | z) for each sentence; None: the most probable next token each time.
-
-        Returns:
-            ``(N, T)``, or ``(draws, N, T)``.
-        """
-        law = self.decode(self.code(x))
-        return law.greedy() if draws is None else law.sample(torch.Size([draws]))
-
-    @torch.no_grad()
-    def code(self, x: Tensor) -> Tensor:
-        """The mean code of `x`, ``(*, T) -> (*, L)``."""
-        return self.encode(x).mean
-
-    @torch.no_grad()
-    def latent_use(self, x: Tensor) -> LatentUse:
-        """Which units of the code follow `x`, ``(N, T)``, and how far from the prior."""
-        code = self.encode(x)
-        return latent_use(code.mean, unit_divergences(code, self.prior()))
-
-    @torch.no_grad()
-    def interpolate(self, a: Tensor, b: Tensor, steps: int = 9) -> Tensor:
-        """Most probable tokens on the line between the mean codes of `a` and `b`.
-
-        Args:
-            a: where the line begins, ``(*, T)``.
-            b: where it ends, ``(*, T)``.
-            steps: points on the line, both ends included.
-
-        Returns:
-            ``(steps, *, T)``; the ends are the reconstructions of `a` and `b`.
-        """
-        return self.decode(linear(self.code(a), self.code(b), steps)).greedy()

@@ -24,6 +24,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ppgen.data.errors import DataError
+from ppgen.data.molecule_strings import Notation
+from ppgen.data.tokens import read_lines
 from ppgen.types import Autoencoder
 
 _INSTALL = "pip install ppgen-suite[chem]"
@@ -51,12 +54,12 @@ class Reconstruction(NamedTuple):
     error: float  # standard error over the strings
     strings: int
     encodings: int  # draws of each string's code
-    decodings: int  # draws of each code's string
+    decodings: int | None  # draws of each code's string; None: their probability instead
 
     def __str__(self) -> str:
         return (
             f"{self.share:.3f} +- {self.error:.3f} of {self.strings} strings x {self.encodings} "
-            f"encodings x {self.decodings} decodings"
+            f"encodings{f' x {self.decodings} decodings' if self.decodings else ''}"
         )
 
 
@@ -132,14 +135,52 @@ def penalised_logp(smiles: str) -> float:
     return logp(smiles) - synthetic_accessibility(smiles) - excess
 
 
+def properties(smiles: Sequence[str]) -> Tensor:
+    """`qed`, `logp` and `penalised_logp` of each molecule, ``(N, 3)``; some ms a molecule."""
+    rows = [[qed(s), logp(s), penalised_logp(s)] for s in smiles]
+    return torch.tensor(rows, dtype=torch.get_default_dtype())
+
+
 def similarity(a: str, b: str) -> float:
     """Tanimoto similarity of Morgan fingerprints of radius 2 and 2,048 bits, in [0, 1]."""
     return float(_rdkit("DataStructs").TanimotoSimilarity(_fingerprint(a), _fingerprint(b)))
 
 
+def read_smiles(path: str | Path, notation: Notation = "smiles") -> list[str]:
+    """The molecules of a .smi file, one a line; a name may follow a blank.
+
+    A first line that begins with "smiles" is a heading.
+
+    Args:
+        path: of the file.
+        notation: "smiles", as they are written, or "selfies".
+
+    Raises:
+        DataError: for what is no molecule or has no SELFIES, by the number of its line; for what
+            is no text file.
+    """
+    found = []
+    for number, line in read_lines(path):
+        smiles = line.split()[0]
+        if number == 1 and smiles.lower().startswith("smiles"):
+            continue
+        if canonical(smiles) is None:
+            raise DataError(f"{smiles!r} is not a molecule", path, row=number)
+        try:
+            found.append(smiles if notation == "smiles" else selfies_of_smiles(smiles))
+        except ValueError as error:
+            raise DataError(str(error), path, row=number) from error
+    if not found:
+        raise DataError("no molecules: expected one a line, as SMILES", path)
+    return found
+
+
 def smiles_of_selfies(selfies: str) -> str:
-    """The molecule that a SELFIES string means: every string of its symbols means one."""
-    return _import("selfies").decoder(selfies)
+    """The molecule that a SELFIES string means: every string of its symbols means one.
+
+    One in which a model wrote <unk> means none: the empty string.
+    """
+    return "" if "<unk>" in selfies else _import("selfies").decoder(selfies)
 
 
 def selfies_of_smiles(smiles: str) -> str:
@@ -158,7 +199,7 @@ def selfies_of_smiles(smiles: str) -> str:
 
 @torch.no_grad()
 def reconstruction(
-    model: Autoencoder, x: Tensor, encodings: int = 10, decodings: int = 100
+    model: Autoencoder, x: Tensor, encodings: int = 10, decodings: int | None = 100
 ) -> Reconstruction:
     """The share of decoded strings that are the very string that was encoded.
 
@@ -166,12 +207,13 @@ def reconstruction(
         model: encodes and decodes strings; nothing of chemistry is needed.
         x: held-out strings, ``(N, T)``.
         encodings: codes drawn from q(z | x) for each.
-        decodings: strings drawn from p(x | z) for each code.
+        decodings: strings drawn from p(x | z) for each code; None: p(x | z) itself, which is what
+            their share estimates, without drawing any.
 
     References:
         | Grammar Variational Autoencoder (Kusner et al., 2017) | https://arxiv.org/abs/1703.01925
     """
-    if min(len(x), encodings, decodings) < 1:
+    if min(len(x), encodings, 1 if decodings is None else decodings) < 1:
         raise ValueError(
             f"reconstruction: expected at least one string, encoding and decoding; got {len(x)}, "
             f"{encodings} and {decodings}"
@@ -179,8 +221,11 @@ def reconstruction(
     matches = torch.zeros(len(x), dtype=torch.float64)
     for _ in range(encodings):
         law = model.decode(model.encode(x).sample())
-        drawn = law.sample(torch.Size([decodings]))
-        matches += (drawn == x).all(-1).double().mean(0).cpu()
+        if decodings is None:
+            share = law.log_prob(x).exp()
+        else:
+            share = (law.sample(torch.Size([decodings])) == x).all(-1).double().mean(0)
+        matches += share.double().cpu()
     each = matches / encodings
     error = float(each.std()) / math.sqrt(len(x)) if len(x) > 1 else float("nan")
     return Reconstruction(float(each.mean()), error, len(x), encodings, decodings)

@@ -1,20 +1,23 @@
 # %% [markdown]
 # # Molecules
 #
-# **Result first.** A variational autoencoder that reads and writes molecules as strings, and
-# that has one more observed site, the molecule's properties, puts its codes in an order: log P
-# rises along a direction of latent space. Going up the gradient of the property head, inside
-# the region that the prior knows, takes held-out molecules to places whose neighbours in the
-# *data* have a higher log P too. That check is made with stored values; nothing of chemistry is
-# needed here.
+# **Result first.** A variational autoencoder that reads and writes molecules as strings gives
+# back most held-out molecules exactly, symbol by symbol, after less than a minute of training. It
+# has one more observed site, the molecule's properties, which puts its codes in an order: log P
+# rises along a direction of latent space. Going up the gradient of the property head, inside the
+# region that the prior knows, takes held-out molecules to places whose neighbours in the *data*
+# have a higher log P too. That check is made with stored values; nothing of chemistry is needed
+# here.
 
 # %%
+import math
 import os
 
 import torch
 
 import ppgen
 from ppgen import latent
+from ppgen.chemistry import reconstruction
 from ppgen.data import molecules
 from ppgen.inference import ELBO
 from ppgen.models import MoleculeVAE
@@ -51,25 +54,55 @@ print("QED, log P, penalised log P:", test.properties[0].tolist())
 # $$
 #
 # Both $x$ and $y$ are observed, so one ELBO trains the decoder and the property head, and the
-# code has to tell of both. The weight of the divergence is $\beta = 0.02$ here, not 1. That is
+# code has to tell of both. The weight of the divergence is $\beta = 0.05$ here, not 1. That is
 # no bound on the likelihood any more. It is a choice: codes that hold more of the molecule, for
 # a prior whose draws the decoder knows less well.
+#
+# ## A code that is a sum
+#
+# The paper's decoder is recurrent, and has to learn to keep a code of a hundred numbers in mind
+# while it writes fifty symbols. With minutes instead of days of training that fails: not one
+# held-out molecule comes back. Here the mean code is a sum, one learned vector for each symbol at
+# its place, and the decoder takes off what it has written:
+#
+# $$
+# \mu(x) = c + \sum_t E_{t, x_t}, \qquad r_t = z - c - \sum_{s < t} E_{s, x_s} .
+# $$
+#
+# What is left, $r_t$, tells of the next symbol and of those after it. A small perceptron, the
+# same at all places, reads it together with the last symbols and a count of all before.
 
 # %%
-BETA = 0.02
+BETA = 0.05
+epochs = 1 if FAST else 3
 log_p = train.properties[:, 1:2]
 vae = MoleculeVAE(
-    len(train.vocabulary), train.x.shape[1], latent=32, hidden=128,
-    channels=(48, 48), properties=(log_p.mean(0), log_p.std(0)),
-)  # fmt: skip
+    train.vocabulary.vocabulary, train.x.shape[1], properties=(log_p.mean(0), log_p.std(0))
+)
 every = 10 if FAST else 1
 rows = torch.arange(0, len(train), every)
 with quiet():
     result = ppgen.train(
-        vae, (train.x[rows], log_p[rows]), loss=ELBO(beta=BETA), epochs=1 if FAST else 5,
-        batch_size=64, learning_rate=3e-3, seed=0,
+        vae, (train.x[rows], log_p[rows]), loss=ELBO(beta=BETA), epochs=epochs, batch_size=64,
+        learning_rate=3e-3, schedule=lambda e: 0.5 + 0.5 * math.cos(math.pi * e / epochs), seed=0,
     )  # fmt: skip
 print("negative objective, nats per molecule:", [round(v, 1) for v in result.history["loss"]])
+
+# %% [markdown]
+# ## Is it the same molecule?
+#
+# The published protocol draws codes from $q(z \mid x)$ and strings from $p(x \mid z)$, and counts
+# how many are the very string that was encoded; its expectation is $E_q[p(x \mid z)]$, which needs
+# no strings. Milder: take the mean code and the likeliest symbol each time.
+
+# %%
+same = (vae.reconstruct(test.x) == test.x).all(1)
+print(f"likeliest symbols from the mean code: {same.double().mean():.3f} of {len(test)} held out")
+print("drawn at random:", reconstruction(vae, test.x, decodings=None))
+wrong = int((~same).nonzero()[0]) if bool((~same).any()) else 0
+for k in (0, wrong):
+    print(test.vocabulary.decode(test.x[k : k + 1])[0])
+    print("  ->", test.vocabulary.decode(vae.reconstruct(test.x[k : k + 1]))[0])
 
 # %% [markdown]
 # ## What the code knows
@@ -106,7 +139,8 @@ label(right_ax, "log P as stored", "log P predicted from the code")
 figure
 
 # %% [markdown]
-# *What to see: colours lie in order on the left, and points follow the diagonal on the right.*
+# *What to see: a round cloud without an order on the left, since 128 units share what there is to
+# say of a molecule; all of them together tell log P, as the points along the diagonal show.*
 #
 # ## Upwards, inside the region that the prior knows
 #
@@ -167,15 +201,15 @@ for string in new[:3]:
     print(string)
 
 # %% [markdown]
-# **When it misleads.** (1) A minute of training does not give codes that rebuild a molecule
-# exactly: what the decoder writes is a molecule *like* it, and a search should be judged by
-# what it writes. (2) Valid is not the same as sensible: SELFIES repairs any string, and what it
-# repairs may be unstable or unheard of. (3) A log P computed from a formula is a prediction
-# too.
+# **When it misleads.** (1) At this weight the code is far wider than what it says of a molecule:
+# most draws from the prior lie between codes that were trained, and what is written there is a
+# molecule of no known kind. A search should be judged by what it writes. (2) Valid is not the
+# same as sensible: SELFIES repairs any string, and what it repairs may be unstable or unheard
+# of. (3) A log P computed from a formula is a prediction too.
 #
-# `pip install ppgen-suite[chem]` adds `ppgen.chemistry`: validity, novelty, QED, log P and
-# similarity of what the decoder writes, and the exact-match reconstruction protocol.
-# `benchmarks/molecules.py` prints them for SELFIES and SMILES.
+# `pip install ppgen-suite[chem]` adds validity, novelty, QED, log P and similarity of what the
+# decoder writes. `benchmarks/molecules.py` prints them for SELFIES and SMILES, with a search that
+# is judged by rdkit; `ppgen train molecules --data FILE.smi` does the same with molecules of yours.
 #
 # **References.** Gomez-Bombarelli et al., *Automatic chemical design using a data-driven
 # continuous representation of molecules*, arXiv:1610.02415. Krenn et al., *SELFIES*,

@@ -47,7 +47,8 @@ def _code(error: Exception) -> int:
     from ppgen.data import DataError
     from ppgen.run_folder import RunFolderError
 
-    if isinstance(error, FileNotFoundError) or getattr(error, "missing", False):
+    absent = FileNotFoundError, ModuleNotFoundError
+    if isinstance(error, absent) or getattr(error, "missing", False):
         return MISSING
     if isinstance(error, (DataError, CheckpointError)):
         return BAD_DATA
@@ -58,7 +59,7 @@ def _code(error: Exception) -> int:
 
 def _one_line(error: Exception) -> str:
     text = " ".join(str(error).split())
-    known = isinstance(error, (ValueError, OSError))
+    known = isinstance(error, (ValueError, OSError, ModuleNotFoundError))
     return text if known and text else f"{type(error).__name__}: {text} (--debug shows where)"
 
 

@@ -51,10 +51,12 @@ def bound(settings: dict[str, Any]) -> Any:
     objective, draws = settings.get("objective", "elbo"), settings.get("draws")
     steps, free_bits = settings.get("warm_up"), settings.get("free_bits", 0.0)
     if objective == "elbo":
-        beta = WarmUp(steps) if steps else 1.0
+        beta = WarmUp(steps) if steps else settings.get("beta", 1.0)
         return ELBO(particles=draws or 1, beta=beta, free_bits=free_bits)
-    if steps or free_bits:
-        raise ValueError(f"--objective {objective}: --warm-up and --free-bits are for elbo")
+    if steps or free_bits or settings.get("beta", 1.0) != 1:
+        raise ValueError(
+            f"--objective {objective}: --warm-up and --free-bits are for elbo; --beta is 1"
+        )
     return {"iwae": ImportanceWeightedELBO, "dreg": DReG}[objective](draws or 8)
 
 

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
+from ppgen.cli import molecules
 from ppgen.cli.exits import DONE
 from ppgen.cli.options import Binarisation, Common, Run
 from ppgen.cli.runs import (
@@ -23,7 +24,7 @@ from ppgen.cli.runs import (
     write_images,
     write_page,
 )
-from ppgen.cli.sentences import is_text, scores, show_samples
+from ppgen.cli.sentences import empty_text, is_text, scores, show_samples
 from ppgen.cli.training import MACHINES
 
 
@@ -53,7 +54,7 @@ def evaluate(
         binarisation: other than that of the training.
         split: of the data.
         samples: of importance sampling, for all but an RBM; 5000 when not given, 100 for a DBM or
-            a DBN, whose guides leave out less than log Z is uncertain by.
+            a DBN, whose guides leave out less than log Z is uncertain by, 20 for molecules.
         thorough: of so many examples; all get a fiftieth, and the mean is raised by what the others
             are worth there. All examples get all when not given.
         chains: of annealed importance sampling, for a Boltzmann machine too large to enumerate.
@@ -68,12 +69,12 @@ def evaluate(
         examples = load_data(settings, split)
         story = restored(settings, examples, run).to(common.device)
         if samples is None and settings["model"] not in MACHINES:
-            samples = 5000
+            samples = molecules.SAMPLES if settings["model"] == "molecules" else 5000
         found = held_out_likelihood(
             story, examples, common, samples, chains, temperatures, thorough
         )
         code = latent_sentence(story, examples, common)
-    more, numbers = scores(found, examples) if is_text(settings) else ("", {})
+        more, numbers = scores(story, found, examples, settings) if is_text(settings) else ("", {})
     what = f"{settings['model']} on {examples.describe()}"
     common.print(f"{what}: {found}{more}{code}", {"story": settings["model"],
                  "data": examples.describe(), **asdict(found), **numbers})  # fmt: skip
@@ -106,7 +107,10 @@ def sample(
     if count < 1:
         raise ValueError(f"--count must be at least 1, got {count}")
     with common.active():
-        examples = something_to_start_from(settings, run)
+        if is_text(settings):
+            examples = empty_text(settings)
+        else:
+            examples = something_to_start_from(settings, run)
         story = restored(settings, examples, run).to(common.device)
         x = draw_examples(story, examples, count, gibbs_steps, common.seed)
         if is_text(settings):

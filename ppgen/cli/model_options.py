@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from cyclopts import Group, Parameter
 
 _MACHINES = Group("Boltzmann machines")
-_CODES = Group("VAEs and sentences")
+_CODES = Group("VAEs, sentences and molecules")
 
 
 @Parameter(name="*", group=_MACHINES)
@@ -37,8 +37,8 @@ class MachineOptions:
 class CodeOptions:
     """Of stories with a latent code."""
 
-    latent: int = 20
-    "Dimensions of the code."
+    latent: int | None = None
+    "Dimensions of the code; 20, and 128 for molecules."
 
     convolutional: Annotated[bool, Parameter(negative="")] = False
     "A VAE's networks are convolutional; hidden is the encoder's last width."
@@ -71,6 +71,10 @@ class CodeOptions:
     draws: int | None = None
     "Of the code for each example and step: 1 for elbo, 8 for the others."
 
+    beta: float | None = None
+    """Weight of the divergence in training; 1, and 0.05 for molecules, whose codes are to give back
+    the very molecule."""
+
     warm_up: int = 0
     "Steps over which the weight of the divergence rises from 0 to 1; elbo only."
 
@@ -85,3 +89,6 @@ class CodeOptions:
 
     characters: Annotated[bool, Parameter(negative="")] = False
     "Tokens of sentences are characters instead of words."
+
+    notation: Literal["selfies", "smiles"] = "selfies"
+    "Of molecules; every string of SELFIES is one."

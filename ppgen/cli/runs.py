@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ppgen.cli import molecules
 from ppgen.cli.options import Common, note
 from ppgen.cli.sentences import is_text, load_text, tokenizer_of
 from ppgen.cli.stories import BUNDLED
@@ -208,7 +209,10 @@ def write_page(
         note("no test split: the likelihood is that of the training data")
     found: Likelihood | None = None
     try:
-        found = held_out_likelihood(story, examples, common, thorough=_THOROUGH)
+        draws, thorough = None, _THOROUGH
+        if settings["model"] == "molecules":
+            draws, thorough = molecules.SAMPLES, None
+        found = held_out_likelihood(story, examples, common, draws, thorough=thorough)
     except ValueError as error:  # a machine that cannot be measured still has its curves
         note(f"no likelihood: {error}")
     pictures = []
@@ -220,7 +224,7 @@ def write_page(
     if curve := read_likelihoods(out):
         figure = plots.likelihood_curve({"held out": curve})
         pictures.append(Picture(figure, "Measured while it was trained, by short annealing."))
-    facts = {k: v for k, v in settings.items() if k != "tokenizer"}
+    facts = {k: v for k, v in settings.items() if k not in ("tokenizer", "properties")}
     facts["evaluated on"] = examples.describe()
     more = []
     if settings["model"] in MACHINES:

@@ -1,10 +1,11 @@
-"""What the commands do with runs of the sentence VAE: text in, text out."""
+"""What the commands do with runs of the VAEs of sentences and molecules: text in, text out."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ppgen.cli import molecules
 from ppgen.cli.options import Common
 
 if TYPE_CHECKING:
@@ -21,8 +22,8 @@ Split = Literal["train", "test"]
 
 
 def is_text(settings: dict[str, Any]) -> bool:
-    """Whether these are the settings of a story of sentences."""
-    return settings["model"] == "sentences"
+    """Whether these are the settings of a story of sentences or of molecules."""
+    return settings["model"] in ("sentences", "molecules")
 
 
 def tokenizer_of(settings: dict[str, Any]) -> Tokenizer:
@@ -31,6 +32,8 @@ def tokenizer_of(settings: dict[str, Any]) -> Tokenizer:
 
     if "tokenizer" in settings:
         return Tokenizer.from_dict(settings["tokenizer"])
+    if settings["model"] == "molecules":
+        return molecules.vocabulary_of(settings)
     level = "character" if settings["characters"] else "word"
     return Tokenizer.of(_sentences(settings, "train"), level=level)
 
@@ -44,11 +47,20 @@ def load_text(settings: dict[str, Any], split: Split) -> Dataset:
     from ppgen.data import Dataset
 
     x = tokenizer_of(settings).encode(_sentences(settings, split))
-    where = "all" if settings["data"] != GRAMMAR else split
+    where = split if settings["data"] in (GRAMMAR, molecules.SHIPPED) else "all"
     return Dataset(x, name=settings["data"], split=where)
 
 
-def scores(found: Likelihood, examples: Dataset) -> tuple[str, dict[str, Any]]:
+def empty_text(settings: dict[str, Any]) -> Dataset:
+    """One empty row: a run that keeps its vocabulary draws without its data."""
+    from ppgen.data import Dataset
+
+    return Dataset(tokenizer_of(settings).encode([""]), name=settings["data"])
+
+
+def scores(
+    story: Any, found: Likelihood, examples: Dataset, settings: dict[str, Any]
+) -> tuple[str, dict[str, Any]]:
     """The likelihood as perplexity, and how far it is from the truth where that is known."""
     from ppgen.data import small_english
     from ppgen.data.tokens import token_counts
@@ -62,6 +74,9 @@ def scores(found: Likelihood, examples: Dataset) -> tuple[str, dict[str, Any]]:
         text += f"\nexact entropy of the grammar {entropy:.3f} nats a sentence, "
         text += f"gap {score.sentence - entropy:.3f}"
         numbers |= {"entropy": entropy, "gap": score.sentence - entropy}
+    if settings["model"] == "molecules":
+        more, exact = molecules.scores(story, examples.x)
+        text, numbers = text + more, numbers | exact
     return text, numbers
 
 
@@ -72,10 +87,15 @@ def show_samples(x: Any, settings: dict[str, Any], out: Path | None, common: Com
     from ppgen.data import small_english
 
     sentences = tokenizer_of(settings).decode(torch.as_tensor(x))
-    found: dict[str, Any] = {"samples": len(sentences), "sentences": sentences}
+    found: dict[str, Any] = {"samples": len(sentences)}
+    lines = sentences
     if settings["data"] == GRAMMAR:
         found["grammatical"] = small_english().grammatical(sentences)
-    _put(sentences, found, out, common)
+    if settings["model"] == "molecules":
+        sentences, quality = molecules.as_smiles(sentences, settings)
+        shares = [f"{name} {share:.3f}" for name, share in quality.items()]
+        lines, found = sentences + ([", ".join(shares)] if shares else []), found | quality
+    _put(lines, {**found, "sentences": sentences}, out, common)
 
 
 def show_interpolations(
@@ -125,6 +145,8 @@ def _sentences(settings: dict[str, Any], split: Split) -> list[str]:
         with torch.random.fork_rng():
             torch.manual_seed(stream("grammar", settings["seed"], split).initial_seed())
             return small_english().sample(_DRAWN[split])[0]
+    if settings["model"] == "molecules":
+        return molecules.strings(settings, split)
     path = Path(settings["data"])
     if path.suffix != ".txt":
         raise DataError('sentences come from a .txt file, one a line, or from "grammar"', path)

@@ -159,6 +159,13 @@ BUNDLED = {
         "variational autoencoder of sentences; --data FILE.txt or grammar",
         "Bowman et al. 2016",
     ),
+    "molecules": Bundled(
+        "ppgen.models.molecule_vae",
+        "MoleculeVAE",
+        "deep",
+        "variational autoencoder of molecules; --data FILE.smi or molecules",
+        "Gomez-Bombarelli et al. 2018",
+    ),
 }
 
 

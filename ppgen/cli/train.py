@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from ppgen.cli import molecules
 from ppgen.cli.exits import DONE, INTERRUPTED, NOT_PASSED
 from ppgen.cli.measurements import measuring
 from ppgen.cli.model_options import CodeOptions, MachineOptions
@@ -19,6 +20,7 @@ from ppgen.cli.stories import BUNDLED
 from ppgen.cli.training import (
     LEARNING_RATES,
     MACHINES,
+    arguments,
     build,
     hold_out,
     optimisation,
@@ -28,9 +30,11 @@ from ppgen.cli.training import (
 if TYPE_CHECKING:
     from ppgen.data import Dataset
 
-Model = Annotated[str, Parameter(help="rbm, dbm, dbn, vae, flow or sentences.")]
+Model = Annotated[str, Parameter(help="rbm, dbm, dbn, vae, flow, sentences or molecules.")]
 
-_OF_TEXT = ("word_dropout", "characters")
+_HIDDEN = {"vae": 400, "flow": 512, "sentences": 128, "molecules": 256}
+# of one kind of text alone
+_OF_TEXT = {"word_dropout": "sentences", "characters": "sentences", "notation": "molecules"}
 
 
 def train(
@@ -55,7 +59,7 @@ def train(
     code: CodeOptions | None = None,
     common: Common | None = None,
 ) -> int:
-    """Train a Boltzmann machine, a VAE or a flow on images, a table of 0 and 1, or text.
+    """Train a Boltzmann machine, a VAE or a flow on images, a table of 0 and 1, text or molecules.
 
     Try:
 
@@ -64,19 +68,21 @@ def train(
         ppgen train vae --data mnist --folder ~/mnist --hidden 400 --epochs 50
         ppgen train vae --convolutional --channels 16 32 --refine 0 --pixels causal
         ppgen train sentences --data grammar --latent 8 --free-bits 1
+        ppgen train molecules --data molecules --epochs 10 --decay
 
     Args:
         data: digits, mnist, fashion-mnist, or a file (see `ppgen data`); for sentences a .txt
-            file, one a line, or grammar.
+            file, one a line, or grammar; for molecules a .smi file, one a line, or molecules, the
+            ones that ship.
         folder: where the files of a named data set lie.
         binarisation: of grey images; static for the named data sets.
         epochs: passes over the training data.
         batch_size: examples of one step.
         learning_rate: 0.05 for an RBM, 0.1 for a DBM, 0.02 for a DBN (0.05 for its layers before),
-            0.003 for a flow and for sentences, 0.001 for a VAE.
+            0.003 for a flow and for sentences, 0.002 for molecules, 0.001 for a VAE.
         hidden: units of each hidden layer; 200 for an RBM, 400 for a VAE, 512 for a flow, 128 for
-            sentences. One number for a DBM is its first layer's, and its second has half as many;
-            a DBN's are alike.
+            sentences, 256 for molecules. One number for a DBM is its first layer's, and its second
+            has half as many; a DBN's are alike.
         decay: the learning rate falls linearly, to nothing after the last epoch.
         averaging: decay of an exponential average of the parameters; 0 for none.
         start_from: an earlier run. A VAE begins with its parameters, by name and shape. The layers
@@ -101,7 +107,7 @@ def train(
         "epochs": epochs,
         "batch_size": batch_size,
         "learning_rate": learning_rate or LEARNING_RATES[model],
-        "hidden": hidden or [{"vae": 400, "flow": 512, "sentences": 128}.get(model, 200)],
+        "hidden": hidden or [_HIDDEN.get(model, 200)],
         "decay": decay,
         "averaging": averaging,
         "start_from": None if start_from is None else str(start_from),
@@ -138,7 +144,13 @@ def _of_its_kind(model: str, machine: MachineOptions, code: CodeOptions) -> dict
     """The options that the model looks at."""
     if model in MACHINES:
         return asdict(machine)
-    return {k: v for k, v in asdict(code).items() if model == "sentences" or k not in _OF_TEXT}
+    found = {k: v for k, v in asdict(code).items() if _OF_TEXT.get(k, model) == model}
+    found["latent"] = code.latent or (128 if model == "molecules" else 20)
+    if code.beta is None:
+        found["beta"] = 0.05 if model == "molecules" else 1.0
+    if code.warm_up and found["beta"] != 1:
+        raise ValueError("--warm-up ends at a weight of 1: give it with --beta 1, or leave it out")
+    return found
 
 
 def _train(
@@ -162,6 +174,10 @@ def _train(
             if settings["model"] == "vae":
                 error.args = (f"{error}; or model them as they are: --pixels grey or gaussian",)
             raise
+    if settings["model"] == "molecules":
+        properties = molecules.properties(settings)
+        settings.setdefault("properties", molecules.scales(properties))
+        examples = replace(examples, labels=properties)
     kept, validation = hold_out(examples)
     story = build(settings, kept)
     if not resume:
@@ -169,12 +185,12 @@ def _train(
     with quick_mean_field(story, settings):
         result = ppgen.train(
             story,
-            kept,
+            arguments(kept, settings),
             epochs=settings["epochs"],
             batch_size=min(settings["batch_size"], len(kept)),
             learning_rate=settings["learning_rate"],
             averaging=settings["averaging"],
-            validation=validation,
+            validation=arguments(validation, settings),
             patience=settings["patience"],
             seed=settings["seed"],
             device=common.device,

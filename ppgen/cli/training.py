@@ -23,6 +23,7 @@ LEARNING_RATES = {
     "vae": 1e-3,
     "flow": 3e-3,
     "sentences": 3e-3,
+    "molecules": 2e-3,
 }
 MACHINES = ("rbm", "dbm", "dbn")
 _HELD_OUT = 0.1  # of the training data, for the validation curve
@@ -49,6 +50,8 @@ def build(settings: dict[str, Any], examples: Dataset) -> nn.Module:
         if is_text(settings):
             tokenizer = tokenizer_of(settings)
             sizes = tokenizer.vocabulary, tokenizer.length, settings["latent"], *hidden
+            if model == "molecules":
+                return made(*sizes, properties=tuple(torch.tensor(settings["properties"])))
             return made(*sizes, word_dropout=settings["word_dropout"])
         return made(dim, hidden=hidden)
 
@@ -61,7 +64,7 @@ def widths(settings: dict[str, Any]) -> tuple[int, ...]:
     """
     given, model = settings["hidden"], settings["model"]
     given = (given,) if isinstance(given, int) else tuple(given)
-    if model in ("rbm", "sentences") and len(given) != 1:
+    if model in ("rbm", "sentences", "molecules") and len(given) != 1:
         raise ValueError(f"--hidden {' '.join(map(str, given))}: {model} takes one number")
     if len(given) == 1 and model == "dbm":
         return given[0], max(1, given[0] // 2)
@@ -80,7 +83,7 @@ def optimisation(settings: dict[str, Any]) -> dict[str, Any]:
         loss = directed if settings["model"] == "dbn" else ContrastiveDivergence
         options["loss"] = loss(settings["gibbs_steps"], persistent=settings["persistent"])
         options["optimizer"] = partial(torch.optim.SGD, momentum=0.5, fused=True)
-    elif settings["model"] in ("vae", "sentences"):
+    elif settings["model"] in ("vae", "sentences", "molecules"):
         options["loss"] = bound(settings)
         decay = settings.get("weight_decay", 0.0)
         if decay:
@@ -103,6 +106,11 @@ def quick_mean_field(story: Any, settings: dict[str, Any]) -> Iterator[None]:
         yield
     finally:
         story.mean_field_steps = usual
+
+
+def arguments(examples: Dataset, settings: dict[str, Any]) -> Any:
+    """What `ppgen.train` hands to the pair: of molecules also their properties."""
+    return (examples.x, examples.labels) if settings["model"] == "molecules" else examples
 
 
 def hold_out(examples: Dataset) -> tuple[Dataset, Dataset]:

@@ -17,7 +17,7 @@ class Dataset:
 
     Args:
         x: the examples, ``(N, D)`` or ``(N, ...)``. Under dynamic binarisation the draw of epoch 0.
-        labels: ``(N,)``, int64.
+        labels: ``(N,)``, int64; or ``(N, P)`` numbers that belong to each example.
         name: of the data: ``"digits"``, or the file.
         split: ``"train"``, ``"test"``, or ``"all"`` for a file that has no splits.
         binarisation: ``"static"``, one Bernoulli draw of the grey levels for good; ``"dynamic"``,

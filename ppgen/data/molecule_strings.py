@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gzip
 import importlib.util
-import re
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,79 +14,27 @@ import torch
 from torch import Tensor
 
 from ppgen.data.errors import DataError, refusing
+from ppgen.data.tokens import Level, Tokenizer
 
 MOLECULES = Path(__file__).parent / "files" / "molecules.tsv.gz"
 PROPERTIES = ("qed", "logp", "penalised_logp")
-END = 0  # the number that ends a string, and fills the places after it
 
 Notation = Literal["smiles", "selfies"]
 
-# a bracket is one symbol, [nH] or [=Branch1], and so are the elements of two letters
-_TOKEN = re.compile(r"\[[^\[\]]*\]|Br|Cl|[^\[\]]")
-
-
-def split_tokens(string: str) -> list[str]:
-    """The tokens of a SMILES or SELFIES string, whose concatenation it is.
-
-    Example:
-        >>> split_tokens("BrC1=C[nH]C=C1"), split_tokens("[C][=O]")
-        (['Br', 'C', '1', '=', 'C', '[nH]', 'C', '=', 'C', '1'], ['[C]', '[=O]'])
-    """
-    tokens = _TOKEN.findall(string)
-    if sum(map(len, tokens)) != len(string):
-        raise DataError(f"{string!r} has a bracket without its other half", "molecules")
-    return tokens
-
 
 @dataclass(frozen=True)
-class Vocabulary:
-    """Tokens by number: 0 ends a string and fills what is left, the first token has number 1."""
+class Vocabulary(Tokenizer):
+    """The tokenizer of molecules: its tokens are symbols of SMILES or SELFIES.
 
-    tokens: tuple[str, ...]
+    Example:
+        >>> vocabulary = Vocabulary.of(["CCBr", "C[nH]"])
+        >>> vocabulary.tokens
+        ('C', 'Br', '[nH]')
+        >>> vocabulary.decode(vocabulary.encode(["BrC"]))
+        ['BrC']
+    """
 
-    @classmethod
-    def of(cls, strings: Iterable[str]) -> Vocabulary:
-        """The tokens that occur in `strings`, sorted."""
-        return cls(tuple(sorted({token for s in strings for token in split_tokens(s)})))
-
-    def __len__(self) -> int:
-        """How many numbers there are, the end included."""
-        return len(self.tokens) + 1
-
-    def encode(self, strings: Sequence[str], length: int | None = None) -> Tensor:
-        """Strings as numbers, ``(N, length)``, int64.
-
-        Args:
-            strings: N of them.
-            length: of a row; None: that of the longest string. A string of just that length has
-                no end.
-
-        Raises:
-            DataError: for an unknown token or a longer string, by its row.
-        """
-        number = {token: i for i, token in enumerate(self.tokens, 1)}
-        split = [split_tokens(s) for s in strings]
-        width = max(map(len, split), default=0) if length is None else length
-        rows = np.full((len(split), width), END, np.int64)
-        for row, tokens in enumerate(split):
-            unknown = next((t for t in tokens if t not in number), None)
-            if unknown is not None:
-                raise DataError(f"token {unknown!r} is not in the vocabulary", "strings", row=row)
-            if len(tokens) > width:
-                raise DataError(
-                    f"{len(tokens)} tokens, but at most {width} fit", "strings", row=row
-                )
-            rows[row, : len(tokens)] = [number[t] for t in tokens]
-        return torch.from_numpy(rows)
-
-    def decode(self, x: Tensor) -> list[str]:
-        """Numbers ``(N, T)`` as strings; what follows an end is not looked at."""
-        words = ("", *self.tokens)
-        strings = []
-        for row in x.tolist():
-            end = row.index(END) if END in row else len(row)
-            strings.append("".join(words[i] for i in row[:end]))
-        return strings
+    level: Level = "symbol"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -96,7 +42,7 @@ class Molecules:
     """One part of the molecules that ship with the package.
 
     Args:
-        x: the strings as numbers, ``(N, T)``, int64; both parts have the same T.
+        x: the strings as rows of `vocabulary`, ``(N, T)``, int64; both parts have the same T.
         vocabulary: what the numbers mean, the same for both parts.
         notation: ``"smiles"`` or ``"selfies"``.
         smiles: each molecule as SMILES, whatever the notation of `x`.

@@ -1,22 +1,42 @@
-"""Sentences as rows of numbers, and back: a vocabulary of words or of characters."""
+"""Sentences and molecules as rows of numbers, and back: a vocabulary of words or symbols."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor
 
 from ppgen.data.errors import DataError, refuse_where
 
-Level = Literal["word", "character"]
+Level = Literal["word", "character", "symbol"]
 
 PAD, BOS, EOS, UNK = range(4)  # padding, beginning, end of sentence, unknown token
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
+
+# a bracket is one symbol, [nH] or [=Branch1], and so are the elements of two letters
+_SYMBOL = re.compile(r"\[[^\[\]]*\]|Br|Cl|[^\[\]]")
+
+
+def split_tokens(string: str) -> list[str]:
+    """The symbols of a SMILES or SELFIES string, whose concatenation it is.
+
+    Raises:
+        DataError: where a bracket is not closed.
+
+    Example:
+        >>> split_tokens("BrC1=C[nH]C=C1"), split_tokens("[C][=O]")
+        (['Br', 'C', '1', '=', 'C', '[nH]', 'C', '=', 'C', '1'], ['[C]', '[=O]'])
+    """
+    tokens = _SYMBOL.findall(string)
+    if sum(map(len, tokens)) != len(string):
+        raise DataError(f"{string!r} has a bracket without its other half", "molecules")
+    return tokens
 
 
 @dataclass(frozen=True)
@@ -29,7 +49,8 @@ class Tokenizer:
     Args:
         tokens: of the text, without the four special ones; token k has number ``4 + k``.
         length: T, numbers in a row: those of the longest sentence, and EOS.
-        level: what a token is: a "word" between blanks, or a "character".
+        level: what a token is: a "word" between blanks, a "character", or a "symbol" of SMILES or
+            SELFIES.
 
     Raises:
         DataError: for tokens that occur twice or cannot be written.
@@ -49,7 +70,7 @@ class Tokenizer:
 
     def __post_init__(self) -> None:
         if self.level not in get_args(Level):
-            raise DataError(f'expected "word" or "character", got {self.level!r}', "level")
+            raise DataError(f"expected one of {get_args(Level)}, got {self.level!r}", "level")
         if self.length < 1 or not self.tokens:
             raise DataError(
                 f"expected tokens, and rows of at least one number; got {len(self.tokens)} tokens, "
@@ -65,18 +86,19 @@ class Tokenizer:
         cls,
         sentences: Sequence[str],
         *,
-        level: Level = "word",
+        level: Level | None = None,
         least: int = 1,
         largest: int | None = None,
-    ) -> Tokenizer:
+    ) -> Self:
         """The vocabulary of `sentences`, most frequent tokens first, and their length.
 
         Args:
             sentences: at least one that is not empty.
-            level: "word" or "character".
+            level: "word", "character" or "symbol"; None: what the class stands for.
             least: times that a token must occur; rarer ones are read as UNK.
             largest: tokens that are kept at most, without the special ones.
         """
+        level = level or cls.level
         split = [_split(sentence, level) for sentence in sentences]
         counts = Counter(token for tokens in split for token in tokens)
         for special in SPECIAL:  # a text that holds "<unk>" means it
@@ -96,10 +118,13 @@ class Tokenizer:
         return len(SPECIAL) + len(self.tokens)
 
     def encode(self, sentences: Sequence[str]) -> Tensor:
-        """Sentences to ``(N, T)``, int64; what the vocabulary lacks becomes UNK.
+        """Sentences to ``(N, T)``, int64.
+
+        What the vocabulary lacks becomes UNK in a text; a molecule would become another one.
 
         Raises:
-            DataError: for a sentence that is longer than T - 1 tokens, by its number from 0.
+            DataError: for a sentence that is longer than T - 1 tokens, by its number from 0; at
+                level "symbol" for a symbol that the vocabulary lacks.
         """
         numbers = {token: number for number, token in enumerate((*SPECIAL, *self.tokens))}
         rows = torch.full((len(sentences), self.length), PAD)
@@ -115,6 +140,9 @@ class Tokenizer:
             known = [numbers.get(token, UNK) for token in split]
             # a sentence that spells out <pad> or <eos> must not end there
             known = [number if number >= UNK else UNK for number in known]
+            if self.level == "symbol" and UNK in known:
+                missing = split[known.index(UNK)]
+                raise DataError(f"{missing!r} is not in the vocabulary", "molecules", row=row)
             rows[row, : len(known) + 1] = torch.tensor([*known, EOS])
         return rows
 
@@ -129,7 +157,7 @@ class Tokenizer:
         return {"tokens": list(self.tokens), "length": self.length, "level": self.level}
 
     @classmethod
-    def from_dict(cls, found: Mapping[str, Any]) -> Tokenizer:
+    def from_dict(cls, found: Mapping[str, Any]) -> Self:
         """The tokenizer that `as_dict` described.
 
         Raises:
@@ -139,7 +167,7 @@ class Tokenizer:
         texts = isinstance(tokens, (list, tuple)) and all(isinstance(t, str) for t in tokens)
         if not texts or type(length) is not int:
             raise DataError(
-                'expected {"tokens": [...], "length": ..., "level": "word" or "character"}',
+                'expected {"tokens": [...], "length": ..., "level": "word"}',
                 "tokenizer",
             )
         return cls(tuple(tokens or ()), length, found.get("level", "word"))
@@ -156,6 +184,11 @@ def read_sentences(path: str | Path, *, longest: int | None = None) -> list[str]
         DataError: where there is no such file or no sentence in it; for a line that is no UTF-8,
             that holds control characters or is too long, by its number from 1.
     """
+    return [line for _, line in read_lines(path, longest=longest)]
+
+
+def read_lines(path: str | Path, *, longest: int | None = None) -> list[tuple[int, str]]:
+    """The same with the number of each line, from 1."""
     path = Path(path)
     if not path.is_file():
         raise DataError("there is no such file", path, missing=True)
@@ -177,7 +210,7 @@ def read_sentences(path: str | Path, *, longest: int | None = None) -> list[str]
                 row=number,
             )
         if line:
-            found.append(line)
+            found.append((number, line))
     if not found:
         raise DataError("no sentences: expected one a line", path)
     return found
@@ -214,6 +247,8 @@ def token_counts(x: Tensor) -> Tensor:
 
 
 def _split(sentence: str, level: Level) -> list[str]:
+    if level == "symbol":
+        return split_tokens(sentence)
     return sentence.split() if level == "word" else list(sentence)
 
 

@@ -22,11 +22,11 @@ class TokenDecoder(Protocol):
         """Codes ``(B, L)`` and tokens read so far ``(B, T)`` -> ``(B, T, V - 2)``."""
         ...
 
-    def begin(self, z: Tensor) -> Tensor:
-        """The state before the first token."""
+    def begin(self, z: Tensor) -> Any:
+        """The state before the first token; only `step` looks into it."""
         ...
 
-    def step(self, z: Tensor, token: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    def step(self, z: Tensor, token: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Logits ``(B, V - 2)`` after `token`, ``(B,)``, and the next state."""
         ...
 

@@ -7,6 +7,7 @@ Where a draw and its density come cheaper together, as from a flow, the distribu
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pyro.distributions as dist
@@ -39,6 +40,23 @@ class DiagonalNormal(nn.Module):
         loc, raw = self.head(features).chunk(2, -1)
         bound = self.log_variance_bound
         return dist.Normal(loc, torch.exp(0.5 * bound * torch.tanh(raw / bound))).to_event(1)
+
+
+class SharedScale(nn.Module):
+    r"""``N(features, diag(sigma^2))``: the encoder gives the mean, sigma is that of all examples.
+
+    Args:
+        latent: dimensions of the code, and of the features, L.
+        scale: sigma at first.
+    """
+
+    def __init__(self, latent: int, *, scale: float = 0.1) -> None:
+        super().__init__()
+        self.features = latent
+        self.log_scale = nn.Parameter(torch.full((latent,), math.log(scale)))
+
+    def forward(self, features: Tensor) -> TorchDistribution:
+        return dist.Normal(features, self.log_scale.exp().expand_as(features)).to_event(1)
 
 
 class FullNormal(nn.Module):

@@ -158,7 +158,7 @@ def test_bounds_enclose_the_evidence_which_sums_to_one():
 
 
 def test_log_weights_are_drawn_in_parts_of_bounded_size(monkeypatch):
-    monkeypatch.setattr("ppgen.models.sentence_vae.ROWS", 10)
+    monkeypatch.setattr("ppgen.models.token_vae.ROWS", 10)
     story = vae()
     assert story.log_weights(ROWS, 7).shape == (7, 4)
     weights = (story.log_weights(ROWS, 500) - evidence(story, ROWS)).exp().detach()

@@ -49,6 +49,7 @@ from ppgen.models import (
     ImageFlow,
     LanguageModel,
     MoebiusMixture,
+    MoleculeVAE,
     NormalGamma,
     NormalNormal,
     ProbitRegression,
@@ -202,6 +203,9 @@ CASES = {
         lambda: SentenceVAE(6, 4, 2, 5, word_dropout=0.2),
         TOKENS,
         (pyro.infer.Trace_ELBO(), pyro.infer.TraceMeanField_ELBO(), ELBO(), DReG(4)),
+    ),
+    "MoleculeVAE": deep(
+        lambda: MoleculeVAE(6, 4, 2, 5), TOKENS, (pyro.infer.Trace_ELBO(), ELBO(), DReG(4))
     ),
     "LanguageModel": deep(
         lambda: LanguageModel(6, 4, 5), TOKENS, (pyro.infer.Trace_ELBO(), ELBO())

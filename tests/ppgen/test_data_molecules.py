@@ -8,8 +8,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ppgen.data import DataError, molecules, molsets
-from ppgen.data.molecule_strings import MOLECULES, PROPERTIES, Vocabulary, split_tokens
+from ppgen.data import DataError, Tokenizer, molecules, molsets
+from ppgen.data.molecule_strings import MOLECULES, PROPERTIES, Vocabulary
+from ppgen.data.tokens import EOS, PAD, split_tokens
 
 
 @pytest.mark.parametrize("notation", ["smiles", "selfies"])
@@ -19,7 +20,7 @@ def test_tokens_come_back_as_the_very_strings(notation):
     assert train.x.shape[1] == test.x.shape[1]
     for part in (train, test):
         strings = part.vocabulary.decode(part.x)
-        assert torch.equal(part.vocabulary.encode(strings, part.x.shape[1]), part.x)
+        assert torch.equal(part.vocabulary.encode(strings), part.x)
         assert len(set(strings)) == len(part)
         if notation == "smiles":
             assert tuple(strings) == part.smiles
@@ -49,19 +50,20 @@ def test_the_chosen_have_the_smallest_hashes():
 
 def test_numbers_and_ends():
     vocabulary = Vocabulary.of(["CCBr", "C[nH]"])
-    assert vocabulary.tokens == ("Br", "C", "[nH]")
-    assert len(vocabulary) == 4
+    assert vocabulary.tokens == ("C", "Br", "[nH]")
+    assert vocabulary.vocabulary == 7
     x = vocabulary.encode(["CCBr", "", "C"])
-    assert x.tolist() == [[2, 2, 1], [0, 0, 0], [2, 0, 0]]
-    assert vocabulary.decode(torch.tensor([[2, 0, 1]])) == ["C"]
+    assert x.tolist() == [[4, 4, 5, EOS], [EOS, PAD, PAD, PAD], [4, EOS, PAD, PAD]]
+    assert vocabulary.decode(torch.tensor([[4, EOS, 5]])) == ["C"]
+    assert Tokenizer.from_dict(vocabulary.as_dict()).encode(["CBr"]).tolist() == [[4, 5, EOS, PAD]]
 
 
 def test_what_cannot_be_written_is_refused_by_row():
     vocabulary = Vocabulary.of(["CO"])
-    with pytest.raises(DataError, match="row 1: token 'N' is not in the vocabulary"):
+    with pytest.raises(DataError, match="row 1: 'N' is not in the vocabulary"):
         vocabulary.encode(["CO", "CN"])
-    with pytest.raises(DataError, match="row 0: 3 tokens, but at most 2 fit"):
-        vocabulary.encode(["COC"], 2)
+    with pytest.raises(DataError, match="row 0: 3 tokens, where this vocabulary's rows hold 2"):
+        vocabulary.encode(["COC"])
     with pytest.raises(DataError, match="bracket without its other half"):
         split_tokens("C[nH")
     with pytest.raises(DataError, match="no split 'valid'"):
