@@ -22,7 +22,10 @@ import torch
 from torch import Tensor
 
 ValueAndGrad = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""``z (C, D)`` -> log density ``(C,)`` in nats and its gradient ``(C, D)``."""
+"""``z (C, D)`` -> log density ``(C,)`` in nats and its gradient ``(C, D)``.
+
+It may have a method ``slope``, ``z -> gradient``: a trajectory needs the value at its end alone.
+"""
 
 DIVERGENCE = 1000.0  # nats of energy error beyond which a trajectory counts as divergent
 
@@ -104,21 +107,18 @@ def leapfrog(
 
     Returns: the state at its end and the whitened momentum there, ``(C, D)``, not flipped.
     """
-    z, r = state.z, momentum
-    log_density, gradient = state.log_density, state.gradient
+    slope = getattr(value_and_grad, "slope", lambda z: value_and_grad(z)[1])
+    z, r, gradient = state.z, momentum, state.gradient
     scaled = step_size * metric.factor
     r = r + 0.5 * step_size * metric.pull(gradient)
     for k in range(leapfrogs):
-        if metric.dense:
-            z = torch.addmm(z, r, scaled.mT)
-            log_density, gradient = value_and_grad(z)
-            if k < leapfrogs - 1:
-                r = torch.addmm(r, gradient, scaled)
-        else:
-            z = torch.addcmul(z, r, scaled)
-            log_density, gradient = value_and_grad(z)
-            if k < leapfrogs - 1:
-                r = torch.addcmul(r, gradient, scaled)
+        z = torch.addmm(z, r, scaled.mT) if metric.dense else torch.addcmul(z, r, scaled)
+        if k == leapfrogs - 1:
+            break
+        gradient = slope(z)
+        kick = torch.addmm if metric.dense else torch.addcmul
+        r = kick(r, gradient, scaled)
+    log_density, gradient = value_and_grad(z)
     r = r + 0.5 * step_size * metric.pull(gradient)
     return State(z, log_density, gradient), r
 

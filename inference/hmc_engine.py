@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import asdict, dataclass
 from math import prod
@@ -21,6 +22,9 @@ from ppgen.types import Story
 
 _MEMORY = 8e9  # bytes that draws and statistics may take
 _LOOK = 10  # iterations between numbers beside the progress bar
+_LONGER = 4  # times `draws` that a run may take until it has converged, unless told
+_RHAT_EXCESS, _ESS = 0.01, 400.0  # what a converged posterior may have of R-hat - 1; what it needs
+_SURE = 1.2  # of what seems to be needed: both are estimates
 
 
 @dataclass(frozen=True)
@@ -33,13 +37,15 @@ class HMC:
     Args:
         chains: run in one batch; 64 cost little more than one.
         draws: kept of each chain. Where chains mix slowly, several transitions make one draw.
-        warmup: iterations of adaptation, discarded.
+        warmup: iterations of adaptation at most, discarded; fewer where nothing changes any more.
         target_accept: for the harmonic mean of the acceptance over chains; raise it towards 1
             against divergences.
         max_leapfrog: the longest trajectory, in gradients.
         metric: ``"diag"``, ``"dense"``, or ``"auto"``: dense where parameters are strongly
             correlated (up to 200 dimensions).
         compile: hand the gradient to ``torch.compile``: some 20 s once, then faster steps.
+        max_draws: where R-hat or ESS do not hold after `draws`, sampling goes on until they do, if
+            that takes at most so many; four times `draws` when None, never more if equal to it.
 
     References:
         | An adaptive MCMC scheme for setting trajectory lengths in Hamiltonian Monte Carlo
@@ -53,6 +59,7 @@ class HMC:
     max_leapfrog: int = 256
     metric: MetricName = "auto"
     compile: bool = False
+    max_draws: int | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("chains", 1), ("draws", 1), ("warmup", 20), ("max_leapfrog", 1)):
@@ -61,6 +68,12 @@ class HMC:
                 raise ValueError(
                     f"HMC({name}=...) must be a whole number of at least {least}, got {value!r}"
                 )
+        most = self.draws if self.max_draws is None else self.max_draws
+        if not isinstance(most, int) or most < self.draws:
+            raise ValueError(
+                f"HMC(max_draws=...) must be a whole number of at least draws={self.draws}, "
+                f"got {self.max_draws!r}"
+            )
         if not 0.0 < self.target_accept < 1.0:
             raise ValueError(
                 f"HMC(target_accept=...) must lie between 0 and 1, got {self.target_accept!r}"
@@ -90,25 +103,51 @@ class HMC:
             tuned = self._warm_up(target, interrupt, progress)
             recording = program.seconds_recording - recorded
             middle = time.perf_counter()
-            z, stats = self._sample(tuned, target, interrupt, progress)
-        cost = Cost(
-            recording=0.0 if self.compile else recording,
-            compiling=recording if self.compile else 0.0,
-            adapting=max(0.0, middle - begin - recording),
-            sampling=time.perf_counter() - middle,
-            gradients=target.gradients,
-        )
+            chain = _Chain(tuned, target, self.max_leapfrog, interrupt, progress)
+            chain.go_on(self.draws)
+            while True:
+                cost = Cost(
+                    recording=0.0 if self.compile else recording,
+                    compiling=recording if self.compile else 0.0,
+                    adapting=max(0.0, middle - begin - recording),
+                    sampling=time.perf_counter() - middle,
+                    gradients=target.gradients,
+                )
+                posterior = self._posterior(program, chain, cost)
+                more = 0 if interrupt else self._missing(program, posterior)
+                if not more:
+                    return posterior
+                chain.go_on(more)
+
+    def _posterior(self, program: Program, chain: _Chain, cost: Cost) -> Posterior:
+        z, stats = chain.read()
         return Posterior.from_program(
             program,
             z,
             engine="HMC",
             kind="chains",
             options=asdict(self),
-            messages=self._messages(tuned, z.shape[1]),
+            messages=self._messages(chain.tuned, z.shape[1]),
             log_density=stats["lp"],
             stats=stats,
             cost=cost,
         )
+
+    def _missing(self, program: Program, posterior: Posterior) -> int:
+        """Draws to add to each chain, or none: it has converged, or would not in time.
+
+        Where chains mix, R-hat - 1 falls as 1 / N and the ESS grows as N.
+        """
+        if posterior.converged:
+            return 0
+        found = posterior.diagnosis()
+        kept = posterior.count // self.chains
+        ess = min(found["ess_bulk"], found["ess_tail"])
+        need = max((found["rhat"] - 1.0) / _RHAT_EXCESS, _ESS / ess) if ess > 0 else math.inf
+        longest = min(self._longest, int(_MEMORY / self._bytes(program)))
+        if not 1.0 < need * kept <= longest or found["divergences"]:
+            return 0
+        return min(math.ceil(kept * (_SURE * need - 1.0)), longest - kept)
 
     def _warm_up(self, target: Target, interrupt: Interrupt, progress: Progress) -> Tuned:
         begun = [0]
@@ -132,31 +171,6 @@ class HMC:
             raise KeyboardInterrupt("HMC was stopped before its first draw")
         return tuned
 
-    def _sample(
-        self, tuned: Tuned, target: Target, interrupt: Interrupt, progress: Progress
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Draws ``(chains, draws, D)`` and their statistics ``(chains, draws)``."""
-        state, epsilon = tuned.state, tuned.step_size
-        record = _Record.allocate(self.draws, state)
-        for t in range(self.draws):
-            for k in range(t * tuned.thin, (t + 1) * tuned.thin):
-                wanted = chees.leapfrogs(k, tuned.trajectory, epsilon, jitter=JITTER)
-                leapfrogs = min(wanted, self.max_leapfrog)
-                state, info = step(
-                    state,
-                    value_and_grad=target,
-                    metric=tuned.metric,
-                    step_size=epsilon,
-                    leapfrogs=leapfrogs,
-                )
-                record.put(t, info, leapfrogs)
-                if k % tuned.thin == 0:
-                    _show(progress, t, epsilon, info)
-            record.z[t], record.numbers["lp"][t] = state.z, state.log_density
-            if interrupt:
-                return record.read(t + 1, tuned)
-        return record.read(self.draws, tuned)
-
     def _messages(self, tuned: Tuned, kept: int) -> tuple[str, ...]:
         said = []
         if tuned.moved:
@@ -168,6 +182,8 @@ class HMC:
             said.append(f"{tuned.thin} transitions to a draw")
         if kept < self.draws:
             said.append(f"stopped after {kept} of {self.draws} draws")
+        if kept > self.draws:
+            said.append(f"{kept} draws of each chain: {self.draws} had not converged")
         if round(0.75 * tuned.trajectory / tuned.step_size) > self.max_leapfrog:
             said.append(
                 f"trajectories need more than max_leapfrog={self.max_leapfrog} steps: "
@@ -178,15 +194,74 @@ class HMC:
     def _check_size(self, program: Program) -> None:
         if program.dim == 0:
             raise ValueError("the story has no latent site to sample: every site is observed")
-        kept = program.anatomy.of_kind("latent", "deterministic").values()
-        numbers = program.dim + 8 + sum(prod(site.shape) for site in kept)
-        size = self.chains * self.draws * numbers * torch.finfo(program.dtype).bits / 8
+        size = self.draws * self._bytes(program)
         if size > _MEMORY:
             raise ValueError(
-                f"{self.chains} chains x {self.draws} draws of {numbers} numbers would take "
-                f"{size / 1e9:.1f} GB, more than {_MEMORY / 1e9:.0f} GB: ask for fewer draws or "
-                "chains, or leave large pyro.deterministic sites out"
+                f"{self.chains} chains x {self.draws} draws would take {size / 1e9:.1f} GB, more "
+                f"than {_MEMORY / 1e9:.0f} GB: ask for fewer draws or chains, or leave large "
+                "pyro.deterministic sites out"
             )
+
+    @property
+    def _longest(self) -> int:
+        return _LONGER * self.draws if self.max_draws is None else self.max_draws
+
+    def _bytes(self, program: Program) -> float:
+        """What one draw of every chain takes, with its statistics."""
+        kept = program.anatomy.of_kind("latent", "deterministic").values()
+        numbers = program.dim + 8 + sum(prod(site.shape) for site in kept)
+        return self.chains * numbers * torch.finfo(program.dtype).bits / 8
+
+
+class _Chain:
+    """Chains under way with frozen options, and all that they have drawn."""
+
+    def __init__(
+        self,
+        tuned: Tuned,
+        target: Target,
+        max_leapfrog: int,
+        interrupt: Interrupt,
+        progress: Progress,
+    ) -> None:
+        self.tuned, self.target, self.max_leapfrog = tuned, target, max_leapfrog
+        self.interrupt, self.progress = interrupt, progress
+        self.state, self.transitions = tuned.state, 0
+        self.records: list[tuple[Tensor, dict[str, Tensor]]] = []
+
+    def go_on(self, draws: int) -> None:
+        """Take `draws` more of each chain; fewer where somebody stops it."""
+        tuned, epsilon = self.tuned, self.tuned.step_size
+        record = _Record.allocate(draws, self.state)
+        for t in range(draws):
+            for _ in range(tuned.thin):
+                k = self.transitions
+                wanted = chees.leapfrogs(k, tuned.trajectory, epsilon, jitter=JITTER)
+                leapfrogs = min(wanted, self.max_leapfrog)
+                self.state, info = step(
+                    self.state,
+                    value_and_grad=self.target,
+                    metric=tuned.metric,
+                    step_size=epsilon,
+                    leapfrogs=leapfrogs,
+                )
+                record.put(t, info, leapfrogs)
+                if k % tuned.thin == 0:
+                    _show(self.progress, t, epsilon, info)
+                self.transitions += 1
+            record.z[t], record.numbers["lp"][t] = self.state.z, self.state.log_density
+            if self.interrupt:
+                draws = t + 1
+                break
+        self.records.append(record.read(draws, tuned))
+
+    def read(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """Draws ``(chains, draws, D)`` and their statistics ``(chains, draws)``."""
+        if len(self.records) > 1:
+            parts, stats = zip(*self.records, strict=True)
+            joined = {name: torch.cat([s[name] for s in stats], 1) for name in stats[0]}
+            self.records = [(torch.cat(parts, 1), joined)]
+        return self.records[0]
 
 
 class _Record(NamedTuple):

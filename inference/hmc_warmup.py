@@ -2,6 +2,8 @@
 
 The metric is estimated from all chains together. Each estimate is shrunk towards the metric in
 force, in the coordinates that this metric whitens: so neither units nor correlations matter.
+A stage after which the metric stays as it was, the chains agree and their density drifts nowhere is
+followed by the last one: an easy posterior takes less than half of the iterations that are allowed.
 Nothing is adapted once `warm_up` has returned.
 """
 
@@ -28,7 +30,11 @@ DENSE_LIMIT = 200  # dimensions; beyond it "auto" stays diagonal
 _HESSIAN_LIMIT = 500  # dimensions; beyond it no first metric is taken from the curvature
 _ROUNDS = 3  # of the search for normals to start from, where paths do not end at a top
 _ORDERS = 100.0  # between widths by the curvature and by the starts: the first is mistaken
-_FEW = 8  # chains that say nothing about the width
+_FEW = 8  # chains; fewer say nothing about each other
+_SAME = 1.5  # factor of a variance that makes no other metric
+_AGREEING = 1.05  # R-hat of the draws of one stage
+_DRIFT = 3.0  # standard errors of the log density between the halves of a stage
+_ENOUGH = 20  # iterations of a stage that can say that it was enough
 _WORTH = 0.4  # independent draws that a kept draw should be worth, in long chains
 _LONG = 200  # draws of a chain
 _MARGIN = 1.5  # over what R-hat asks of shorter ones: the estimate from the warm-up is optimistic
@@ -64,7 +70,7 @@ def warm_up(
     Args:
         z: starting points with finite log density.
         value_and_grad: of the target.
-        iterations: of HMC; the optimisation before them costs up to some 250 gradients more.
+        iterations: of HMC, at most; the optimisation before them costs up to 250 gradients more.
         target_accept: for the harmonic mean acceptance over chains.
         max_leapfrog: longest trajectory, in steps.
         metric: `auto` is dense where the parameters are strongly correlated.
@@ -76,10 +82,12 @@ def warm_up(
     steps = chees.start_step_size(reasonable_step_size(state, value_and_grad, current))
     shortest = quarter_period(1.0, jitter)
     path = chees.start_trajectory(shortest)
-    renewals = {math.ceil(share * iterations) for share in _STAGES}
-    falling = math.ceil(_STAGES[0] * iterations)
-    window: list[Tensor] = []
+    renewals = [math.ceil(share * iterations) for share in _STAGES]
+    falling, last_stage, end = renewals[0], iterations - renewals[-1], iterations
+    window: list[State] = []
     for t in range(iterations):
+        if t == end:
+            break
         epsilon, before = math.exp(steps.log), state.z
         wanted = chees.leapfrogs(t, math.exp(path.log), epsilon, jitter=jitter)
         state, info = step(
@@ -90,13 +98,16 @@ def warm_up(
             leapfrogs=min(wanted, _FIRST_LEAPFROGS if t < falling else max_leapfrog),
         )
         steps = chees.update_step_size(steps, chees.harmonic_acceptance(info), target_accept)
-        window.append(state.z)
+        window.append(state)
         if t >= falling:
             gradient = chees.criterion_gradient(before, info, current, chees.jittered(t, jitter))
             longest = max(shortest, 1000.0 * epsilon)
             path = chees.update_trajectory(path, gradient, shortest=shortest, longest=longest)
-        if t + 1 in renewals:
-            current, spread = renew(current, torch.stack(window), metric)
+        if t + 1 in renewals and t + 1 < end:
+            before_renewal = current
+            current, spread = renew(current, torch.stack([s.z for s in window]), metric)
+            if t + 1 > falling and settled(window, before_renewal, current):
+                end = t + 1 + last_stage
             steps = chees.start_step_size(math.exp(steps.log_average))
             shortest = quarter_period(spread, jitter)
             path = chees.start_trajectory(shortest)
@@ -104,8 +115,38 @@ def warm_up(
         if not advance(epsilon, info):
             break
     epsilon, trajectory = math.exp(steps.log_average), math.exp(path.log_average)
-    thin = thinning(torch.stack(window, 1), trajectory / epsilon, draws) if window else 1
+    kept = [s.z for s in window]
+    thin = thinning(torch.stack(kept, 1), trajectory / epsilon, draws) if kept else 1
     return Tuned(state, current, epsilon, trajectory, moved, thin)
+
+
+def settled(window: list[State], before: Metric, after: Metric) -> bool:
+    """Whether a stage has shown that the chains are where they belong, and how wide that is.
+
+    Args:
+        window: the states of all chains after each of its iterations.
+        before: the metric that was in force.
+        after: the metric that its draws gave.
+    """
+    half = len(window) // 2
+    few = half < _ENOUGH // 2 or len(window[0].z) < _FEW
+    if few or before.dense != after.dense:
+        return False
+    if before.dense:
+        change = torch.linalg.solve_triangular(before.factor, after.factor, upper=False)
+        ratios = torch.linalg.svdvals(change).square()
+    else:
+        ratios = (after.factor / before.factor).square()
+    width = (1.0 + noise(len(ratios), len(window) * len(window[0].z))) ** 2 if before.dense else 1.0
+    if not bool((ratios.log().abs() <= math.log(_SAME * width)).all()):
+        return False
+    density = torch.stack([s.log_density for s in window], 1)  # (C, N)
+    drift = density[:, half:].mean(1) - density[:, :half].mean(1)
+    error = float(drift.std()) / math.sqrt(len(drift))
+    if not abs(float(drift.mean())) <= _DRIFT * error:
+        return False
+    rhat = diagnostics.rhat(torch.stack([s.z for s in window], 1))
+    return bool((rhat <= _AGREEING).all())
 
 
 def thinning(window: Tensor, leapfrogs: float, draws: int) -> int:

@@ -40,6 +40,15 @@ class Target:
     def _evaluated(self, z: Tensor) -> tuple[Tensor, Tensor]:
         return self.program.value_and_grad(z, part=self.part, compile=self.compile)
 
+    def slope(self, z: Tensor) -> Tensor:
+        """The gradient alone, ``(C, D)``: what the inner steps of a trajectory need."""
+        try:
+            result = self.program.gradient(z, compile=self.compile)
+        except _LinAlgError:
+            return self(z)[1]
+        self.gradients += len(z)
+        return result
+
     def _one_by_one(self, z: Tensor, safe: Tensor) -> tuple[Tensor, Tensor]:
         """Halve the batch until the failing rows stand alone; shapes stay as recorded."""
         value = z.new_full(z.shape[:1], -torch.inf)

@@ -198,9 +198,24 @@ class Program:
         """
         if part not in _PARTS:
             raise ValueError(f"part must be one of {list(_PARTS)}, got {part!r}")
+        return self._run(f"gradient of {part}", self._slope(part), z, compile=compile)
 
-        single = Slope(lambda point: _PARTS[part](self._single(point)))
-        return self._run(f"gradient of {part}", single, z, compile=compile)
+    def gradient(self, z: Tensor, *, compile: bool = False) -> Tensor:
+        """The gradient of the log density alone, ``(..., D)``: what needs no value costs less.
+
+        Args:
+            z: points, ``(..., D)``.
+            compile: as in `value_and_grad`, whose graph is used.
+        """
+        rows = self._rows(z)
+        recording = self._recorded("gradient of density", self._slope("density"), rows, compile)
+        if recording is None:
+            return self.value_and_grad(z)[1]
+        with default_dtype(self.dtype), torch.no_grad():
+            return self._cast(recording.gradient(rows)).reshape(z.shape)
+
+    def _slope(self, part: Part) -> Slope:
+        return Slope(lambda point: _PARTS[part](self._single(point)))
 
     def constrain(self, z: Tensor, *, deterministic: bool = False) -> dict[str, Tensor]:
         """From the flat vector to named sites on their own scale: ``(..., *shape)`` each."""
@@ -295,24 +310,32 @@ class Program:
     def _run(
         self, name: str, single: Callable[[Tensor], Any], z: Tensor, compile: bool = False
     ) -> Any:
-        if z.shape[-1:] != (self.dim,):
-            raise ValueError(f"z must end in {self.dim} dimensions, got shape {tuple(z.shape)}")
-        rows = z.detach().to(self.dtype).reshape(z.shape[:-1].numel(), self.dim)
-        result = self._replay(name, single, rows, compile)
+        rows = self._rows(z)
+        recording = self._recorded(name, single, rows, compile)
+        if recording is None:
+            result = self._direct(single, rows)
+        else:
+            with default_dtype(self.dtype), torch.no_grad():
+                result = recording(rows)
         return tree_map(lambda t: self._cast(t).reshape(z.shape[:-1] + t.shape[1:]), result)
 
-    def _replay(
+    def _rows(self, z: Tensor) -> Tensor:
+        """The points as a matrix."""
+        if z.shape[-1:] != (self.dim,):
+            raise ValueError(f"z must end in {self.dim} dimensions, got shape {tuple(z.shape)}")
+        return z.detach().to(self.dtype).reshape(z.shape[:-1].numel(), self.dim)
+
+    def _recorded(
         self, name: str, single: Callable[[Tensor], Any], rows: Tensor, compile: bool
-    ) -> Any:
+    ) -> Recording | None:
+        """The recording for rows of this shape; None where they are evaluated directly."""
         if self.fallback is None and len(rows):
             key = (name, rows.shape, rows.dtype, rows.device, compile)
             recording = self._recordings.get(key)
             if recording is None or not recording.fits():
                 recording = self._record(key, single, rows)
-            if recording is not None:
-                with default_dtype(self.dtype), torch.no_grad():
-                    return recording(rows)
-        return self._direct(single, rows)
+            return recording
+        return None
 
     def _direct(self, single: Callable[[Tensor], Any], rows: Tensor) -> Any:
         with self.sandbox(), torch.no_grad():

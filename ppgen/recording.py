@@ -38,6 +38,7 @@ class Recording:
     signature: tuple[Any, ...]  # shapes and dtypes of the inputs
     nodes: int
     constants: list[tuple[Getter, Tensor, int]]  # baked in, each with its version
+    slope: Callable[..., Tensor] | None = None  # as `body`, of a Slope without its value
     _seen: list[Tensor] = field(default_factory=list)
     _versions: list[int] = field(default_factory=list)
     _kept: Any = None
@@ -61,10 +62,18 @@ class Recording:
             for getter, t in ((g, g()) for g in self.getters)
         ]
         return Recording(
-            self.prefix, self.body, getters, self.signature, self.nodes, self.constants
+            self.prefix, self.body, getters, self.signature, self.nodes, self.constants, self.slope
         )
 
     def __call__(self, z: Tensor) -> Any:
+        return self.body(z, *self._current())
+
+    def gradient(self, z: Tensor) -> Tensor:
+        """Of a :class:`Slope` the gradient alone."""
+        return self(z)[1] if self.slope is None else self.slope(z, *self._current())
+
+    def _current(self) -> Any:
+        """What does not depend on z, for the inputs as they are now."""
         inputs = [g() for g in self.getters]
         versions = [t._version for t in inputs]
         if (
@@ -74,7 +83,7 @@ class Recording:
         ):
             self._kept = self.prefix(*inputs)
             self._seen, self._versions = inputs, versions
-        return self.body(z, *self._kept)
+        return self._kept
 
 
 def _constant(tensor: Tensor) -> Tensor:
@@ -176,7 +185,19 @@ def record(
         signature=_signature(tensors),
         nodes=nodes,
         constants=[(g, t, t._version) for g, t in inputs] if looked else [],
+        slope=_second_alone(body) if isinstance(single, Slope) and not compile else None,
     )
+
+
+def _second_alone(body: fx.GraphModule) -> fx.GraphModule | None:
+    """The same graph without what only its first result needs; None where it writes."""
+    if any(mutates(n) for n in body.graph.nodes):
+        return None
+    graph = fx.Graph()
+    result: Any = graph.graph_copy(body.graph, {})
+    graph.output(result[1])
+    graph.eliminate_dead_code()
+    return fx.GraphModule(body, graph)
 
 
 def _trace(

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_any, tree_leaves, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from ppgen.lean import Lean
 from ppgen.simplify import Form, mutates_schema
 
 _aten = torch.ops.aten
@@ -43,7 +44,7 @@ def trace(
     """
     tape = _Tape([z, *inputs])
     tape.moving.add(tape.nodes[z])
-    with tape, Exports(tape.look):
+    with tape, Exports(tape.look), Lean():
         result = function(z)
     return tape.module(result), tape.exported or bool(tape.looks)
 

@@ -7,7 +7,7 @@ import torch
 
 from ppgen import diagnostics
 from ppgen.inference import chees, hmc_starts, hmc_warmup
-from ppgen.inference.hmc import Info, Metric, init, leapfrog, step
+from ppgen.inference.hmc import Info, Metric, State, init, leapfrog, step
 
 
 class Gaussian:
@@ -313,6 +313,51 @@ def test_laplace_is_positive_definite_whatever_the_curvature():
         torch.tensor([[1.0, 1.0], [1.0, 1.0]]),
     ):
         assert torch.linalg.eigvalsh(hmc_starts.laplace(hessian)).min() > 0
+
+
+def stage(mean=0.0, drift=0.0, apart=0.0, iterations=48):
+    """States of 64 chains as a stage leaves them: independent draws of a normal in 4 dimensions."""
+    place = apart * torch.randn(64, 4)
+    states = []
+    for t in range(iterations):
+        z = mean + place + torch.randn(64, 4)
+        density = -0.5 * z.square().sum(-1) + drift * t / iterations
+        states.append(State(z, density, -z))
+    return states
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_a_stage_is_enough_where_nothing_moves_any_more(dense):
+    unit = Metric(torch.eye(4) if dense else torch.ones(4))
+    assert hmc_warmup.settled(stage(), unit, unit)
+    # a factor of a variance of 1.5, and the noise of so many draws
+    assert not hmc_warmup.settled(stage(), unit, Metric(1.4 * unit.factor))
+    assert not hmc_warmup.settled(stage(), Metric(1.4 * unit.factor), unit)
+    # a nat: 4 standard errors of a difference between halves, sqrt(2 / 24 / 64 * 2) = .05, and half
+    assert not hmc_warmup.settled(stage(drift=1.0), unit, unit)
+    assert not hmc_warmup.settled(stage(apart=1.0), unit, unit), "the chains do not agree"
+    assert not hmc_warmup.settled(stage(iterations=10), unit, unit), "too short to tell"
+    other = Metric(torch.ones(4) if dense else torch.eye(4))
+    assert not hmc_warmup.settled(stage(), other, unit)
+
+
+def test_the_warm_up_of_an_easy_target_ends_early():
+    begun = [0]
+
+    def advance(step_size, info):
+        begun[0] += 1
+        return True
+
+    hmc_warmup.warm_up(
+        torch.rand(64, 5) * 4 - 2,
+        Gaussian(correlated(5, 0.5)),
+        iterations=400,
+        target_accept=0.8,
+        max_leapfrog=256,
+        metric="auto",
+        advance=advance,
+    )
+    assert begun[0] in (160, 220, 300)  # one of the stages and the last, 80
 
 
 def test_slowly_mixing_chains_are_thinned_in_proportion():

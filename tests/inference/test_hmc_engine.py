@@ -46,6 +46,7 @@ SCHOOLS = tuple(data().values())  # sigma, y
 
 def fit(story, *data, **options):
     options = {"chains": 16, "draws": 50, "warmup": 60} | options
+    options = {"max_draws": options["draws"]} | options
     return HMC(**options).run(story, *data)
 
 
@@ -195,6 +196,31 @@ def test_modes_far_apart_are_not_called_converged():
     assert "R-hat" in posterior.headline()
 
 
+def test_a_run_that_almost_mixes_goes_on_until_it_has_and_one_that_does_not_stops():
+    """Few draws of many chains: R-hat is short of its limit, and nothing else is wrong."""
+    sigma = torch.tensor([1.0, 1e-2, 1e-4])
+
+    def story():
+        pyro.sample("x", dist.StudentT(3.0, 0.0, sigma).to_event(1))
+
+    short = fit(story, chains=32, draws=24, warmup=100)
+    assert not short.converged, "the story has to be hard for so few draws"
+    longer = fit(story, chains=32, draws=24, warmup=100, max_draws=400)
+    kept = longer["x"].shape[1]
+    assert longer.converged, longer.messages
+    assert 24 < kept <= 400
+    assert f"{kept} draws of each chain: 24 had not converged" in longer.messages
+    assert all(x.shape == (32, kept) for x in longer.stats.values())
+    lp = Program(story).log_density(longer.unconstrained)
+    torch.testing.assert_close(longer.stats["lp"], lp)
+
+    def modes():
+        x = pyro.sample("x", dist.Normal(0.0, 100.0))
+        pyro.factor("modes", torch.logaddexp(-50 * (x - 1.9) ** 2, -50 * (x + 1.9) ** 2))
+
+    assert fit(modes, max_draws=200)["x"].shape == (16, 50), "sampling on would not help"
+
+
 def test_starts_in_a_mode_without_mass_are_reported():
     def story():
         x = pyro.sample("x", dist.Normal(0.0, 100.0))
@@ -214,9 +240,12 @@ def test_an_interrupt_keeps_the_draws_that_there_are(after):
     class Interrupting(Program):
         def value_and_grad(self, z, **options):
             calls[0] += 1
-            if calls[0] == after * 20:
+            if calls[0] == after * 10:
                 os.kill(os.getpid(), signal.SIGINT)
             return super().value_and_grad(z, **options)
+
+        def gradient(self, z, **options):
+            return self.value_and_grad(z, **options)[1]
 
     program = Interrupting(conjugate, torch.tensor([1.0]))
     if after == 70:
@@ -244,6 +273,7 @@ def test_draws_that_do_not_fit_into_memory_are_refused_before_the_run():
     [
         ({"chains": 0}, r"chains=.*at least 1, got 0"),
         ({"draws": 2.5}, r"draws=.*whole number.*2\.5"),
+        ({"draws": 50, "max_draws": 40}, r"max_draws=.*at least draws=50, got 40"),
         ({"warmup": 5}, r"warmup=.*at least 20"),
         ({"target_accept": 1.0}, r"between 0 and 1"),
         ({"metric": "full"}, r"'auto', 'diag' or 'dense', got 'full'"),

@@ -705,3 +705,27 @@ def test_empty_data_are_an_error_that_names_the_argument():
         Program(story, torch.zeros(3), torch.zeros(0))
     with pytest.raises(ZeroDivisionError, match=r"modulo|division"):
         Program(lambda: 1 // 0)
+
+
+def test_the_gradient_alone_is_that_of_the_pair_in_fewer_operations():
+    def story(x, y):
+        b = pyro.sample("b", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        s = pyro.sample("s", dist.HalfCauchy(1.0))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(x @ b, s), obs=y)
+
+    def branching(y):
+        m = pyro.sample("m", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(m.abs() if m > 0 else 2 * m, 1.0), obs=y)
+
+    program = Program(story, torch.randn(20, 2), torch.randn(20))
+    z = torch.randn(2, 3, program.dim)
+    assert torch.equal(program.gradient(z), program.value_and_grad(z)[1])
+    moved = program.with_data(torch.randn(20, 2), torch.randn(20))  # the recording is shared
+    assert torch.equal(moved.gradient(z), moved.value_and_grad(z)[1])
+    assert not torch.equal(moved.gradient(z), program.gradient(z))
+    (recording,) = program._recordings.values()
+    assert len(recording.slope.graph.nodes) < len(recording.body.graph.nodes)
+    with pytest.warns(UserWarning, match="point by point"):
+        direct = Program(branching, torch.tensor(1.0)).gradient(torch.tensor([[1.0], [-1.0]]))
+    torch.testing.assert_close(direct, torch.tensor([[-1.0], [7.0]]))

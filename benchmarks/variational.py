@@ -1,0 +1,171 @@
+"""Mean-field VI side by side: core seconds until the ELBO is within 0.05 nats of the best.
+
+ppgen's `VI()` runs until it stops by itself; its whole call counts. Pyro's SVI and NumPyro's
+(AutoNormal, Adam, one draw a step) run for `--cap` core seconds at each of several learning rates;
+the first hundredth step at which the guide was good enough counts, of the rate that was fastest.
+The family is the same for all: independent normals on the unconstrained scale. Every ELBO is
+estimated anew from 10,000 draws, the same noise for all, under ppgen's log density; the best is
+that of any run of anyone. Recording and compilation count, imports and these estimates do not.
+
+    python benchmarks/variational.py --posteriordb DIR --peers PEERS/bin/python --out runs/vi
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from samplers import LOGISTIC, NUMPYRO, OURS, Bench, Row, arguments
+
+from ppgen.data import posteriordb
+from ppgen.models import logistic_regression
+from ppgen.models.posteriordb import POSTERIORS
+from ppgen.program import Program
+
+ENGINES = {"VI": OURS, "Pyro's SVI": OURS, "NumPyro's SVI": NUMPYRO}
+RATES = (0.1, 0.03, 0.01)
+NEAR = 0.05  # nats
+DRAWS = 10_000
+
+
+class Family:
+    """Independent normals on the unconstrained scale of one posterior."""
+
+    def __init__(self, name: str, clone: Path) -> None:
+        story = POSTERIORS[name].story if name in POSTERIORS else logistic_regression
+        self.program = Program(story, **arguments(name, clone))
+        generator = torch.Generator().manual_seed(10_000)
+        half = torch.randn(
+            DRAWS // 2, self.program.dim, generator=generator, dtype=self.program.dtype
+        )
+        self.noise = torch.cat([half, -half])
+
+    def elbo(self, loc: torch.Tensor, scale: torch.Tensor) -> float:
+        """Nats, of normals ``(D,)``."""
+        z = loc + scale * self.noise
+        entropy = scale.log().sum() + 0.5 * len(loc) * (1 + np.log(2 * np.pi))
+        value = (self.program.log_density(z).mean() + entropy).item()
+        return value if np.isfinite(value) else -np.inf
+
+    def flat(self, path: dict[str, np.ndarray], what: str, step: int) -> torch.Tensor:
+        parts = [path[f"{what}/{site}"][step].reshape(-1) for site in self.program.sites]
+        return torch.from_numpy(np.concatenate(parts)).to(self.program.dtype)
+
+    def along(self, path: dict[str, np.ndarray]) -> Row:
+        """Times and ELBOs at some 60 looks of a path, denser where it begins."""
+        count = len(path["times"])
+        steps = sorted({int(s) for s in np.geomspace(1, count, 60)})
+        elbos = [
+            self.elbo(self.flat(path, "loc", s - 1), self.flat(path, "scale", s - 1)) for s in steps
+        ]
+        return {"times": [float(path["times"][s - 1]) for s in steps], "elbos": elbos}
+
+
+def run(bench: Bench) -> None:
+    opts = bench.options
+    for seed in range(opts.seeds):
+        for name in opts.posteriors:
+            family = Family(name, opts.posteriordb)
+            for engine in opts.engines:
+                for rate in RATES if engine != "VI" else (None,):
+                    key = {"posterior": name, "engine": engine, "seed": seed, "rate": rate}
+                    if any(key.items() <= row.items() for row in bench.rows):
+                        continue
+                    request = bench.request(name, engine, DRAWS, seed) | {"rate": rate}
+                    row = key | bench.ask(ENGINES[engine], request)
+                    if "error" not in row:
+                        path = dict(np.load(request["out"]))
+                        found = (
+                            family.along(path)
+                            if engine != "VI"
+                            else {
+                                "times": path["times"].tolist(),
+                                "elbos": path["elbos"].tolist(),
+                                "settled": bool(path["settled"][0]),
+                            }
+                        )
+                        row |= found
+                    row.pop("versions", None)
+                    bench.rows.append(row)
+                    bench.save()
+                    print(key | {"best": max(row.get("elbos", [0]))}, file=sys.stderr, flush=True)
+
+
+def until(row: Row, bar: float) -> float:
+    """Core seconds until the ELBO is there, infinite where it never is."""
+    pairs = zip(row.get("times", []), row.get("elbos", []), strict=True)
+    return next((time for time, elbo in pairs if elbo >= bar), float("inf"))
+
+
+def table(rows: list[Row]) -> str:
+    names = list(dict.fromkeys(row["posterior"] for row in rows))
+    lines = [
+        f"| core seconds | best ELBO | {' | '.join(ENGINES)} | Pyro / VI | NumPyro / VI |",
+        "|---" * (len(ENGINES) + 4) + "|",
+    ]
+    for name in names:
+        mine = [row for row in rows if row["posterior"] == name]
+        best = max(max(row.get("elbos", [-np.inf])) for row in mine)
+        seconds: dict[str, float] = {}
+        for engine in ENGINES:
+            by_rate: dict[Any, list[float]] = {}
+            for row in mine:
+                if row["engine"] == engine:
+                    by_rate.setdefault(row["rate"], []).append(until(row, best - NEAR))
+            if by_rate:
+                seconds[engine] = min(statistics.median(times) for times in by_rate.values())
+        cells = [_cell(seconds.get(engine), mine, engine, best) for engine in ENGINES]
+        ours = seconds.get("VI", float("inf"))
+        ratios = [_ratio(seconds.get(e), ours) for e in list(ENGINES)[1:]]
+        short = name.partition("-")[2]
+        lines.append(f"| {short} | {best:.2f} | {' | '.join(cells)} | {' | '.join(ratios)} |")
+    return "\n".join(lines)
+
+
+def _cell(seconds: float | None, rows: list[Row], engine: str, best: float) -> str:
+    if seconds is None:
+        return "not run"
+    if np.isfinite(seconds):
+        return f"{seconds:.1f}"
+    mine = [row for row in rows if row["engine"] == engine]
+    short = best - max(max(row.get("elbos", [-np.inf])) for row in mine)
+    last = max(max(row.get("times", [0.0])) for row in mine)
+    return f"> {last:.0f} ({short:.2g} nats short)"
+
+
+def _ratio(peer: float | None, ours: float) -> str:
+    if peer is None or not np.isfinite(ours):
+        return "–"
+    return f"{peer / ours:.3g}" if np.isfinite(peer) else "never there"
+
+
+def main() -> None:
+    names = [*POSTERIORS, LOGISTIC]
+    parser = argparse.ArgumentParser(description="Mean-field VI side by side.")
+    parser.add_argument("--posteriordb", type=Path, help="a local clone")
+    parser.add_argument("--peers", default=sys.executable, help="Python that has the peers")
+    parser.add_argument("--out", default="runs/variational")
+    parser.add_argument("--posteriors", default="", help="parts of names, between commas")
+    parser.add_argument("--engines", default="", help="names, between semicolons")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--cap", type=float, default=60.0, help="core seconds of a peer's run")
+    parser.add_argument("--table", action="store_true")
+    options = parser.parse_args()
+    parts = [p for p in options.posteriors.split(",") if p]
+    options.posteriors = [n for n in names if not parts or any(p in n for p in parts)]
+    chosen = [p for p in options.engines.split(";") if p]
+    options.engines = [e for e in ENGINES if not chosen or e in chosen]
+    options.posteriordb = posteriordb.find(options.posteriordb)
+    bench = Bench(options)
+    if not options.table:
+        run(bench)
+    print(table(bench.rows))
+
+
+if __name__ == "__main__":
+    main()
