@@ -24,7 +24,6 @@ differences of their log densities between reference draws; `--table` prints wha
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import signal
@@ -32,6 +31,8 @@ import statistics
 import subprocess
 import sys
 import time
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ def plain(data: dict[str, Any]) -> dict[str, Any]:
 class Bench:
     """Runs, and what is kept of them."""
 
-    def __init__(self, options: argparse.Namespace) -> None:
+    def __init__(self, options: Namespace) -> None:
         self.options = options
         self.out = Path(options.out)
         self.out.mkdir(parents=True, exist_ok=True)
@@ -166,11 +167,7 @@ class Bench:
             row = self.judge(name, request["out"]) | {"draws": draws}
             row |= {n: answer[n] for n in ("seconds", "core_seconds")}
             need = self.options.ess / max(row["ess"], 1.0)
-            if (
-                need <= 1
-                or row["core_seconds"] * need > self.options.cap
-                or not math.isfinite(need)
-            ):
+            if not 1 < need <= self.options.cap / row["core_seconds"]:
                 break
             draws = math.ceil(draws * 1.2 * need)
         return row
@@ -316,33 +313,43 @@ def _written(cell: Row, ess: int) -> str:
     return f"{cell['rate']:.3g}{marks}{' <' if cell['ess'] < ess else ''} ({cell['seconds']:.1f})"
 
 
-def main() -> None:
-    names = [*POSTERIORS, LOGISTIC]
-    parser = argparse.ArgumentParser(description="Samplers side by side.")
-    parser.add_argument("--posteriordb", type=Path, help="a local clone")
-    parser.add_argument("--peers", default=sys.executable, help="Python that has the peers")
-    parser.add_argument("--out", default="runs/samplers")
-    parser.add_argument("--posteriors", default="", help="parts of names, between commas")
-    parser.add_argument("--engines", default="", help="parts of names, between semicolons")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--ess", type=int, default=1000)
-    parser.add_argument("--cap", type=float, default=600.0, help="core seconds of a run")
-    parser.add_argument("--clock", choices=list(_CLOCKS), default="core")
-    parser.add_argument("--check", action="store_true")
-    parser.add_argument("--table", action="store_true")
-    options = parser.parse_args()
-    parts = [p for p in options.posteriors.split(",") if p]
-    options.posteriors = [n for n in names if not parts or any(p in n for p in parts)]
-    chosen = [p for p in options.engines.split(";") if p]
-    options.engines = [e for e in ENGINES if not chosen or e in chosen]
+def parser(what: str, engines: Iterable[str], *, seeds: int, cap: float) -> ArgumentParser:
+    """The options that the benchmarks against peers share; to be read by `choices`."""
+    made = ArgumentParser(description=what)
+    made.add_argument("--posteriordb", type=Path, help="a local clone")
+    made.add_argument("--peers", default=sys.executable, help="Python that has the peers")
+    made.add_argument("--out", default="runs/peers", help="folder of the results")
+    made.add_argument("--posteriors", default="", help="parts of names, between commas; or all")
+    made.add_argument("--engines", default=";".join(engines), help="between semicolons; or all")
+    made.add_argument("--seeds", type=int, default=seeds)
+    made.add_argument("--cap", type=float, default=cap, help="core seconds of a run")
+    made.add_argument("--table", action="store_true", help="print what there is, and end")
+    return made
+
+
+def choices(made: ArgumentParser) -> Namespace:
+    """The options, with names in the place of parts of names."""
+    options = made.parse_args()
+    parts = options.posteriors.split(",")
+    options.posteriors = [n for n in (*POSTERIORS, LOGISTIC) if any(p in n for p in parts)]
+    options.engines = options.engines.split(";")
     options.posteriordb = posteriordb.find(options.posteriordb)
+    return options
+
+
+def main() -> None:
+    made = parser("Samplers side by side.", ENGINES, seeds=3, cap=600.0)
+    made.add_argument("--ess", type=int, default=1000, help="smallest bulk or tail ESS")
+    made.add_argument("--clock", choices=list(_CLOCKS), default="core")
+    made.add_argument("--check", action="store_true", help="compare the stories, and end")
+    options = choices(made)
     bench = Bench(options)
     if options.check:
         bench.check()
-    elif not options.table:
+        return
+    if not options.table:
         bench.run()
-    if not options.check:
-        print(table(bench.rows, options.ess, options.clock))
+    print(table(bench.rows, options.ess, options.clock))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ that of any run of anyone. Recording and compilation count, imports and these es
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 from pathlib import Path
@@ -20,9 +19,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from samplers import LOGISTIC, NUMPYRO, OURS, Bench, Row, arguments
+from samplers import NUMPYRO, OURS, Bench, Row, arguments, choices, parser
 
-from ppgen.data import posteriordb
 from ppgen.models import logistic_regression
 from ppgen.models.posteriordb import POSTERIORS
 from ppgen.program import Program
@@ -145,22 +143,7 @@ def _ratio(peer: float | None, ours: float) -> str:
 
 
 def main() -> None:
-    names = [*POSTERIORS, LOGISTIC]
-    parser = argparse.ArgumentParser(description="Mean-field VI side by side.")
-    parser.add_argument("--posteriordb", type=Path, help="a local clone")
-    parser.add_argument("--peers", default=sys.executable, help="Python that has the peers")
-    parser.add_argument("--out", default="runs/variational")
-    parser.add_argument("--posteriors", default="", help="parts of names, between commas")
-    parser.add_argument("--engines", default="", help="names, between semicolons")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--cap", type=float, default=60.0, help="core seconds of a peer's run")
-    parser.add_argument("--table", action="store_true")
-    options = parser.parse_args()
-    parts = [p for p in options.posteriors.split(",") if p]
-    options.posteriors = [n for n in names if not parts or any(p in n for p in parts)]
-    chosen = [p for p in options.engines.split(";") if p]
-    options.engines = [e for e in ENGINES if not chosen or e in chosen]
-    options.posteriordb = posteriordb.find(options.posteriordb)
+    options = choices(parser("Mean-field VI side by side.", ENGINES, seeds=3, cap=60.0))
     bench = Bench(options)
     if not options.table:
         run(bench)

@@ -73,10 +73,8 @@ def pyros(request: Request) -> Arrays:
     if len(kept) < 8:
         raise SystemExit(f"{len(kept)} draws after {request.cap:.0f} s")
     program = Program(model, **data)
-    transforms = kernel.transforms
-    sites = {n: torch.stack([k[n] for k in kept]) for n in kept[0]}
-    sites = {n: transforms[n].inv(x) if n in transforms else x for n, x in sites.items()}
-    values = program.constrain(program.unconstrain(sites), deterministic=True)
+    z = torch.stack([torch.cat([k[n].flatten() for n in program.sites]) for k in kept])
+    values = program.constrain(z, deterministic=True)
     return {name: x[None].numpy() for name, x in values.items()}
 
 
