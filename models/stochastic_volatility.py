@@ -7,8 +7,8 @@ r"""Returns whose volatility wanders.
     h_t \sim N(\mu + \phi (h_{t-1} - \mu), \sigma), \quad y_t \sim N(0, e^{h_t / 2})
 
 Written by its first state and its innovations, :math:`h` is a linear recursion
-(:mod:`ppgen.recursion`): log T operations instead of a loop of T, and no funnel between sigma and h.
-The first state is centred: the data know it well, and its spread grows without bound as phi
+(:mod:`ppgen.recursion`): log T operations instead of a loop of T, and no funnel between sigma and
+h. The first state is centred: the data know it well, and its spread grows without bound as phi
 approaches 1, where an innovation in its place would make a funnel.
 
 References:
