@@ -43,7 +43,7 @@ class Target:
     def slope(self, z: Tensor) -> Tensor:
         """The gradient alone, ``(C, D)``: what the inner steps of a trajectory need."""
         try:
-            result = self.program.gradient(z, compile=self.compile)
+            result = self.program.gradient(z, part=self.part, compile=self.compile)
         except _LinAlgError:
             return self(z)[1]
         self.gradients += len(z)

@@ -200,17 +200,15 @@ class Program:
             raise ValueError(f"part must be one of {list(_PARTS)}, got {part!r}")
         return self._run(f"gradient of {part}", self._slope(part), z, compile=compile)
 
-    def gradient(self, z: Tensor, *, compile: bool = False) -> Tensor:
-        """The gradient of the log density alone, ``(..., D)``: what needs no value costs less.
+    def gradient(self, z: Tensor, *, part: Part = "density", compile: bool = False) -> Tensor:
+        """The gradient alone, ``(..., D)``: what needs no value costs less.
 
-        Args:
-            z: points, ``(..., D)``.
-            compile: as in `value_and_grad`, whose graph is used.
+        Args: as of `value_and_grad`, whose recording is used.
         """
         rows = self._rows(z)
-        recording = self._recorded("gradient of density", self._slope("density"), rows, compile)
+        recording = self._recorded(f"gradient of {part}", self._slope(part), rows, compile)
         if recording is None:
-            return self.value_and_grad(z)[1]
+            return self.value_and_grad(z, part=part)[1]
         with default_dtype(self.dtype), torch.no_grad():
             return self._cast(recording.gradient(rows)).reshape(z.shape)
 
