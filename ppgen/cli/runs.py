@@ -196,6 +196,7 @@ def write_page(
     import torch
 
     from ppgen import plots
+    from ppgen.cli.code_pictures import code_section
     from ppgen.cli.machine_pictures import machine_section
     from ppgen.cli.pages import run_page
     from ppgen.data import DataError
@@ -229,6 +230,8 @@ def write_page(
     more = []
     if settings["model"] in MACHINES:
         more.append(machine_section(story, load_data(settings, "train"), examples, common.seed))
+    if settings["model"] == "vae":
+        more.append(code_section(story, examples))
     if is_text(settings):
         x = torch.as_tensor(draw_examples(story, examples, 20, 0, common.seed))
         drawn = [[sentence] for sentence in tokenizer_of(settings).decode(x)]
