@@ -1,4 +1,4 @@
-"""What the page of a run shows of a story with a code: reconstructions, and how the code is used."""
+"""What a run's page shows of a story with a code: reconstructions, and how the code is used."""
 
 from __future__ import annotations
 
