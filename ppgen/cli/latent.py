@@ -122,13 +122,13 @@ def reconstruct(
             show_reconstructions(story, x, settings, out, common)
             return DONE
         found = latent.reconstruct(story, x).cpu().numpy()
-        data = x.cpu().numpy()
+        before = x.cpu().numpy()
         place = out or default_place(run, "reconstructions", examples)
         write_images(
-            place, found, examples, lambda shape: plots.reconstructions(data, found, shape)
+            place, found, examples, lambda shape: plots.reconstructions(before, found, shape)
         )
     # probabilities of pixels, or grey levels: how far they are from the data in the mean
-    error = float(abs(data - found).mean())
+    error = float(abs(before - found).mean())
     common.print(
         f"{count} reconstructions, mean error {error:.4f} a pixel: {place}",
         {"reconstructions": count, "mean_absolute_error": error, "path": str(place)},
