@@ -101,8 +101,12 @@ def test_mesquite_passes_by_full_rank_and_fails_by_mean_field():
 
 def test_only_the_width_of_tau_is_wrong_in_non_centred_eight_schools_by_mean_field():
     found = against_stan("eight_schools-eight_schools_noncentered")
-    assert {n for n, level in levels(found).items() if level != "pass"} == {"tau"}
-    assert "tau" in found.verdicts["q"].sentence
+    found_levels = levels(found)
+    assert found_levels["mu"] == "pass"
+    # the two effects farthest out lean on tau's tail: sds a little below .9 warn, none fails
+    assert {n for n, level in found_levels.items() if level == "fail"} <= {"tau"}
+    assert found.marginals["q"][0].name == "tau"
+    assert "interval of tau" in found.verdicts["q"].sentence
     # log tau .61 of the reference's
     assert found.joints["q"].worst.weights[0][0] == "tau"
     assert found.joints["q"].worst.ratio == pytest.approx(0.61, abs=0.05)
