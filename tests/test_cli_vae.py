@@ -35,7 +35,8 @@ def test_a_run_begins_with_the_parameters_of_another(train, tmp_path, capsys):
         "flow", "--posterior", "sylvester", "--flow-layers", "2", "--flow-columns", "1", *slow
     )
     torch.testing.assert_close(flow.encoder.state_dict(), first.encoder.state_dict())
-    assert "new here: posterior.base.head.weight" in capsys.readouterr().err
+    torch.testing.assert_close(flow.posterior.base.state_dict(), first.posterior.state_dict())
+    assert "new here: posterior.head.weight, posterior.head.bias\n" in capsys.readouterr().err
 
 
 def test_a_convolutional_vae_with_causal_pixels(train, tmp_path, capsys):

@@ -74,6 +74,12 @@ def start_from(story: nn.Module, run: Path) -> list[str]:
     from ppgen.inference.train import trained_tensors
 
     theirs, alone = trained_tensors(run), []
+    if "posterior.base.head.weight" not in theirs:  # a flow bends what was the whole posterior
+        theirs |= {
+            name.replace("posterior.", "posterior.base.", 1): tensor
+            for name, tensor in theirs.items()
+            if name.startswith("posterior.")
+        }
     with torch.no_grad():
         for name, tensor in story.state_dict().items():
             if name in theirs and theirs[name].shape == tensor.shape:
