@@ -246,18 +246,18 @@ def test_training_learns_the_weights_of_two_modes():
         data(),
         loss=loss,
         epochs=1500,
-        learning_rate=0.05,
+        learning_rate=0.7,
         schedule=lambda epoch: 0.998**epoch,
         optimizer=torch.optim.SGD,
     )
     rbm.requires_grad_(False)
     mean = rbm.marginal().log_prob(data()).mean()
     ones = rbm.marginal().log_prob(torch.ones(6)).exp()
-    assert mean > -0.611 - 0.3
-    assert abs(ones - 0.7) < 0.15
+    assert mean > -0.611 - 0.1  # persistent Gibbs chains lose a mode: -0.82 in the same steps
+    assert abs(ones - 0.7) < 0.1
     rungs = loss.sampler.laws(rbm, loss.state.chains)
     assert len(rungs) > 1
-    found = ladder_log_partition(TrajectoryTempering([*rungs, rbm], torch.zeros(200, 6)), draws=100)
+    found = ladder_log_partition(TrajectoryTempering([*rungs, rbm], torch.zeros(2000, 6)), draws=50)
     assert abs(found.value - rbm.log_partition()) < 0.05
 
 
