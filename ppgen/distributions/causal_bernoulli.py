@@ -107,7 +107,8 @@ class CausalBernoulli(TorchDistribution):
         reach, kernel = self.reach, self.kernel.flatten(1).T
         flat = (-1, rows * columns)
         log_odds = self.log_odds.expand(shape).reshape(flat)
-        hidden = self.hidden.expand(shape + self.hidden.shape[-1:]).flatten(0, -3)
+        hidden = self.hidden.expand(shape + self.hidden.shape[-1:])
+        hidden = hidden.reshape(*log_odds.shape, -1)
         uniform = torch.rand(shape, dtype=log_odds.dtype, device=log_odds.device)
         # P(x = 1) = sigmoid(logit) exceeds u where the logit exceeds that of u
         threshold = torch.logit(uniform).reshape(flat)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -56,7 +57,7 @@ class ActNorm(Bijection, TransformModule):
 
     def _log_det(self, value: Tensor) -> Tensor:
         event = len(self.spread)
-        pixels = value.shape[value.ndim - event + 1 :].numel()
+        pixels = math.prod(value.shape[value.ndim - event + 1 :])
         return (pixels * self.log_scale.sum()).expand(value.shape[: value.ndim - event])
 
     @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -75,5 +76,5 @@ class InvertibleLinear(Bijection, TransformModule):
     def _log_det(self, value: Tensor) -> Tensor:
         """Of W, data to base."""
         event = self.domain.event_dim
-        pixels = value.shape[value.ndim - event + 1 :].numel()
+        pixels = math.prod(value.shape[value.ndim - event + 1 :])
         return (pixels * self.log_diagonal.sum()).expand(value.shape[: value.ndim - event])
