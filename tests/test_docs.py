@@ -61,3 +61,18 @@ def test_every_tutorial_is_on_the_page_of_the_lecture():
     page = (DOCS / "lecture.md").read_text()
     missing = [path.stem for path in TUTORIALS if f"</tutorials/{path.stem}>" not in page]
     assert not missing
+
+
+@pytest.mark.parametrize("script", TUTORIALS, ids=lambda path: path.stem)
+def test_a_tutorial_has_all_its_parts(script):
+    text = script.read_text()
+    parts = (
+        "**Result first.**",
+        "## What goes wrong",
+        "## Exercises",
+        "Your output should look like",
+    )
+    assert not [part for part in parts if part not in text]
+    exercises = re.findall(r"^# \*\*(\d)\.\*\*", text.partition("## Exercises")[2], re.M)
+    assert exercises == ["1", "2", "3"]
+    assert len(re.findall(r"^ *assert |\bassert_close\(", text, re.M)) >= 10

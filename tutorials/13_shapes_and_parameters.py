@@ -103,7 +103,7 @@ terms = {
     "y a column, mean a row": dist.Normal(0.1 * torch.arange(6.0), 1.0).log_prob(few[:, None]),
 }
 figure, axes = canvas(
-    2.6,
+    2.9,
     "What is added up",
     "Each cell is one number of log_prob (nats); the density is the sum of them.",
     columns=3,
@@ -116,7 +116,8 @@ for ax, (name, cells) in zip(axes, terms.items(), strict=True):
                 color="white" if value < -2.2 else "#1b1f24")  # fmt: skip
     ax.set(xlim=(-0.6, 5.6), ylim=(5.6, -0.6), xticks=[], yticks=[])
     ax.grid(visible=False)
-    label(ax, f"shape {tuple(cells.squeeze().shape)}", "", name)
+    ax.spines[["left", "bottom"]].set_visible(False)
+    label(ax, "", "", f"{name}:\nshape {tuple(cells.squeeze().shape)}")
 figure
 
 # %% [markdown]
@@ -343,7 +344,8 @@ figure, (left, right_ax) = canvas(
 for (name, values), style in zip(tracks.items(), styles(tracks), strict=True):
     left.plot(values, label=name, **style)
 label(left, "step", "theta")
-legend(left, *left.get_legend_handles_labels(), loc="center right")
+left.set_ylim(-3.6, 7)  # room for the names
+legend(left, *left.get_legend_handles_labels(), loc="upper left")
 grid = torch.linspace(-0.2, 2.2, 600)
 for (name, width), style in zip(widths.items(), styles(widths), strict=True):
     density = dist.Normal(many.mean(), width).log_prob(grid).exp()
