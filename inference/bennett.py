@@ -13,31 +13,12 @@ draws anyway.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from ppgen.inference.ladder import LadderKernel
 from ppgen.progress import Progress
-
-
-class LadderKernel(Protocol):
-    """A kernel whose replicas stand on a ladder: `ParallelTempering`, `TrajectoryTempering`."""
-
-    @property
-    def initial_params(self) -> dict[str, Tensor]: ...
-
-    def sample(self, params: dict[str, Tensor]) -> dict[str, Tensor]: ...
-
-    def diagnostics(self) -> dict[str, list[float]]: ...
-
-    def base_log_partition(self) -> float:
-        """Log Z of the first rung, nats."""
-        ...
-
-    def log_ratios(self) -> Tensor:
-        """``r`` at the replicas of k and of k + 1: ``(rungs - 1, 2, chains)``, nats, float64."""
-        ...
 
 
 @dataclass(frozen=True)

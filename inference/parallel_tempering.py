@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,25 +26,9 @@ from ppgen.inference.annealed_importance_sampling import (
     move,
     schedule,
 )
-from ppgen.inference.gibbs import BlockGibbs, UntransformedKernel
+from ppgen.inference.gibbs import BlockGibbs
+from ppgen.inference.ladder import Info, LadderKernel, State, init
 from ppgen.types import BoltzmannMachine
-
-
-class State(NamedTuple):
-    """What the next step needs."""
-
-    ladder: Tensor  # visible sides, hottest first, (rungs, chains, D)
-
-
-class Info(NamedTuple):
-    """What a caller may log."""
-
-    accepted: Tensor  # share of the chains that swapped, between neighbours, (rungs - 1,)
-
-
-def init(start: Tensor, rungs: int) -> State:
-    """Every replica at `start`, ``(chains, D)``."""
-    return State(start.expand(rungs, *start.shape).clone())
 
 
 @torch.no_grad()
@@ -113,7 +96,7 @@ class Tempered:
         return state.ladder, state.ladder[-1].clone()
 
 
-class ParallelTempering(UntransformedKernel):
+class ParallelTempering(LadderKernel):
     """Block Gibbs at several temperatures, whose swaps carry a chain from mode to mode.
 
     The draws are those at temperature 1: a whole visible side for each chain, as `BlockGibbs` has
@@ -153,36 +136,21 @@ class ParallelTempering(UntransformedKernel):
         site: str = "x",
     ) -> None:
         inner = BlockGibbs(machine, start, sweeps=sweeps, site=site)  # the same arguments, checked
-        self.machine, self.sweeps, self.site = machine, sweeps, site
+        self.machine, self.sweeps = machine, sweeps
         self.betas = schedule(temperatures)
         self.base = base_biases(machine, base).detach()
-        super().__init__(inner.initial_params)
-        self.state = init(self.initial_params[site], len(self.betas))
-        self._accepted, self._steps = torch.zeros(len(self.betas) - 1), 0
+        super().__init__(site, inner.initial_params[site], len(self.betas))
 
-    def sample(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
-        self.state.ladder[-1] = params[self.site]
-        self.state, info = step(
-            self.state, machine=self.machine, base=self.base, betas=self.betas, sweeps=self.sweeps
+    def step(self, state: State) -> tuple[State, Info]:
+        return step(
+            state, machine=self.machine, base=self.base, betas=self.betas, sweeps=self.sweeps
         )
-        self._accepted += info.accepted.to(self._accepted)
-        self._steps += 1
-        self.initial_params = {self.site: self.state.ladder[-1].clone()}  # a next run goes on
-        return self.initial_params
-
-    def diagnostics(self) -> dict[str, list[float]]:
-        """Mean share of accepted swaps between neighbours, hottest pair first."""
-        return {"swap acceptance": (self._accepted / max(self._steps, 1)).tolist()}
-
-    # What Bennett's ratio needs
 
     def base_log_partition(self) -> float:
-        """Log Z at beta = 0, nats."""
         return base_log_partition(self.machine, self.base)
 
     @torch.no_grad()
     def log_ratios(self) -> Tensor:
-        """``log p*_{k+1} - log p*_k`` at replicas k and k + 1: ``(rungs - 1, 2, chains)``."""
         ladder, ratios = self.state.ladder, []
         logits = self.machine.hidden_logits(ladder)
         for k, (hot, cold) in enumerate(pairwise(self.betas)):

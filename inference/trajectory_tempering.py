@@ -17,29 +17,17 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ppgen.distributions.restricted_boltzmann import RestrictedBoltzmann, shifted
 from ppgen.distributions.units import sample_units
-from ppgen.inference.gibbs import UntransformedKernel
+from ppgen.inference.ladder import Info, LadderKernel, State
 from ppgen.types import BoltzmannMachine
 
 LOST = 0.1  # share of swaps below which an update has left the last rung behind
-
-
-class State(NamedTuple):
-    """What the next step needs."""
-
-    ladder: Tensor  # visible sides, the earliest machine's first, (rungs, chains, D)
-
-
-class Info(NamedTuple):
-    """What a caller may log."""
-
-    accepted: Tensor  # share of the chains that swapped, between neighbours, (rungs - 1,)
 
 
 class FreeEnergy(Protocol):
@@ -102,7 +90,7 @@ def uncoupled(law: RestrictedBoltzmann) -> RestrictedBoltzmann:
     )
 
 
-class TrajectoryTempering(UntransformedKernel):
+class TrajectoryTempering(LadderKernel):
     """Replicas at the machines of a training run, as a kernel for ``pyro.infer.MCMC``.
 
     The draws are those of the last machine: a whole visible side for each chain, as `BlockGibbs`
@@ -157,34 +145,18 @@ class TrajectoryTempering(UntransformedKernel):
         if sweeps < 1:
             raise ValueError(f"sweeps: expected at least 1, got {sweeps}")
         self.laws = [uncoupled(laws[0]), *laws] if laws[0].weight.any() else laws
-        self.sweeps, self.site = sweeps, site
-        start = start.to(laws[0].weight)
-        super().__init__({site: start})
-        self.state = State(start.expand(len(self.laws), *start.shape).clone())
-        self._accepted, self._steps = torch.zeros(len(self.laws) - 1), 0
+        self.sweeps = sweeps
+        super().__init__(site, start.to(laws[0].weight), len(self.laws))
 
-    def sample(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
-        self.state.ladder[-1] = params[self.site]
-        self.state, info = step(self.state, laws=self.laws, sweeps=self.sweeps)
-        self._accepted += info.accepted.to(self._accepted)
-        self._steps += 1
-        self.initial_params = {self.site: self.state.ladder[-1].clone()}  # a next run goes on
-        return self.initial_params
-
-    def diagnostics(self) -> dict[str, list[float]]:
-        """Mean share of accepted swaps between neighbours, earliest pair first."""
-        return {"swap acceptance": (self._accepted / max(self._steps, 1)).tolist()}
-
-    # What Bennett's ratio needs
+    def step(self, state: State) -> tuple[State, Info]:
+        return step(state, laws=self.laws, sweeps=self.sweeps)
 
     def base_log_partition(self) -> float:
-        """Log Z of the first rung, which has no couplings, nats."""
-        first = self.laws[0]
+        first = self.laws[0]  # without couplings
         hidden = torch.nn.functional.softplus(first.hidden_bias.double()).sum()
         return (first.units.log_normaliser(first.visible_bias.double()) + hidden).item()
 
     def log_ratios(self) -> Tensor:
-        """``log p*_{k+1} - log p*_k`` at replicas k and k + 1: ``(rungs - 1, 2, chains)``."""
         ratios = []
         for k, (early, late) in enumerate(pairwise(self.laws)):
             pair = self.state.ladder[k : k + 2]
