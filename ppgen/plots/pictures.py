@@ -19,7 +19,7 @@ from ppgen.plots.style import WIDTH, canvas, dress, label
 def images(
     x: Any,
     shape: tuple[int, ...],
-    columns: int = 10,
+    columns: int | None = None,
     title: str = "Samples",
     subtitle: str = "",
     limits: tuple[float, float] | None = (0.0, 1.0),
@@ -30,7 +30,7 @@ def images(
     Args:
         x: images, ``(n, *)`` with as many numbers each as `shape` has.
         shape: (height, width) or (height, width, 3).
-        columns: images in a row.
+        columns: images in a row; None: about ten, so that the last row is full if it can be.
         title: heading.
         subtitle: what to see.
         limits: the values shown as black and white; None for the least and greatest.
@@ -38,14 +38,14 @@ def images(
     """
     stack = _stack(x, shape)
     scale = _Scale("gray", limits or _range(stack), unit)
-    return _mosaic(stack, min(columns, len(stack)), title, subtitle, scale)
+    return _mosaic(stack, _columns(columns, len(stack)), title, subtitle, scale)
 
 
 def reconstructions(
     x: Any,
     y: Any,
     shape: tuple[int, ...],
-    columns: int = 10,
+    columns: int | None = None,
     title: str = "Reconstructions",
 ) -> Figure:
     """Data above what the model makes of them, pair by pair.
@@ -54,13 +54,13 @@ def reconstructions(
         x: data, ``(n, *)``.
         y: reconstructions, ``(n, *)``.
         shape: (height, width) or (height, width, 3).
-        columns: pairs in a row.
+        columns: pairs in a row; None: as for `images`.
         title: heading.
     """
     above, below = _stack(x, shape), _stack(y, shape)
     if len(above) != len(below):
         raise ValueError(f"{len(above)} images and {len(below)} reconstructions")
-    columns = min(columns, len(above))
+    columns = _columns(columns, len(above))
     rows = []
     for start in range(0, len(above), columns):
         for half in (above, below):
@@ -119,6 +119,11 @@ def _stack(x: Any, shape: tuple[int, ...]) -> Array:
             f"the {x.size} of an array of shape {x.shape}"
         )
     return x.reshape(-1, *shape)
+
+
+def _columns(wanted: int | None, count: int) -> int:
+    full = [columns for columns in (10, 9, 11, 8, 12) if count % columns == 0]
+    return min(wanted or next(iter(full), 10), count)
 
 
 def _mosaic(
