@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from ppgen.distributions.units import sample_units
+from ppgen.inference.svi_loss import SVILoss
 from ppgen.types import BoltzmannMachine, Statistics
 
 Kept = Any  # of persistent chains: a tensor, or a dictionary of tensors
@@ -182,7 +183,7 @@ def _shapes(visible: Tensor, visible_mean: Tensor, hidden_mean: Tensor) -> list[
     return [(visible.shape[-1], H), (M,), (H,)]
 
 
-class ContrastiveDivergence:
+class ContrastiveDivergence(SVILoss):
     """Loss that trains a Boltzmann machine without its log Z.
 
     In Pyro: ``SVI(rbm.model, rbm.guide, optim, loss=ContrastiveDivergence())``. In a torch loop:
@@ -247,11 +248,6 @@ class ContrastiveDivergence:
             self.options |= {"sparsity": sparsity, "sparsity_target": sparsity_target}
         self.state: State | None = None
         self._scratch: Gradient | None = None
-
-    def __call__(self, model: Callable, guide: Callable | None, batch: Tensor) -> float:
-        """What SVI calls; without gradients (`SVI.evaluate_loss`) nothing moves."""
-        compute = self.loss_and_grads if torch.is_grad_enabled() else self.loss
-        return compute(model, guide, batch)
 
     def loss_and_grads(self, model: Callable, guide: Callable | None, batch: Tensor) -> float:
         machine = _machine(model, guide)

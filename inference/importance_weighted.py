@@ -18,9 +18,10 @@ from ppgen.inference.importance_weights import (
     weigh,
 )
 from ppgen.inference.recorded_steps import RecordedSteps
+from ppgen.inference.svi_loss import SVILoss
 
 
-class WeightedLoss:
+class WeightedLoss(SVILoss):
     """A loss made of K weighted draws from the guide: for ``pyro.infer.SVI`` and for ``train``.
 
     It is the negative bound in nats, summed over the batch and scaled by plates, like an ELBO's.
@@ -37,11 +38,6 @@ class WeightedLoss:
         self.draws = draws
         self._depth: int | None = None
         self._steps = RecordedSteps()
-
-    def __call__(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
-        """What SVI calls; without gradients (`SVI.evaluate_loss`) none is written."""
-        compute = self.loss_and_grads if torch.is_grad_enabled() else self.loss
-        return compute(model, guide, *args, **kwargs)
 
     def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
         """The negative bound; the gradient is added to every parameter's ``.grad``."""

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from ppgen.inference.contrastive_divergence import shown_parameters
+from ppgen.inference.svi_loss import SVILoss
 from ppgen.types import MachinePrior
 
 
-class LeaveOneOut:
+class LeaveOneOut(SVILoss):
     """Loss that trains a story with a Boltzmann machine as its prior (RLOO).
 
     For SVI, a torch loop and ``train``. The float that comes back is minus the mean of f, nats per
@@ -51,11 +52,6 @@ class LeaveOneOut:
                 raise ValueError(f"{name}: expected at least {least}, got {number}")
         self.samples, self.gibbs_steps, self.chains = samples, gibbs_steps, chains
         self.state: Tensor | None = None  # visible sides of the prior's chains, (C, L)
-
-    def __call__(self, model: Callable, guide: Callable | None, batch: Tensor) -> float:
-        """What SVI calls; without gradients (`SVI.evaluate_loss`) nothing moves."""
-        compute = self.loss_and_grads if torch.is_grad_enabled() else self.loss
-        return compute(model, guide, batch)
 
     def loss_and_grads(self, model: Callable, guide: Callable | None, batch: Tensor) -> float:
         story, batch = _checked(model, batch)

@@ -13,10 +13,11 @@ from ppgen.inference.contrastive_divergence import (
     Info,
     shown_parameters,
 )
+from ppgen.inference.svi_loss import SVILoss
 from ppgen.types import DirectedLayers
 
 
-class TopLayer:
+class TopLayer(SVILoss):
     """Loss that trains the machine on top of a deep belief network, the layers below held fixed.
 
     It is the greedy step for the highest layer, whose data the recognition pass draws anew for each
@@ -37,11 +38,6 @@ class TopLayer:
     def __init__(self, gibbs_steps: int = 5, persistent: bool = True, **options: Any) -> None:
         self.top = ContrastiveDivergence(gibbs_steps, persistent, **options)
         self.options = {"persistent": persistent, "chains": self.top.chains, **self.top.options}
-
-    def __call__(self, model: Callable, guide: Callable | None, batch: Tensor) -> float:
-        """What SVI calls; without gradients (`SVI.evaluate_loss`) nothing moves."""
-        compute = self.loss_and_grads if torch.is_grad_enabled() else self.loss
-        return compute(model, guide, batch)
 
     def loss_and_grads(self, model: Callable, guide: Callable | None, batch: Tensor) -> float:
         network = _network(model, guide)
