@@ -1,5 +1,6 @@
 """What every test may rely on, and what none may leave behind."""
 
+import os
 from collections.abc import Iterator
 
 import pyro
@@ -7,6 +8,9 @@ import pytest
 import torch
 
 from ppgen.progress import quiet
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # whose threads would wait for those of the others
+    torch.set_num_threads(1)
 
 FAILURE_RATE = 2e-5  # of one correct statistical test; tolerances are derived from it
 
