@@ -126,7 +126,7 @@ class ConditionalVAE(PyroModule):
         """Mean pixels of `x` in the style that it has, as members of the classes `other`."""
         x = self._data(x)
         z = centre(self.encode(x, one_of(y, self.classes).to(x)))
-        return self.likelihood.mean(self.decode(z, one_of(other, self.classes).to(x)))
+        return self.decode(z, one_of(other, self.classes).to(x)).mean
 
     def _data(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.visible:

@@ -147,7 +147,7 @@ class HierarchicalVAE(PyroModule):
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
         """Mean pixels at the mean of q(z1 | x), ``(*, D)``."""
-        return self.likelihood.mean(self.decode(centre(self.encode(self._data(x)))))
+        return self.decode(centre(self.encode(self._data(x)))).mean
 
     @torch.no_grad()
     def latent_use(self, x: Tensor) -> dict[str, LatentUse]:

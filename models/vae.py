@@ -142,7 +142,7 @@ class VAE(PyroModule):
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
         """Mean pixels at the mean code of `x`, ``(*, D)``."""
-        return self.likelihood.mean(self.decode(self.code(x)))
+        return self.decode(self.code(x)).mean
 
     @torch.no_grad()
     def code(self, x: Tensor) -> Tensor:
@@ -177,7 +177,7 @@ class VAE(PyroModule):
         start, end = self.code(a), self.code(b)
         share = torch.linspace(0, 1, steps, dtype=start.dtype, device=start.device)
         z = torch.lerp(start, end, share.view(-1, *[1] * start.ndim))
-        return self.likelihood.mean(self.decode(z))
+        return self.decode(z).mean
 
     def _data(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.visible:

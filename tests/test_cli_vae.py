@@ -1,6 +1,7 @@
 """``ppgen train vae``: its parts, its bounds, and what another run gives it to begin with."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -62,10 +63,30 @@ def test_grey_levels_are_modelled_as_they_are(train, pixels):
     assert ((x != 0) & (x != 1)).any()
 
 
+@pytest.mark.parametrize("pixels", ["logistic", "categorical"])
+def test_whole_grey_levels_have_bits_per_dimension(train, tmp_path, capsys, pixels):
+    story = train("whole", "--pixels", pixels)
+    assert story.likelihood.levels == 17  # the 8x8 digits are sums of 16 bits
+    assert story.sample(9).unique().numel() > 5
+    settings = read_settings(tmp_path / "whole")
+    x = load_data(settings, "test").x
+    assert x.max() == 16 and (x == x.round()).all()
+    assert (story.reconstruct(x[:3].double()) <= 16).all()
+    capsys.readouterr()
+    place = str(tmp_path / "whole")
+    assert run(["evaluate", place, "--samples", "3", "--json", "--quiet"]) == exits.DONE
+    found = json.loads(capsys.readouterr().out)
+    assert found["bits_per_dimension"] == pytest.approx(-found["lower"] / (64 * math.log(2)))
+    assert run(["interpolate", place, "--pairs", "2", "--steps", "3", "--quiet"]) == exits.DONE
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
         (["--binarisation", "none"], "or model them as they are: --pixels grey or gaussian"),
+        (["--binarisation", "none"], "whole grey levels by --pixels logistic or categorical"),
+        (["--binarisation", "static", "--pixels", "logistic"], "leave --binarisation out"),
+        (["--pixels", "logistic", "--levels", "1"], "--levels says how many there are"),
         (["--objective", "iwae", "--warm-up", "10"], "--warm-up and --free-bits are for elbo"),
         (["--posterior", "planar", "--flow-layers", "0"], "--flow-layers must be at least 1"),
         (["--start-from", "."], "no such file: no checkpoint was committed"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -10,7 +11,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ppgen.data import Dataset
+    from ppgen.types import Likelihood
 
+GREY = ("grey", "gaussian", "logistic", "categorical")  # pixels that are not binary
+_WHOLE = GREY[2:]  # laws of whole levels
 _COMPONENTS = 50  # of a mixture prior, or a VampPrior
 _CAUSAL_UNITS = 7  # hidden units of a pixel that is told of its neighbours
 
@@ -18,7 +22,7 @@ _CAUSAL_UNITS = 7  # hidden units of a pixel that is told of its neighbours
 def parts(settings: dict[str, Any], examples: Dataset, features: int) -> dict[str, Any]:
     """Those parts that are not the default ones; runs of older versions name none."""
     latent, found = settings["latent"], {}
-    likelihood = _likelihood(settings.get("pixels", "binary"), examples)
+    likelihood = _likelihood(settings, examples)
     if likelihood is not None:
         found["likelihood"] = likelihood
     if settings.get("convolutional"):
@@ -58,6 +62,55 @@ def bound(settings: dict[str, Any]) -> Any:
             f"--objective {objective}: --warm-up and --free-bits are for elbo; --beta is 1"
         )
     return {"iwae": ImportanceWeightedELBO, "dreg": DReG}[objective](draws or 8)
+
+
+def as_modelled(examples: Dataset, settings: dict[str, Any]) -> Dataset:
+    """The examples in the numbers that the run's pixels take.
+
+    Of whole levels it writes into `settings` how many there are, where that was not asked for.
+    """
+    if settings.get("pixels") not in _WHOLE:
+        return examples
+    known = round(examples.white) + 1 if examples.white > 1 else 256
+    settings["levels"] = settings["levels"] or known
+    try:
+        return examples.in_levels()
+    except ValueError as error:
+        hint = f"--pixels {settings['pixels']} is a law of them: leave --binarisation out"
+        raise ValueError(f"{error}; {hint}") from error
+
+
+def check_pixels(examples: Dataset, settings: dict[str, Any]) -> None:
+    """Whether the run's pixels can have these values.
+
+    Raises:
+        DataError: by row and column, with the pixels that could.
+    """
+    from ppgen.data import DataError, check_binary
+    from ppgen.data.levels import whole_levels
+
+    pixels = settings.get("pixels", "binary")
+    try:
+        if pixels in _WHOLE:
+            whole_levels(examples.x, levels=settings["levels"], name=examples.name)
+        elif pixels not in GREY:
+            check_binary(examples.x, examples.name)
+    except DataError as error:
+        if pixels in _WHOLE:
+            error.args = (f"{error}; --levels says how many there are",)
+        elif settings["model"] == "vae":
+            error.args = (
+                f"{error}; or model them as they are: --pixels grey or gaussian, and whole grey "
+                "levels by --pixels logistic or categorical",
+            )
+        raise
+
+
+def bits_per_dimension(found: Likelihood, settings: dict[str, Any], pixels: int) -> dict[str, float]:
+    """Of a law of whole grey levels; nothing for others, whose nats are those of other data."""
+    if settings.get("pixels") not in _WHOLE:
+        return {}
+    return {"bits_per_dimension": -found.lower / (pixels * math.log(2))}
 
 
 def start_from(story: nn.Module, run: Path) -> list[str]:
@@ -100,14 +153,19 @@ def _image_shape(option: str, examples: Dataset) -> tuple[int, int]:
     return height, width
 
 
-def _likelihood(pixels: str, examples: Dataset) -> Any:
+def _likelihood(settings: dict[str, Any], examples: Dataset) -> Any:
     from ppgen.networks import likelihoods
 
+    pixels = settings.get("pixels", "binary")
     if pixels == "causal":
         shape = _image_shape("--pixels causal", examples)
         return likelihoods.CausalBernoulliLikelihood(shape, _CAUSAL_UNITS)
     if pixels == "grey":
         return likelihoods.ContinuousBernoulliLikelihood()
+    if pixels == "logistic":
+        return likelihoods.DiscretisedLogisticLikelihood(settings["levels"])
+    if pixels == "categorical":
+        return likelihoods.CategoricalLikelihood(settings["levels"])
     return likelihoods.GaussianLikelihood(learned=True) if pixels == "gaussian" else None
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from ppgen.cli import molecules
+from ppgen.cli.autoencoders import bits_per_dimension
 from ppgen.cli.exits import DONE
 from ppgen.cli.options import Binarisation, Common, Run
 from ppgen.cli.runs import (
@@ -74,7 +75,11 @@ def evaluate(
             story, examples, common, samples, chains, temperatures, thorough
         )
         code = latent_sentence(story, examples, common)
-        more, numbers = scores(story, found, examples, settings) if is_text(settings) else ("", {})
+        if is_text(settings):
+            more, numbers = scores(story, found, examples, settings)
+        else:
+            numbers = bits_per_dimension(found, settings, examples.x.shape[1])
+            more = "".join(f"\nat most {bits:.3f} bits per dimension" for bits in numbers.values())
     what = f"{settings['model']} on {examples.describe()}"
     common.print(f"{what}: {found}{more}{code}", {"story": settings["model"],
                  "data": examples.describe(), **asdict(found), **numbers})  # fmt: skip

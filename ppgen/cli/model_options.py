@@ -49,9 +49,13 @@ class CodeOptions:
     refine: int = 1
     "Likewise: convolutions between those that halve; 0 is several times faster."
 
-    pixels: Literal["binary", "causal", "grey", "gaussian"] = "binary"
+    pixels: Literal["binary", "causal", "grey", "gaussian", "logistic", "categorical"] = "binary"
     """Of a VAE, their law given the code. Causal ones are binary and told of those above and to the
-    left of them; grey is a density on [0, 1], gaussian one of any numbers with a learned scale."""
+    left of them; grey is a density on [0, 1], gaussian one of any numbers with a learned scale;
+    logistic and categorical are laws of whole grey levels, as 0 to 255."""
+
+    levels: int | None = None
+    "Of logistic and categorical pixels; as many as the data set has, 256 for a file."
 
     prior: Literal["standard", "mixture", "vampprior", "flow"] = "standard"
     "Of a VAE's code; the mixtures have 50 components."

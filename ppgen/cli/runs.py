@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ppgen.cli import molecules
+from ppgen.cli.autoencoders import as_modelled, bits_per_dimension
 from ppgen.cli.options import Common, note
 from ppgen.cli.sentences import is_text, load_text, tokenizer_of
 from ppgen.cli.stories import BUNDLED
@@ -42,13 +43,14 @@ def load_data(settings: dict[str, Any], split: Literal["train", "test"]) -> Data
 
     if is_text(settings):
         return load_text(settings, split)
-    return load(
+    examples = load(
         settings["data"],
         split,
         binarisation=settings["binarisation"],
         folder=settings["folder"],
         seed=settings["seed"],
     )
+    return as_modelled(examples, settings)
 
 
 def chosen(data: str | None, folder: Path | None) -> dict[str, Any]:
@@ -227,6 +229,8 @@ def write_page(
         pictures.append(Picture(figure, "Measured while it was trained, by short annealing."))
     facts = {k: v for k, v in settings.items() if k not in ("tokenizer", "properties")}
     facts["evaluated on"] = examples.describe()
+    if found is not None:
+        facts |= bits_per_dimension(found, settings, examples.x.shape[1])
     more = []
     if settings["model"] in MACHINES:
         more.append(machine_section(story, load_data(settings, "train"), examples, common.seed))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from ppgen.cli import molecules
+from ppgen.cli.autoencoders import GREY, check_pixels
 from ppgen.cli.exits import DONE, INTERRUPTED, NOT_PASSED
 from ppgen.cli.measurements import measuring
 from ppgen.cli.model_options import CodeOptions, MachineOptions
@@ -115,12 +116,15 @@ def train(
         "checkpoint_every": checkpoint_every,
     }
     settings |= _of_its_kind(model, machine or MachineOptions(), code or CodeOptions())
+    if settings.get("pixels") in GREY:
+        settings["binarisation"] = binarisation or "none"
     if model in MACHINES:
         settings["top_alone"] = trains_top_alone(settings)
     with common.active():
         if is_text(settings):  # goes into the run, whatever becomes of the file
             settings["tokenizer"] = tokenizer_of(settings).as_dict()
-        return _train(settings, load_data(settings, "train"), out, common, overwrite=overwrite)
+        examples = load_data(settings, "train")
+        return _train(settings, examples, out, common, overwrite=overwrite)
 
 
 def resume(run: Run, /, *, epochs: int | None = None, common: Common | None = None) -> int:
@@ -163,17 +167,11 @@ def _train(
     overwrite: bool = False,
 ) -> int:
     import ppgen
-    from ppgen.data import DataError, check_binary
 
     if examples.x.ndim != 2:
         raise ValueError(f"{examples.name}: expected one example a row, got {examples.x.shape}")
-    if not is_text(settings) and settings.get("pixels") not in ("grey", "gaussian"):
-        try:
-            check_binary(examples.x, examples.name)
-        except DataError as error:
-            if settings["model"] == "vae":
-                error.args = (f"{error}; or model them as they are: --pixels grey or gaussian",)
-            raise
+    if not is_text(settings):
+        check_pixels(examples, settings)
     if settings["model"] == "molecules":
         properties = molecules.properties(settings)
         settings.setdefault("properties", molecules.scales(properties))

@@ -27,6 +27,7 @@ class Dataset:
         columns: the names of a table's columns.
         seed: of the binarisation, and of the order of minibatches unless another is given.
         grey: under dynamic binarisation the grey levels in [0, 1], shaped as `x`.
+        white: the grey level of white in the file, by which its levels were divided.
         notes: what else must be said, as "checksum unknown".
     """
 
@@ -39,6 +40,7 @@ class Dataset:
     columns: tuple[str, ...] | None = None
     seed: int = 0
     grey: Tensor | None = None
+    white: float = 1.0
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -75,6 +77,23 @@ class Dataset:
         if self.grey is None or epoch == 0:
             return self.x
         return draw(self.grey, self.seed, self.split, epoch)
+
+    def in_levels(self) -> Dataset:
+        """The examples as the whole grey levels that the file holds, 0 to `white`.
+
+        Raises:
+            ValueError: for binarised examples.
+
+        Example:
+            >>> Dataset(torch.tensor([[0.0, 0.25]]), white=16.0).in_levels().x
+            tensor([[0., 4.]])
+        """
+        if self.binarisation != "none":
+            raise ValueError(f"{self.describe()}: grey levels have none")
+        levels = self.x * self.white
+        whole = levels.round()  # what division by 255 has taken from a whole number
+        near = torch.isclose(levels, whole, rtol=1e-5, atol=0)
+        return replace(self, x=torch.where(near, whole, levels), white=1.0)
 
     def order(self, epoch: int, *, seed: int | None = None) -> Tensor:
         """The order of the examples in an epoch, ``(N,)``: a function of (seed, epoch) alone."""

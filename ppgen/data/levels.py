@@ -8,12 +8,15 @@ from torch import Tensor
 from ppgen.data.errors import check_binary, refuse_where
 
 
-def whole_levels(x: Tensor, columns: int | None = None, levels: int = 2) -> Tensor:
+def whole_levels(
+    x: Tensor, columns: int | None = None, levels: int = 2, name: str = "x"
+) -> Tensor:
     """`x` itself, if its entries are the whole numbers 0 to ``levels - 1``.
 
     Args:
         x: data, ``(*, D)``.
         columns: the D that is expected.
+        name: of the data, for the message.
 
     Raises:
         ValueError: otherwise, with the row and column of the first wrong entry.
@@ -22,13 +25,13 @@ def whole_levels(x: Tensor, columns: int | None = None, levels: int = 2) -> Tens
         expected = "(*, D)" if columns is None else f"(*, {columns})"
         raise ValueError(f"expected data of shape {expected}; got {tuple(x.shape)}")
     if levels == 2:
-        return x if _binary(x) else check_binary(x)  # which is slower, and says what is wrong
+        return x if _binary(x) else check_binary(x, name)  # which is slower, and says what is wrong
     allowed = x.floor().clamp(0, levels - 1)
     wrong = x != allowed  # NaN equals nothing
     if not wrong.any().item():
         return x
     message = f"{x[wrong][0].item():.6g} is not one of 0, 1, ..., {levels - 1}"
-    refuse_where(wrong, f"{message}: give the raw levels, not rescaled ones", "x")
+    refuse_where(wrong, f"{message}: give the raw levels, not rescaled ones", name)
     return x
 
 

@@ -59,7 +59,7 @@ def load(
     if split != "test" and len(raw.values) < 2:
         raise DataError(f"{len(raw.values)} row: at least two are needed to train on", raw.name)
     values = tensor_of(raw)
-    grey, notes = _scaled(values, raw, binarisation, white)
+    grey, level, notes = _scaled(values, raw, binarisation, white)
     grey = grey.to(torch.get_default_dtype())
     if binarisation == "none":  # the margins of images are constant as a rule
         _warn_of_constants(grey, raw)
@@ -81,14 +81,15 @@ def load(
         columns=raw.columns,
         seed=seed,
         grey=grey if binarisation == "dynamic" else None,
+        white=level,
         notes=raw.notes + notes,
     )
 
 
 def _scaled(
     values: Tensor, raw: Raw, binarisation: Binarisation, white: float | None
-) -> tuple[Tensor, tuple[str, ...]]:
-    """Values divided by the grey level of white, checked; and what to say of it."""
+) -> tuple[Tensor, float, tuple[str, ...]]:
+    """Values divided by the grey level of white, checked; that level; and what to say of it."""
     lines = None if raw.lines is None else raw.lines.tolist()
     check_finite(values, raw.name, columns=raw.columns, lines=lines)
     if white is not None and not 0 < white < float("inf"):
@@ -102,7 +103,7 @@ def _scaled(
     if binarisation != "none" or raw.white or white:
         expected = f"grey levels from 0 to {level:g} are expected"
         refuse_where((grey < 0) | (grey > 1), expected, raw.name, raw.columns, lines)
-    return grey, notes
+    return grey, level, notes
 
 
 def white_of(values: Tensor, name: str) -> float:

@@ -37,10 +37,6 @@ class PixelLikelihood(nn.Module):
         """`x` on the scale that an encoder is given, about -1 to 1."""
         return x
 
-    def mean(self, pixels: TorchDistribution) -> Tensor:
-        """E[x] of the law, ``(*, D)``."""
-        return pixels.mean
-
 
 class BernoulliLikelihood(PixelLikelihood):
     """Binary pixels; the decoder gives their log-odds. Grey values have no density here."""
@@ -186,6 +182,14 @@ class DiscretisedLogisticLikelihood(PixelLikelihood):
         return 2 * x / (self.levels - 1) - 1
 
 
+class _Levels(dist.Categorical):
+    """A categorical whose values are numbers, so that it has a mean."""
+
+    @property
+    def mean(self) -> Tensor:
+        return self.probs @ torch.arange(self.probs.shape[-1]).to(self.probs)
+
+
 class CategoricalLikelihood(PixelLikelihood):
     """Whole levels, each with a probability of its own.
 
@@ -200,14 +204,10 @@ class CategoricalLikelihood(PixelLikelihood):
         self.levels = levels
 
     def forward(self, raw: Tensor) -> TorchDistribution:
-        return dist.Categorical(logits=raw.unflatten(-1, (-1, self.levels))).to_event(1)
+        return _Levels(logits=raw.unflatten(-1, (-1, self.levels))).to_event(1)
 
     def check(self, x: Tensor) -> Tensor:
         return whole_levels(x, levels=self.levels)
 
     def network_input(self, x: Tensor) -> Tensor:
         return 2 * x / (self.levels - 1) - 1
-
-    def mean(self, pixels: TorchDistribution) -> Tensor:
-        probabilities = pixels.base_dist.probs  # pyright: ignore[reportAttributeAccessIssue]
-        return probabilities @ torch.arange(self.levels).to(probabilities)
