@@ -70,7 +70,8 @@ def test_whole_grey_levels_have_bits_per_dimension(train, tmp_path, capsys, pixe
     assert story.sample(9).unique().numel() > 5
     settings = read_settings(tmp_path / "whole")
     x = load_data(settings, "test").x
-    assert x.max() == 16 and (x == x.round()).all()
+    assert x.max() == 16
+    assert (x == x.round()).all()
     assert (story.reconstruct(x[:3].double()) <= 16).all()
     capsys.readouterr()
     place = str(tmp_path / "whole")

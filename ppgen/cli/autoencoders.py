@@ -106,7 +106,9 @@ def check_pixels(examples: Dataset, settings: dict[str, Any]) -> None:
         raise
 
 
-def bits_per_dimension(found: Likelihood, settings: dict[str, Any], pixels: int) -> dict[str, float]:
+def bits_per_dimension(
+    found: Likelihood, settings: dict[str, Any], pixels: int
+) -> dict[str, float]:
     """Of a law of whole grey levels; nothing for others, whose nats are those of other data."""
     if settings.get("pixels") not in _WHOLE:
         return {}

@@ -8,9 +8,7 @@ from torch import Tensor
 from ppgen.data.errors import check_binary, refuse_where
 
 
-def whole_levels(
-    x: Tensor, columns: int | None = None, levels: int = 2, name: str = "x"
-) -> Tensor:
+def whole_levels(x: Tensor, columns: int | None = None, levels: int = 2, name: str = "x") -> Tensor:
     """`x` itself, if its entries are the whole numbers 0 to ``levels - 1``.
 
     Args:
