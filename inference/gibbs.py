@@ -77,7 +77,7 @@ class BlockGibbs(UntransformedKernel):
         self.machine, self.sweeps, self.site = machine, sweeps, site
         self.temperature = temperature
         start = start.to(machine.visible_bias.detach())
-        self.clamp = None if clamp is None else _clamped(clamp, start, machine)
+        self.clamp = None if clamp is None else clamped(clamp, start, machine)
         self.values = start  # of the clamped units
         super().__init__({site: start})
 
@@ -97,8 +97,8 @@ class BlockGibbs(UntransformedKernel):
         return self.machine.units.sample(self.machine.visible_natural(hidden) / self.temperature)
 
 
-def _clamped(clamp: Tensor, start: Tensor, machine: BoltzmannMachine) -> Tensor:
-    """The mask, ``(D,)`` or ``(chains, D)``, where it fits."""
+def clamped(clamp: Tensor, start: Tensor, machine: BoltzmannMachine) -> Tensor:
+    """The mask of clamped units, ``(D,)`` or ``(chains, D)``, where it fits the sides `start`."""
     if clamp.dtype != torch.bool or clamp.shape not in (start.shape, start.shape[1:]):
         raise ValueError(
             f"clamp: expected a bool tensor of shape {tuple(start.shape[1:])} or "

@@ -1,25 +1,38 @@
-"""Gibbs sampling of stories that declare their full conditionals, many chains side by side."""
+"""Gibbs sampling of stories whose full conditionals are known, many chains side by side."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
+from ppgen.inference.binary_gibbs import binary_chains
 from ppgen.inference.declared import declared, unconstrained
+from ppgen.inference.discrete_chains import said_of
 from ppgen.inference.gibbs import UntransformedKernel
+from ppgen.inference.machine_gibbs import machine_chains
+from ppgen.inputs import slots
 from ppgen.moments import point
 from ppgen.posterior import Cost, Posterior
 from ppgen.program import Program
 from ppgen.progress import Progress, interruptible
 from ppgen.story import sandbox
-from ppgen.types import ConditionallyConjugate, Coordinate, Exchangeable, Story
+from ppgen.types import (
+    ConditionallyConjugate,
+    Coordinate,
+    Exchangeable,
+    MachineStory,
+    Story,
+)
+
+S = TypeVar("S")
+R = TypeVar("R")
 
 
 class State(NamedTuple):
@@ -50,11 +63,19 @@ def step(state: State, coordinates: Mapping[str, Coordinate]) -> tuple[State, In
 
 @dataclass(frozen=True)
 class Gibbs:
-    """Block Gibbs, for stories that declare their full conditionals.
+    """Block Gibbs, for stories whose full conditionals are known. Nothing is tuned or rejected.
 
-    Such a story is a :class:`ppgen.types.ConditionallyConjugate`. Nothing is tuned, nothing is
-    rejected. Where components have no numbers of their own (:class:`ppgen.types.Exchangeable`) the
-    draws are put into the order that the story calls canonical, and the result says so.
+    - A :class:`ppgen.types.ConditionallyConjugate` declares them. Where components have no numbers
+      of their own (:class:`ppgen.types.Exchangeable`) the draws are put into the order that the
+      story calls canonical, and the result says so.
+    - A Boltzmann machine (:class:`ppgen.types.MachineStory`) has its two sides: ``rbm.model``
+      alone draws x and h, ``rbm.model, x`` draws h given x, and entries of x that are NaN are
+      drawn given the others (inpainting). x then comes in full.
+    - Where all latent sites are binary, a machine in ``pyro.sample`` for instance, each unit is
+      drawn given all else: two evaluations of the story for a unit and sweep.
+
+    A unit that never changes has no R-hat and no ESS: those that are not data are counted in the
+    messages.
 
     Args:
         chains: run in one batch.
@@ -64,10 +85,18 @@ class Gibbs:
         keep: auxiliary blocks to keep beside the sites, such as the assignments of a mixture.
 
     Raises:
-        ValueError: from `run`, for a story without conditionals, or an unknown block in `keep`.
+        ValueError: from `run`, for a story without conditionals, data that do not fit it, or an
+            unknown block in `keep`.
 
     References:
         | Sampling-Based Approaches to Calculating Marginal Densities (Gelfand & Smith, 1990)
+
+    Example:
+        >>> from ppgen.models import RBM
+        >>> x = torch.tensor([[1.0, 1.0, float("nan")]])  # the last unit is missing
+        >>> posterior = Gibbs(chains=4, draws=10).run(RBM(3, 2).model, x)
+        >>> tuple(posterior["x"].shape), bool((posterior["x"][..., :2] == 1).all())
+        ((4, 10, 1, 3), True)
     """
 
     chains: int = 16
@@ -84,14 +113,23 @@ class Gibbs:
                 )
 
     def run(self, model: Story | Program, *args: Any, **kwargs: Any) -> Posterior:
+        if not isinstance(model, Program):
+            found = self._of_discrete(model, args, kwargs)
+            if found is not None:
+                return found
         begin = time.perf_counter()
         story, program, data = declared("Gibbs", ConditionallyConjugate, model, args, kwargs)
         with sandbox(program.dtype), torch.no_grad():
             state, coordinates = init(story, self.chains, data), story.coordinates(*data)
             self._check_kept(coordinates, program)
-            adapted, kept, info = self._sample(state, coordinates, program)
+            names = (*program.sites, *self.keep)
+            adapted, kept, (_, info) = self._sample(
+                (state, Info({})),
+                lambda before: step(before[0], coordinates),
+                lambda after: {name: after[0].values[name] for name in names},
+            )
         found = {name: torch.stack([row[name] for row in kept], 1) for name in kept[0]}
-        messages = () if len(kept) == self.draws else (f"stopped after {len(kept)} draws",)
+        messages = self._stopped(len(kept))
         if isinstance(story, Exchangeable):
             found = story.canonical(found)
             messages = (*messages, "components are numbered in the story's canonical order")
@@ -121,27 +159,58 @@ class Gibbs:
             deterministic=(*posterior.deterministic, *extra),
         )
 
+    def _of_discrete(
+        self, model: Story, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Posterior | None:
+        """Of a machine, or of a story whose latent sites are binary; None for any other."""
+        begin = time.perf_counter()
+        story = getattr(model, "__self__", None)
+        if isinstance(story, ConditionallyConjugate):
+            return None
+        with sandbox(_dtype(model, args, kwargs)), torch.no_grad():
+            # other methods of a machine are stories of their own
+            if isinstance(story, MachineStory) and model.__name__ == "model":
+                chains = machine_chains(story, self.chains, args, kwargs)
+            else:
+                chains = binary_chains(model, self.chains, args, kwargs)
+            if chains is None:
+                return None
+            if self.keep:
+                raise ValueError("Gibbs(keep=...): this story has no blocks besides its sites")
+            adapted, kept, _ = self._sample(chains.state, chains.sweep, chains.read)
+        draws = {n: torch.stack([row.sites[n] for row in kept], 1) for n in kept[0].sites}
+        return Posterior.from_chains(
+            draws,
+            engine="Gibbs",
+            messages=(*self._stopped(len(kept)), *said_of(draws, chains)),
+            options=asdict(self),
+            stats={"lp": torch.stack([row.lp for row in kept], 1)},
+            cost=Cost(adapting=adapted - begin, sampling=time.perf_counter() - adapted),
+        )
+
     def _sample(
-        self, state: State, coordinates: Mapping[str, Coordinate], program: Program
-    ) -> tuple[float, list[dict[str, Tensor]], Info]:
-        """When warm-up ended, the draws kept, and the last conditionals."""
-        kept: list[dict[str, Tensor]] = []
-        names, adapted = (*program.sites, *self.keep), time.perf_counter()
+        self, state: S, sweep: Callable[[S], S], read: Callable[[S], R]
+    ) -> tuple[float, list[R], S]:
+        """When warm-up ended, what was read of the states kept, and the last state."""
+        kept: list[R] = []
+        adapted = time.perf_counter()
         total = self.warmup + self.draws * self.thin
-        info = Info({})
         with interruptible() as interrupt, Progress("Gibbs", total) as progress:
             for t in range(1, total + 1):
-                state, info = step(state, coordinates)
+                state = sweep(state)
                 progress.advance()
                 if t == self.warmup:
                     adapted = time.perf_counter()
                 if t > self.warmup and (t - self.warmup) % self.thin == 0:
-                    kept.append({name: state.values[name] for name in names})
+                    kept.append(read(state))
                 if interrupt:
                     break
         if not kept:
             raise KeyboardInterrupt("Gibbs was stopped before its first draw")
-        return adapted, kept, info
+        return adapted, kept, state
+
+    def _stopped(self, kept: int) -> tuple[str, ...]:
+        return () if kept == self.draws else (f"stopped after {kept} draws",)
 
     def _check_kept(self, coordinates: Mapping[str, Coordinate], program: Program) -> None:
         auxiliary = [name for name in coordinates if name not in program.sites]
@@ -151,6 +220,13 @@ class Gibbs:
                 f"Gibbs(keep=...): no auxiliary block {unknown[0]!r}; the story has "
                 f"{auxiliary or 'none'}, and keeps its sites {list(program.sites)} anyway"
             )
+
+
+def _dtype(model: Story, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.dtype:
+    """Of the story's parameters, else of its data."""
+    found = [t for _, t in slots(model, args, kwargs) if t.is_floating_point()]
+    found.sort(key=lambda tensor: not isinstance(tensor, torch.nn.Parameter))
+    return found[0].dtype if found else torch.get_default_dtype()
 
 
 class ConditionalGibbs(UntransformedKernel):

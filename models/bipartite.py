@@ -92,9 +92,14 @@ class Bipartite(PyroModule):
         return self.units.sample(self.visible_natural(t))
 
     @torch.no_grad()
+    def sample_hidden(self, s: Tensor) -> Tensor:
+        """Draw the hidden side given the visible, ``(*, D) -> (*, H)``."""
+        return sample_units(self.hidden_logits(s).sigmoid_())
+
+    @torch.no_grad()
     def sweep(self, s: Tensor) -> Tensor:
         """One block Gibbs update of the visible side: the hidden given it, then it anew."""
-        return self.sample_visible(sample_units(self.hidden_logits(s).sigmoid_()))
+        return self.sample_visible(self.sample_hidden(s))
 
     @torch.no_grad()
     def statistics(self, s: Tensor) -> Statistics:

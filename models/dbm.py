@@ -152,6 +152,10 @@ class DBM(Bipartite):
             pyro.sample("odd", dist.Bernoulli(torch.cat(means[1::2], -1)).to_event(1))
             pyro.sample("even", dist.Bernoulli(torch.cat(means[2::2], -1)).to_event(1))
 
+    def sites(self, s: Tensor, t: Tensor) -> dict[str, Tensor]:
+        """The values of the pair's sites in a state of both sides."""
+        return {"odd": t, "x": s[..., : self.visible], "even": s[..., self.visible :]}
+
     @property
     def weights(self) -> tuple[Tensor, ...]:
         """W_1, ..., W_L."""

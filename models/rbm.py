@@ -146,6 +146,10 @@ class RBM(Bipartite):
             pyro.sample("h", self.hidden_given_visible(x))
         return x
 
+    def sites(self, s: Tensor, t: Tensor) -> dict[str, Tensor]:
+        """The values of the pair's sites in a state of both sides."""
+        return {"x": s, "h": t}
+
     @pyro_method
     def guide(self, x: Tensor) -> None:
         """Exact: the ELBO equals ``log p(x)``, for every draw of h."""

@@ -203,7 +203,7 @@ def _is_discrete(msg: Any) -> bool:
         raise ValueError(
             f"site '{msg['name']}' is {_describe(fn)}: discrete with infinitely many values (or "
             "none that can be listed), so it can neither be summed out nor moved by gradients; "
-            "observe it, marginalise it by hand, or use Gibbs steps for it"
+            "observe it, marginalise it by hand, or use Gibbs() where all latent sites are binary"
         )
     return discrete
 

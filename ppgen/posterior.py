@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -119,6 +120,11 @@ class Posterior:
             **fields,
         )
         return posterior._diagnosed() if kind == "chains" else posterior
+
+    @classmethod
+    def from_chains(cls, draws: dict[str, Tensor], *, engine: str, **fields: Any) -> Posterior:
+        """Wrap and diagnose Markov chains over sites that have no unconstrained vector."""
+        return cls(draws=draws, engine=engine, kind="chains", **fields)._diagnosed()
 
     # -- reading -----------------------------------------------------------------------------
 
@@ -341,7 +347,10 @@ class Posterior:
             }
             groups["observed_data"] = {n: _numpy(v) for n, v in program.observed().items()}
             groups["posterior_predictive"] = self._replicated(program)
-        return from_dict({name: group for name, group in groups.items() if group})
+        with warnings.catch_warnings():
+            # many short chains are meant
+            warnings.filterwarnings("ignore", message="Found chain dimension to be longer")
+            return from_dict({name: group for name, group in groups.items() if group})
 
     def _replicated(self, program: Program) -> dict[str, np.ndarray]:
         found = program.replicate({n: self.draws[n].flatten(0, 1) for n in program.sites})

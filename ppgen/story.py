@@ -118,7 +118,7 @@ class _Evaluate(Messenger):
         site = self.anatomy.sites.get(msg["name"])
         if site is None:
             raise _some_paths(msg["name"])
-        msg["fn"] = _without_validation(msg["fn"])
+        msg["fn"] = without_validation(msg["fn"])
         if site.kind == "latent":
             transform = biject_to(msg["fn"].support)
             point = self.z[site.start : site.stop].reshape(site.unconstrained_shape)
@@ -153,7 +153,7 @@ def _some_paths(name: str) -> ValueError:
     )
 
 
-def _without_validation(fn: Any) -> Any:
+def without_validation(fn: Any) -> Any:
     """A copy that does not validate: a check on the data is a branch that cannot be recorded.
 
     Distributions made inside :func:`sandbox` do not validate anyway; this is for those made
@@ -164,7 +164,7 @@ def _without_validation(fn: Any) -> Any:
     fn = copy.copy(fn)
     fn._validate_args = False
     if hasattr(fn, "base_dist"):
-        fn.base_dist = _without_validation(fn.base_dist)
+        fn.base_dist = without_validation(fn.base_dist)
     return fn
 
 

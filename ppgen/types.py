@@ -169,6 +169,25 @@ class BoltzmannMachine(Protocol):
 
 
 @runtime_checkable
+class MachineStory(BoltzmannMachine, Protocol):
+    """A machine that is a story of its own, whose latent sites are parts of its two sides."""
+
+    def model(self, x: Tensor | None = None, *, examples: int = 1) -> Any: ...
+
+    def energy(self, s: Tensor, t: Tensor) -> Tensor:
+        """Minus the unnormalised log density of both sides: ``(*, D), (*, H) -> (*)``, nats."""
+        ...
+
+    def sample_hidden(self, s: Tensor) -> Tensor:
+        """Draw the hidden side given the visible, ``(*, D) -> (*, H)``."""
+        ...
+
+    def sites(self, s: Tensor, t: Tensor) -> dict[str, Tensor]:
+        """The values of the model's sites, x among them, in a state of both sides."""
+        ...
+
+
+@runtime_checkable
 class PairwiseMachine(Protocol):
     """A Boltzmann machine of visible units alone, ``log p(x) = a.x + x.W.x / 2 - log Z``."""
 

@@ -1,0 +1,244 @@
+r"""Gibbs sampling of stories whose latent sites are all binary, one unit after the other.
+
+A unit is 1 given all else with log-odds ``log p(unit = 1, rest) - log p(unit = 0, rest)``:
+two evaluations of the story, one of which is at hand. A Boltzmann machine in ``pyro.sample`` takes
+part with its free energy, hidden side summed out, since its log Z cancels. Rows of a plate are
+independent given what is outside of it, so that a unit is drawn in all of them at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from pyro.distributions import constraints
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from ppgen.anatomy import Subsample, innermost
+from ppgen.distributions import Boltzmann, RestrictedBoltzmann
+from ppgen.inference.discrete_chains import Chains, Reading
+from ppgen.story import without_validation
+from ppgen.types import Story
+
+Values = Mapping[str, Tensor]
+
+
+class Site(NamedTuple):
+    """A latent site of binary units, ``(*batch, *event)``."""
+
+    name: str
+    plates: Mapping[str, int]  # the dimension of each plate that it is in
+    batch: torch.Size  # the plates' alone
+    event: torch.Size
+
+
+def binary_chains(
+    model: Story, chains: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Chains | None:
+    """Chains that start at coin flips; None where a latent site is not binary.
+
+    Raises:
+        ValueError: for a story without latent sites, one whose plates are not independent, or one
+            in which the parameters of a machine without a log Z depend on another latent site.
+    """
+    try:
+        first = _run({}, model, args, kwargs)
+    except _NotBinary:
+        return None
+    if not first.values:
+        raise ValueError("the story has no latent site, so there is nothing to infer")
+    latent = [msg for msg in first.visited if msg["name"] in first.values]
+    target = Target(model, args, kwargs, _free_machines(first, model, args, kwargs))
+    sites = [_site(msg) for msg in latent]
+    for site in sites:
+        target.require_plates(site, first.values)
+    start = {
+        name: torch.randint(2, (chains, *value.shape)).to(value)
+        for name, value in first.values.items()
+    }
+    return Chains(
+        start,
+        partial(step, target=target, sites=sites),
+        partial(_read, target=target),
+        observes=len(first.visited) > len(latent),
+    )
+
+
+def step(state: dict[str, Tensor], *, target: Target, sites: list[Site]) -> dict[str, Tensor]:
+    """One sweep over all units of all sites: values ``(chains, *batch, *event)``."""
+    for site in sites:
+        density = torch.func.vmap(partial(target.inside, site=site))
+        current = density(state)
+        for unit in range(site.event.numel()):
+            value = state[site.name]
+            mask = (torch.arange(site.event.numel()) == unit).reshape(site.event).to(value.device)
+            flipped = torch.where(mask, 1 - value, value)
+            other = density({**state, site.name: flipped})
+            moves = torch.rand_like(other) < torch.sigmoid(other - current)
+            current = torch.where(moves, other, current)
+            rows = moves.reshape(*moves.shape, *(1 for _ in site.event))
+            state = {**state, site.name: torch.where(rows, flipped, value)}
+    return state
+
+
+@dataclass(frozen=True)
+class Target:
+    """A story as a log density of its latent sites, without what cancels."""
+
+    model: Story
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    free: frozenset[str]  # machines whose log Z is the same whatever the latent sites are
+
+    def total(self, values: Values) -> Tensor:
+        """``log p(data, values)`` up to a constant, ``()``, nats."""
+        return torch.stack([term.sum() for _, term in self._terms(values)]).sum()
+
+    def inside(self, values: Values, site: Site) -> Tensor:
+        """What belongs to each row of the plates of `site`: ``(*batch)``, nats."""
+        return self._parts(values, site)[0]
+
+    def require_plates(self, site: Site, values: Values) -> None:
+        """Refuse a story that mixes the rows of a plate: they could not be drawn side by side."""
+        flipped = {**values, site.name: 1 - values[site.name]}
+        before, after = (self._parts(point, site)[1] for point in (values, flipped))
+        if not torch.equal(before, after):
+            raise ValueError(
+                f"site '{site.name}' is in the plate {' and '.join(site.plates)}, but a site "
+                "outside of it depends on its values: write it without the plate, with `.expand` "
+                "and `.to_event`"
+            )
+
+    def _parts(self, values: Values, site: Site) -> tuple[Tensor, Tensor]:
+        inside, outside = torch.zeros(site.batch), torch.zeros(())
+        for plates, term in self._terms(values):
+            if set(site.plates) <= set(plates):
+                kept = [plates[name] for name in site.plates]
+                rest = [d for d in range(-term.dim(), 0) if d not in kept]
+                summed = term.sum(rest, keepdim=True) if rest else term
+                inside = inside + summed.reshape(site.batch)
+            else:
+                outside = outside + term.sum()
+        return inside, outside
+
+    def _terms(self, values: Values) -> list[tuple[dict[str, int], Tensor]]:
+        """The log density of each site, with the dimensions of its plates in full."""
+        found = []
+        for msg in _run(values, self.model, self.args, self.kwargs).visited:
+            law, value = innermost(msg["fn"]), msg["value"]
+            if msg["name"] in self.free:
+                energy = law.energy if isinstance(law, Boltzmann) else law.free_energy
+                term = -energy(value)
+            else:
+                term = msg["fn"].log_prob(value, *msg["args"], **msg["kwargs"])
+            plates = _plates(msg)
+            shape = [1] * max([term.dim(), *(-d for d in plates.values())])
+            for frame in msg["cond_indep_stack"]:
+                if frame.vectorized:
+                    shape[frame.dim] = frame.size
+            term = term.expand(torch.broadcast_shapes(term.shape, shape))
+            found.append((plates, scale_and_mask(term, msg["scale"], msg["mask"])))
+        return found
+
+
+class _NotBinary(Exception):
+    """A latent site has other values than 0 and 1."""
+
+
+class _Run(Messenger):
+    """Gives latent sites their values, or coin flips to those without, and collects all sites."""
+
+    def __init__(self, values: Values) -> None:
+        super().__init__()
+        self.values = dict(values)
+        self.visited: list[Any] = []
+
+    def _pyro_sample(self, msg: Any) -> None:
+        fn = msg["fn"]
+        if isinstance(fn, Subsample):
+            if fn.subsample_size is not None and fn.subsample_size < fn.size:
+                raise ValueError(
+                    f"plate '{msg['name']}' is subsampled ({fn.subsample_size} of {fn.size}): "
+                    "Gibbs needs all data"
+                )
+            msg["value"], msg["done"] = torch.arange(fn.size), True
+            return
+        msg["fn"] = without_validation(fn)
+        if msg["is_observed"]:
+            return
+        name, shape = msg["name"], fn.shape()
+        if not _binary(fn):
+            raise _NotBinary(name)
+        if name not in self.values:
+            self.values[name] = torch.randint(2, shape).to(torch.get_default_dtype())
+        msg["value"], msg["done"] = self.values[name], True
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        deterministic = msg["infer"] and msg["infer"].get("_deterministic")
+        if not isinstance(msg["fn"], Subsample) and not deterministic:
+            self.visited.append(msg)
+
+
+def _run(values: Values, model: Story, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Run:
+    with _Run(values) as handler:
+        model(*args, **kwargs)
+    return handler
+
+
+def _read(state: dict[str, Tensor], *, target: Target) -> Reading:
+    return Reading(state, torch.func.vmap(target.total)(state))
+
+
+def _binary(fn: Any) -> bool:
+    support, law = fn.support, innermost(fn)
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    whole = law.units.binary if isinstance(law, RestrictedBoltzmann) else True
+    return support is constraints.boolean and whole
+
+
+def _plates(msg: Any) -> dict[str, int]:
+    return {frame.name: frame.dim for frame in msg["cond_indep_stack"] if frame.vectorized}
+
+
+def _site(msg: Any) -> Site:
+    plates, batch = _plates(msg), msg["fn"].batch_shape
+    own = [d for d in range(-len(batch), 0) if batch[d] > 1 and d not in plates.values()]
+    if own:
+        raise ValueError(
+            f"site '{msg['name']}' has batch shape {tuple(batch)}, of which no plate declares "
+            f"dimension {own[0]}: put it into a plate, or make it part of the event with "
+            "`.to_event`"
+        )
+    return Site(msg["name"], plates, batch, msg["fn"].event_shape)
+
+
+def _free_machines(
+    first: _Run, model: Story, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> frozenset[str]:
+    """Machines whose parameters do not depend on latent sites.
+
+    The others need their log Z, which is summed where that is cheap, and else raises.
+    """
+    opposite = {name: 1 - value for name, value in first.values.items()}
+    fixed = {name: _parameters(msg) for name, msg in _machines(first).items()}
+    for values in (opposite, {}):  # {}: coins flipped anew
+        for name, msg in _machines(_run(values, model, args, kwargs)).items():
+            if not all(map(torch.equal, fixed.get(name, ()), _parameters(msg))):
+                fixed.pop(name)
+    return frozenset(fixed)
+
+
+def _machines(run: _Run) -> dict[str, Any]:
+    kinds = (Boltzmann, RestrictedBoltzmann)
+    return {m["name"]: m for m in run.visited if isinstance(innermost(m["fn"]), kinds)}
+
+
+def _parameters(msg: Any) -> list[Tensor]:
+    law = innermost(msg["fn"])
+    return [getattr(law, name) for name in law.arg_constraints]
