@@ -42,7 +42,7 @@ def independent(
     z: Tensor,
     log_guide: Tensor,
     *,
-    log_density: Callable[[Tensor], Tensor],
+    log_density: Callable[[Tensor], Tensor | None],
     cost: Callable[[], Cost],
     engine: str,
     options: dict[str, Any],
@@ -57,7 +57,7 @@ def independent(
         program: the story with its data.
         z: draws, ``(S, D)``.
         log_guide: log density of the approximation at each, ``(S,)``, nats.
-        log_density: of the story, ``(S, D) -> (S,)``, nats.
+        log_density: of the story, ``(S, D) -> (S,)``, nats; None where it is not known.
         cost: asked once the densities have been computed.
         engine: its name.
         options: its options.
@@ -75,7 +75,7 @@ def independent(
         converged=not complaints,
         messages=(*complaints, *notes),
         options=options,
-        log_density=values[None],
+        log_density=None if values is None else values[None],
         log_guide=log_guide[None],
         history=history or {},
         cost=cost(),

@@ -40,6 +40,7 @@ class Batched:
         self, program: Program, rows: int, part: Part = "density", *, tolerant: bool = False
     ) -> None:
         self.program, self.rows = program, rows
+        self.particles = rows  # points that a step takes
         self.part: Part = part
         self.gradients = 0  # points evaluated so far
         whole = Target(program, part=part) if tolerant else self._plain
@@ -47,6 +48,10 @@ class Batched:
 
     def _plain(self, z: Tensor) -> tuple[Tensor, Tensor]:
         return self.program.value_and_grad(z, part=self.part)
+
+    def log_density(self, z: Tensor) -> Tensor | None:
+        """Values ``(N,)`` at the points `z`, ``(N, D)``, nats; None where that takes too long."""
+        return self(z)[0]
 
     def __call__(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Values ``(N,)`` and gradients ``(N, D)`` at the points `z`, ``(N, D)``."""

@@ -87,6 +87,35 @@ def ascend(
     return Ascent(run.history, True, "")
 
 
+class Adam:
+    """Adam on a few tensors; a parameter without gradient stays where it is.
+
+    ``torch.optim`` imports the compiler, which takes longer than the whole of a small fit.
+    """
+
+    def __init__(
+        self, parameters: Sequence[Tensor], betas: tuple[float, float] = (0.9, 0.99)
+    ) -> None:
+        self.parameters, self.betas, self.taken = list(parameters), betas, 0
+        self.means = [torch.zeros_like(p) for p in self.parameters]
+        self.squares = [torch.zeros_like(p) for p in self.parameters]
+
+    @torch.no_grad()
+    def step(self, gradients: Sequence[Tensor | None], rate: float) -> None:
+        """Descend by one step."""
+        self.taken += 1
+        first, second = self.betas
+        for x, g, mean, square in zip(
+            self.parameters, gradients, self.means, self.squares, strict=True
+        ):
+            if g is None:
+                continue
+            mean.lerp_(g, 1 - first)
+            square.mul_(second).addcmul_(g, g, value=1 - second)
+            scale = (square / (1 - second**self.taken)).sqrt_().add_(1e-8)
+            x.addcdiv_(mean, scale, value=-rate / (1 - first**self.taken))
+
+
 class _Unsettled(Exception):
     """The ascent has to end before it settled; the message says why."""
 
@@ -103,7 +132,8 @@ class _Run:
     ) -> None:
         self.objective, self.evaluate, self.parameters = objective, evaluate, parameters
         self.schedule, self.interrupt, self.progress = schedule, interrupt, progress
-        self.optimizer = torch.optim.Adam(parameters, lr=schedule.rate, betas=(0.9, 0.99))
+        self.adam = Adam(parameters)
+        self.rate = schedule.rate
         self.history: list[float] = []
         self.steps = 0
 
@@ -111,8 +141,7 @@ class _Run:
         """Lower the learning rate until that gains less than the tolerance."""
         gain, before = 0.0, _copy(self.parameters)
         for level in range(_LEVELS):
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.schedule.rate * _FACTOR**level
+            self.rate = self.schedule.rate * _FACTOR**level
             self.settle()
             gain = self.difference(_copy(self.parameters), before)
             if level > 0 and gain < self.schedule.tolerance:
@@ -164,14 +193,10 @@ class _Run:
             surrogate, value = self.objective()
             gradients = torch.autograd.grad(-surrogate, self.parameters, allow_unused=True)
             if math.isfinite(value) and _finite(gradients):
-                for parameter, gradient in zip(self.parameters, gradients, strict=True):
-                    parameter.grad = gradient
-                self.optimizer.step()
-                self.optimizer.zero_grad()
+                self.adam.step(gradients, self.rate)
                 self.steps += 1
                 return value
-            for group in self.optimizer.param_groups:
-                group["lr"] *= 0.8
+            self.rate *= 0.8
         raise _Unsettled(
             f"the ELBO or its gradient was not finite {_PATIENCE} times in a row at step "
             f"{taken}: a smaller learning_rate may help"

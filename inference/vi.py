@@ -11,14 +11,17 @@ are fitted on the recorded story, many draws to a call; any other Pyro guide wit
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ppgen.anatomy import Subsampling
 from ppgen.inference.guides import Family, FlatGuide
 from ppgen.inference.independent import Clock, independent
+from ppgen.inference.minibatches import Minibatches
 from ppgen.inference.mode import Batched
 from ppgen.inference.point import as_program
 from ppgen.inference.stochastic_ascent import Ascent, Schedule, Step, ascend
@@ -31,6 +34,8 @@ from ppgen.progress import Interrupt, Progress, interruptible
 from ppgen.types import Story
 
 _CHECKED = 1024  # draws that compare two states of the guide
+_BATCHES = 16  # of rows, that these draws are spread over
+_ON_ALL_ROWS = 64  # draws that tell the ELBO of all rows
 _AGREE = 0.1  # nats of the ELBO by which restarts may differ
 
 
@@ -57,6 +62,14 @@ class VI:
         tolerance: nats of the ELBO that a lower learning rate has to gain to go on.
         restarts: independent runs, of which the best counts; they have to agree to 0.1 nats.
         path_gradient: leave out the score of the guide from its gradient; it has mean zero.
+        batch_size: rows of the data to a step, in random order, epoch after epoch; None for all of
+            them. The rows are those of the story's plate over an argument as long as it, and count
+            N / B times; a plate with a ``subsample_size`` of its own needs no batch_size. Data of
+            fewer rows are taken whole. For families; the ELBO that counts is that of all rows.
+
+    Raises:
+        ValueError: from `run`, with `batch_size`: where no plate belongs to the rows, or a latent
+            site has a value for each of them.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist
@@ -82,6 +95,7 @@ class VI:
     tolerance: float = 1e-3
     restarts: int = 1
     path_gradient: bool = True
+    batch_size: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("draws", "max_steps", "restarts"):
@@ -93,12 +107,19 @@ class VI:
             raise ValueError(f"learning_rate must be in (0, 10), got {self.learning_rate}")
         if self.tolerance <= 0:
             raise ValueError(f"tolerance must be positive, got {self.tolerance}")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
         choose(self.guide)
 
     def run(self, model: Story, *args: Any, **kwargs: Any) -> Posterior:
         family = choose(self.guide)
         options = self._options()
         if not isinstance(family, Family):
+            if self.batch_size is not None:
+                raise ValueError(
+                    f"batch_size={self.batch_size} is for families: a hand-written guide and its "
+                    "story take their rows themselves, by subsample_size of their plates"
+                )
             if self.restarts > 1:
                 raise ValueError(
                     f"restarts={self.restarts}: a Pyro guide is trained in place and cannot be "
@@ -114,8 +135,8 @@ class VI:
                 schedule=self._schedule(0.02),
                 options=options,
             )
-        program = as_program(model, args, kwargs)
-        function = Batched(program, self.particles or 64, tolerant=True)
+        function = self._function(model, args, kwargs)
+        program = function.program
         clock = Clock(program)
         with interruptible() as interrupt, Progress(f"VI ({family})") as progress:
             fits = [
@@ -125,19 +146,39 @@ class VI:
         best = max(fits, key=lambda fit: fit.elbo)
         clock.fitted()
         z, log_guide = best.sample(self.draws)
+        history = {"elbo": torch.tensor(best.ascent.history, dtype=program.dtype)}
+        notes: tuple[str, ...] = ()
+        if isinstance(function, Minibatches):
+            weights = best.log_weights_of_all_rows(_ON_ALL_ROWS)
+            history["elbo_of_all_rows"] = weights
+            notes = (function.described(weights),)
         guided = hasattr(best.guide, "log_prob")
-        return independent(
+        posterior = independent(
             program,
             z,
             log_guide,
-            log_density=lambda z: function(z)[0],
+            log_density=function.log_density,
             cost=lambda: clock.cost(function.gradients),
             engine="VI",
             options=options,
             complaints=tuple(m for m in (best.ascent.message, _disagreement(fits)) if m),
-            history={"elbo": torch.tensor(best.ascent.history, dtype=program.dtype)},
+            notes=notes,
+            history=history,
             guide_log_prob=best.log_prob if guided else None,
         )
+        return function.kept(posterior) if isinstance(function, Minibatches) else posterior
+
+    def _function(self, model: Story, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Batched:
+        """The log density of all rows, or an estimate of it from some at a time."""
+        if self.batch_size is None:
+            with suppress(Subsampling):
+                return Batched(as_program(model, args, kwargs), self.particles or 64, tolerant=True)
+        if isinstance(model, Program):
+            model, args, kwargs = model.model, model.args, model.kwargs
+        found = Minibatches(model, args, kwargs, self.batch_size, self.particles or 8)
+        if found.data.plate.taken < found.data.plate.size:
+            return found
+        return Batched(found.program, self.particles or 64, tolerant=True)
 
     def _fit(
         self,
@@ -148,10 +189,13 @@ class VI:
         progress: Progress,
     ) -> _Fit:
         guide = family.build(program.dim).to(program.device, program.dtype)
-        frame = find_frame(function, program.initial(function.rows), dense=guide.dense)
+        if isinstance(function, Minibatches):
+            frame = function.start(dense=guide.dense)
+        else:
+            frame = find_frame(function, program.initial(function.rows), dense=guide.dense)
         fit = _Fit(guide, frame, function, self.path_gradient and guide.has_score)
         ascent = ascend(
-            lambda: fit.step(function.rows),
+            lambda: fit.step(function.particles),
             lambda: fit.log_weights(_CHECKED),
             list(guide.parameters()),
             self._schedule(guide.rate),
@@ -165,6 +209,7 @@ class VI:
 
     def _options(self) -> dict[str, Any]:
         named = ("draws", "particles", "learning_rate", "max_steps", "tolerance", "restarts")
+        named += ("batch_size",) if self.batch_size else ()
         options = {name: getattr(self, name) for name in named}
         return {"guide": describe(self.guide), **options, "path_gradient": self.path_gradient}
 
@@ -188,6 +233,8 @@ class _Fit:
 
     def step(self, count: int) -> Step:
         """A stochastic gradient of the ELBO."""
+        if isinstance(self.function, Minibatches):
+            self.function.data.next()
         noise = self.noise(count)
         u, log_q = self.guide(noise)
         value, gradient = self.function(self.frame.push(u.detach()))
@@ -216,7 +263,20 @@ class _Fit:
     def log_weights(self, count: int) -> Tensor:
         """``log p - log q`` at draws, ``(count,)``; their mean estimates the ELBO."""
         z, log_q = self.sample(count, antithetic=True)
-        return self.function(z)[0] - log_q
+        if not isinstance(self.function, Minibatches):
+            return self.function(z)[0] - log_q
+        parts = []
+        for some in z.split(-(-count // _BATCHES)):
+            self.function.data.draw()
+            parts.append(self.function(some)[0])
+        return torch.cat(parts) - log_q
+
+    @torch.no_grad()
+    def log_weights_of_all_rows(self, count: int) -> Tensor:
+        """The same by one pass over all rows."""
+        assert isinstance(self.function, Minibatches)
+        z, log_q = self.sample(count, antithetic=True)
+        return self.function.everything(z)[0] - log_q
 
     def finished(self, ascent: Ascent) -> _Fit:
         weights = self.log_weights(_CHECKED)

@@ -23,6 +23,10 @@ _NO_SHAPE = Size()
 Kind = Literal["latent", "enumerated", "observed", "factor", "deterministic"]
 
 
+class Subsampling(ValueError):
+    """A plate of the story takes some of its rows only, so that its log density is noise."""
+
+
 @dataclass(frozen=True)
 class Site:
     """One ``pyro.sample`` statement.
@@ -114,6 +118,8 @@ class _Dissect(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         if isinstance(msg["fn"], Subsample):
+            if msg["done"]:
+                return  # rows that a handler inside has chosen
             _refuse_subsampling(msg)
             self.indices[msg["name"]] = msg["value"] = torch.arange(msg["fn"].size)
             msg["done"] = True
@@ -211,10 +217,10 @@ def _is_discrete(msg: Any) -> bool:
 def _refuse_subsampling(msg: Any) -> None:
     size, taken = msg["fn"].size, msg["fn"].subsample_size
     if taken is not None and taken < size:
-        raise ValueError(
+        raise Subsampling(
             f"plate '{msg['name']}' is subsampled ({taken} of {size}): the log density would be "
             "noise, and MCMC would sample from the wrong distribution; give it all data, or fit "
-            "with VI and a hand-written guide, or pyro.infer.SVI"
+            "with VI, which draws the rows itself"
         )
 
 

@@ -62,8 +62,8 @@ def sum_out(factors: list[Factor], trail: list[Elimination] | None = None) -> li
         trail: takes down the eliminations, in their order, for :func:`draw_back`.
 
     Raises:
-        ValueError: where the sum does not factorise over the plates, or a scale other than 1
-            meets a discrete site.
+        ValueError: where the sum does not factorise over the plates, or where the terms of one
+            sum are scaled differently.
     """
     home = {f.introduces: f.plates for f in factors if f.introduces is not None}
     terms: list[Term] = []
@@ -88,7 +88,7 @@ def sum_out(factors: list[Factor], trail: list[Elimination] | None = None) -> li
                 trail.append(Elimination(variable, tuple(touching)))
         for factor in here:
             if not factor.variables:
-                terms.append(Term(factor.observed, factor.log_density))
+                terms.append(Term(factor.observed, factor.log_density * factor.scale))
             else:
                 live.append(_leave_plates(factor, home))
     return terms
@@ -135,11 +135,8 @@ def _given(
 
 
 def _checked(factor: Factor, home: dict[int, frozenset[str]]) -> Factor:
-    if isinstance(factor.scale, Tensor) or factor.scale != 1:
-        raise ValueError(
-            f"site '{factor.site}' depends on a discrete site and is scaled by {factor.scale}: a "
-            "sum cannot be scaled term by term; take the scale (or the subsampling) away"
-        )
+    if isinstance(factor.scale, Tensor):
+        raise _scaled(factor)
     undeclared = [n for n in factor.names if isinstance(n, str) and n not in factor.plates]
     if undeclared:
         raise ValueError(
@@ -157,12 +154,23 @@ def _checked(factor: Factor, home: dict[int, frozenset[str]]) -> Factor:
     return factor
 
 
+def _scaled(factor: Factor) -> ValueError:
+    return ValueError(
+        f"site '{factor.site}' depends on a discrete site and is scaled by {factor.scale}: a "
+        "sum cannot be scaled term by term; take the scale (or the subsampling) away, or put all "
+        "that the discrete site touches into it"
+    )
+
+
 def _cost(variable: int, factors: Iterable[Factor]) -> int:
     names = {n for f in factors if variable in f.variables for n in f.names}
     return len(names)
 
 
 def _eliminate(variable: int, factors: list[Factor]) -> Factor:
+    for factor in factors:
+        if factor.scale != factors[0].scale:
+            raise _scaled(factor if factor.scale != 1 else factors[0])
     names = tuple(dict.fromkeys(n for f in factors for n in f.names))
     axis = names.index(variable)
     return replace(
@@ -191,6 +199,8 @@ def _arranged(tensor: Tensor, own: tuple[Name, ...], names: tuple[Name, ...]) ->
 
 
 def _leave_plates(factor: Factor, home: dict[int, frozenset[str]]) -> Factor:
+    if factor.scale != 1:
+        raise _scaled(factor)  # it goes on into another sum
     target: frozenset[str] = frozenset().union(*(home[v] for v in factor.variables))
     if target == factor.plates:
         raise ValueError(

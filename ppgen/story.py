@@ -112,6 +112,8 @@ class _Evaluate(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         if isinstance(msg["fn"], Subsample):
+            if msg["done"]:
+                return  # rows that a handler inside has chosen
             # indices from outside the recording: a loop over a plate turns them into numbers
             msg["value"], msg["done"] = self.anatomy.indices.get(msg["name"]), True
             return
