@@ -181,7 +181,7 @@ def test_a_story_with_derived_data_is_calibrated_all_the_same():
     given = torch.tensor([1.0, 2.0, 3.0, 4.0]).double()
     program = Program(story, given, given)
     assert Simulator(program).arguments is None
-    found = ppgen.calibrate(story, Laplace(draws=100), given, given, simulations=60)
+    found = ppgen.calibrate(story, Laplace(draws=100), given, given, simulations=12)
     assert found.passed, str(found)
     assert set(found.pit) == {"mu", "twice", LIKELIHOOD}
 

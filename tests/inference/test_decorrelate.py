@@ -80,6 +80,7 @@ def test_what_is_scaled_well_is_left_alone():
     assert found.narrow == pytest.approx(float(expected), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_compare_finds_the_coordinates_by_itself_and_names_the_gain():
     """The reference is the exact posterior: Laplace of a normal."""
     found = ppgen.compare(

@@ -17,7 +17,7 @@ DRAWS = 8000
 
 MIXED = torch.tensor([-1.3, 0.4, 0.1, 2.0]).double()
 SERIES = torch.tensor([0.3, -0.2, 1.4, 0.9, -1.0]).double()
-GROUPED = torch.tensor([[0.2, 1.1], [-0.4, 0.8], [0.1, 0.5]]).double()
+GROUPED = torch.tensor([[0.2, 1.1], [-0.4, 0.8]]).double()
 
 
 def mixture(y):
@@ -41,7 +41,7 @@ def nested(y):
     apart = pyro.sample("apart", dist.Normal(1.0, 0.1))
     with pyro.plate("groups", 2, dim=-1):
         kind = pyro.sample("kind", dist.Bernoulli(0.4))
-        with pyro.plate("members", 3, dim=-2):
+        with pyro.plate("members", 2, dim=-2):
             z = pyro.sample("z", dist.Binomial(2, 0.2 + 0.5 * kind))
             pyro.sample("y", dist.Normal(z * apart, 1.0), obs=y)
 
@@ -49,7 +49,7 @@ def nested(y):
 CASES = {
     "mixture": (mixture, MIXED, {"z": ((4,), 2)}),
     "hidden Markov": (hidden_markov, SERIES, {f"s{t}": ((), 2) for t in range(5)}),
-    "nested plates": (nested, GROUPED, {"kind": ((2,), 2), "z": ((3, 2), 3)}),
+    "nested plates": (nested, GROUPED, {"kind": ((2,), 2), "z": ((2, 2), 3)}),
 }
 
 
