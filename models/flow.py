@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.distributions.torch_transform import TransformModule
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 
+from ppgen.distributions.standard_normal import StandardNormal
 from ppgen.transforms.autoregressive import Autoregressive
 from ppgen.transforms.pushforward import Pushforward
 from ppgen.transforms.rational_quadratic import RationalQuadratic
@@ -100,7 +100,7 @@ class Flow(DensityFlow):
         self.register_buffer("base", torch.zeros(dim))
 
     def base_law(self) -> TorchDistribution:
-        return dist.Normal(self.base, torch.ones_like(self.base)).to_event(1)
+        return StandardNormal(self.base, validate_args=False)  # what it scores, the flow has checked
 
     def log_prob(self, x: Tensor) -> Tensor:
         if x.shape[-1:] != (self.dim,):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -39,8 +39,8 @@ class Coupling(Bijection, TransformModule):
 
     domain: Any
     codomain: Any
-    stay: Tensor
-    move: Tensor
+    order: Tensor
+    back: Tensor
 
     def __init__(
         self,
@@ -60,8 +60,14 @@ class Coupling(Bijection, TransformModule):
             )
         self.scalar_map = scalar_map
         self.domain = self.codomain = constraints.independent(scalar_map.domain, 1)
-        self.register_buffer("stay", torch.tensor(stay))
-        self.register_buffer("move", torch.tensor(move))
+        # in two blocks: where the data have them so, nothing is looked up by index
+        self.stay_last = stay == list(range(len(move), dim))
+        blocks = [move, stay] if self.stay_last else [stay, move]
+        order = torch.tensor(blocks[0] + blocks[1])
+        self.in_blocks = bool((order == torch.arange(dim)).all())
+        self.sizes = [len(block) for block in blocks]
+        self.register_buffer("order", order)
+        self.register_buffer("back", order.argsort())
         self.periodic = scalar_map.domain is angle
         seen = (2 if self.periodic else 1) * len(stay)
         self.conditioner = MLP((seen, *hidden, len(move) * scalar_map.parameters))
@@ -71,16 +77,20 @@ class Coupling(Bijection, TransformModule):
             nn.init.zeros_(last.bias)
 
     def forward_with_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        moved, slope = self.scalar_map.to_data(*self._moving(x))
-        return x.index_copy(-1, self.move, moved), slope.sum(-1)
+        return self._move(self.scalar_map.to_data, x)
 
     def inverse_with_log_det(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        moved, slope = self.scalar_map.to_base(*self._moving(y))
-        return y.index_copy(-1, self.move, moved), slope.sum(-1)
+        return self._move(self.scalar_map.to_base, y)
 
-    def _moving(self, value: Tensor) -> tuple[Tensor, Tensor]:
-        """The coordinates that move, and the raw parameters of their maps."""
-        stay = value.index_select(-1, self.stay)
+    def _move(
+        self, way: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], value: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Those that move go through their maps, in one direction or the other."""
+        blocks = value if self.in_blocks else value.index_select(-1, self.order)
+        first, last = blocks.split(self.sizes, -1)
+        stay, move = (last, first) if self.stay_last else (first, last)
         seen = torch.cat([stay.cos(), stay.sin()], -1) if self.periodic else stay
-        raw = self.conditioner(seen).unflatten(-1, (len(self.move), self.scalar_map.parameters))
-        return value.index_select(-1, self.move), raw
+        raw = self.conditioner(seen).unflatten(-1, (move.shape[-1], self.scalar_map.parameters))
+        moved, slope = way(move, raw)
+        out = torch.cat([moved, stay] if self.stay_last else [stay, moved], -1)
+        return out if self.in_blocks else out.index_select(-1, self.back), slope.sum(-1)

@@ -59,7 +59,7 @@ class Affine:
 
     def to_data(self, x: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
         loc, s = self._split(raw)
-        return loc + x * torch.exp(s), s
+        return torch.addcmul(loc, x, torch.exp(s)), s
 
     def _split(self, raw: Tensor) -> tuple[Tensor, Tensor]:
         loc, s = raw.unbind(-1)
