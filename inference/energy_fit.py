@@ -7,8 +7,8 @@ r"""A flow fitted to an energy: reverse KL divergence, without data.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -38,6 +38,7 @@ class EnergyFit:
         k_hat: shape of the weights' tail (`ppgen.diagnostics.pareto_k`).
         history: the loss ``E[log q + U]`` on the way, in nats; while the energy is tempered, of
             the tempered one.
+        tried: the elbo of each flow that was given, in their order.
 
     A part of the target on which the flow never draws shows in none of these numbers.
     """
@@ -50,6 +51,7 @@ class EnergyFit:
     effective: float
     k_hat: float
     history: Tensor
+    tried: tuple[float, ...] = ()
 
     def __str__(self) -> str:
         # a heavy tail of weights that hardly vary does no harm
@@ -65,7 +67,7 @@ class EnergyFit:
 
 def fit_energy(
     energy: Callable[[Tensor], Tensor],
-    flow: nn.Module,
+    flow: nn.Module | Sequence[nn.Module],
     *,
     steps: int = 2000,
     batch: int = 256,
@@ -81,12 +83,17 @@ def fit_energy(
     for a part of itself at first: with all of it from the start a flow may settle on one of several
     modes. Adam's rate falls to zero as a cosine.
 
+    How near it comes depends on the start: a fold of space in the wrong place is hard to undo. So
+    give several flows of the same make; each is fitted, and the one with the largest bound is
+    returned. That is the nearest: the bounds are of one log Z.
+
     Args:
         energy: U, differentiable, ``(B, *event) -> (B,)``, nats; for an unnormalised log density
             give its negative.
         flow: a module with ``density() -> distribution`` that draws and scores in one pass, such
             as `ppgen.models.Flow` or `ppgen.models.SphereFlow`. What is drawn often should be quick
-            to draw: couplings are, autoregressive layers take as many passes as dimensions.
+            to draw: couplings are, autoregressive layers take as many passes as dimensions. Or
+            several, of which the best is kept: ``[Flow(2) for _ in range(3)]``.
         steps: of Adam.
         batch: draws to a step.
         learning_rate: the first.
@@ -96,8 +103,8 @@ def fit_energy(
         seed: of all noise; the caller's generator is left as it was.
 
     Raises:
-        ValueError: for options out of range; for an energy of the wrong shape, or whose loss is
-            not finite.
+        ValueError: for options out of range, or no flow; for an energy of the wrong shape, or whose
+            loss is not finite.
 
     References:
         | Variational Inference with Normalizing Flows (Rezende & Mohamed, 2015)
@@ -117,32 +124,52 @@ def fit_energy(
             f"from 0 to 1; got steps={steps}, batch={batch}, draws={draws}, "
             f"learning_rate={learning_rate}, warm={warm}, share={share}"
         )
+    flows = [flow] if isinstance(flow, nn.Module) else list(flow)
+    if not flows:
+        raise ValueError("a flow is needed, or several; got an empty sequence")
+    fits = []
+    with interruptible() as interrupt, Progress("energy", steps * len(flows)) as progress:
+        for one in flows:
+            with seeded(seed, next(one.parameters()).device):
+                history = []
+                for step, loss in _descend(energy, one, steps, batch, learning_rate, share, warm):
+                    if step % _REPORTED == 0:
+                        history.append(_finite(loss.item(), step))
+                    progress.advance(loss=history[-1])
+                    if interrupt:
+                        break
+                with torch.no_grad():
+                    log_q, u = _pass(energy, one, draws)
+            _finite(float((log_q + u).mean()), steps)
+            fits.append(_judged(one, -u - log_q, torch.tensor(history)))
+            if interrupt:
+                break
+    best = max(fits, key=lambda fit: fit.elbo)
+    return replace(best, tried=tuple(fit.elbo for fit in fits))
+
+
+def _descend(
+    energy: Callable[[Tensor], Tensor],
+    flow: nn.Module,
+    steps: int,
+    batch: int,
+    learning_rate: float,
+    share: float,
+    warm: float,
+) -> Iterator[tuple[int, Tensor]]:
+    """The losses on the way; each has been stepped on when the next is asked for."""
     trained = [p for p in flow.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=learning_rate, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    history = []
-    with (
-        seeded(seed, trained[0].device),
-        interruptible() as interrupt,
-        Progress("energy", steps) as progress,
-    ):
-        for step in range(steps):
-            log_q, u = _pass(energy, flow, batch)
-            loss = (log_q + min(1.0, share + step / (warm * steps)) * u).mean()
-            if step % _REPORTED == 0:
-                history.append(_finite(loss.item(), step))
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(trained, _STEEPEST)
-            optimizer.step()
-            schedule.step()
-            progress.advance(loss=history[-1])
-            if interrupt:
-                break
-        with torch.no_grad():
-            log_q, u = _pass(energy, flow, draws)
-    _finite(float((log_q + u).mean()), steps)
-    return _judged(flow, -u - log_q, torch.tensor(history))
+    for step in range(steps):
+        log_q, u = _pass(energy, flow, batch)
+        loss = (log_q + min(1.0, share + step / (warm * steps)) * u).mean()
+        yield step, loss.detach()
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(trained, _STEEPEST)
+        optimizer.step()
+        schedule.step()
 
 
 def _pass(energy: Callable[[Tensor], Tensor], flow: Any, count: int) -> tuple[Tensor, Tensor]:

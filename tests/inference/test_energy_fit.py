@@ -1,5 +1,6 @@
 """Flows fitted to energies: constants that are known, divergences that are exact."""
 
+import copy
 import math
 
 import pytest
@@ -60,6 +61,19 @@ def test_the_callers_generator_is_left_and_the_seed_decides(silent):
     assert runs[0] == runs[1] != runs[2]
 
 
+def test_of_several_flows_the_one_with_the_largest_bound_is_kept(silent):
+    flows = [Flow(2, transforms=[Autoregressive(2, Affine(), ())]) for _ in range(3)]
+    with torch.no_grad():  # the first and the last start hundreds of nats away
+        for flow in (flows[0], flows[2]):
+            flow.transforms[0].conditioner.skip.bias.add_(3.0)
+    found = fit_energy(normal_energy, flows, steps=2, draws=100)
+    assert found.flow is flows[1]
+    assert found.elbo == max(found.tried)
+    assert found.tried.index(found.elbo) == 1
+    alone = fit_energy(normal_energy, copy.deepcopy(flows[1]), steps=1, learning_rate=1e-12)
+    assert alone.tried == (alone.elbo,)
+
+
 def test_directions_have_energies_too(silent):
     law = VonMisesFisher(torch.tensor([0.6, 0.0, 0.8]), torch.tensor(3.0))
     flow = SphereFlow(layers=1, hidden=(8,), bins=8)
@@ -99,3 +113,5 @@ def test_what_is_no_energy_is_refused_in_words(silent):
         fit_energy(lambda x: torch.where(x[:, 0] > 0, math.inf, 0.0), flow, steps=1)
     with pytest.raises(ValueError, match="share=2"):
         fit_energy(normal_energy, flow, share=2)
+    with pytest.raises(ValueError, match="empty"):
+        fit_energy(normal_energy, [])
