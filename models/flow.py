@@ -100,7 +100,8 @@ class Flow(DensityFlow):
         self.register_buffer("base", torch.zeros(dim))
 
     def base_law(self) -> TorchDistribution:
-        return StandardNormal(self.base, validate_args=False)  # what it scores, the flow has checked
+        # what it scores, the flow has checked
+        return StandardNormal(self.base, validate_args=False)
 
     def log_prob(self, x: Tensor) -> Tensor:
         if x.shape[-1:] != (self.dim,):
