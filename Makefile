@@ -23,7 +23,8 @@ help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-14s %s\n", $$1, $$2}' Makefile
 	@echo
 	@echo "Options: PYTHON=python3.12   TORCH='torch==2.13.0'   PIP_ARGS='--index-url ...'"
-	@echo "         VENV=.venv   ARGS='passed on to pytest or to the demo'"
+	@echo "         VENV=.venv   ARGS='passed on to pytest, to the demo or to ppgen train'"
+	@echo "         EPOCHS=1 TEMPERATURES=50   a trial of mnist-rbm, mnist-dbn, mnist-dbm"
 
 demo: $(READY)  ## set up if needed, then fit a small story in several ways
 	$(BIN)/ppgen demo $(ARGS)
@@ -59,23 +60,25 @@ docs: $(READY)  ## the site, into docs/_build/html, after a run of the code on i
 
 mnist-rbm: $(READY)  ## train the RBM of pretrained/ anew: make mnist-rbm ARGS='--folder DIR' (an hour)
 	$(BIN)/ppgen train rbm --data mnist --hidden 500 --persistent --gibbs-steps 5 --decay \
-	  --averaging 0.9995 --epochs 250 --out runs/rbm-mnist-500 $(ARGS)
-	$(BIN)/ppgen evaluate runs/rbm-mnist-500 --chains 200 --temperatures 15000
+	  --averaging 0.9995 --epochs $(or $(EPOCHS),250) --out runs/rbm-mnist-500 $(ARGS)
+	$(BIN)/ppgen evaluate runs/rbm-mnist-500 --chains 200 \
+	  --temperatures $(or $(TEMPERATURES),15000)
 
 # Both start from the shipped RBM; RBM=runs/rbm-mnist-500 starts from one of your own.
 RBM ?= pretrained/rbm-mnist-500
 MNIST_DEEP = --data mnist --binarisation dynamic --start-from $(RBM) --persistent --gibbs-steps 2 \
-  --decay --averaging 0.9995 --epochs 20
+  --decay --averaging 0.9995 --epochs $(or $(EPOCHS),20)
+DEEP_TEMPERATURES = --binarisation static --temperatures $(or $(TEMPERATURES),5000)
 
 mnist-dbn: $(READY)  ## train the DBN of pretrained/ anew: make mnist-dbn ARGS='--folder DIR' (half an hour)
 	$(BIN)/ppgen train dbn --hidden 500 2000 $(MNIST_DEEP) --learning-rate 0.03 \
 	  --out runs/dbn-mnist-500-2000 $(ARGS)
-	$(BIN)/ppgen evaluate runs/dbn-mnist-500-2000 --binarisation static --temperatures 5000
+	$(BIN)/ppgen evaluate runs/dbn-mnist-500-2000 $(DEEP_TEMPERATURES)
 
 mnist-dbm: $(READY)  ## train the DBM of pretrained/ anew: make mnist-dbm ARGS='--folder DIR' (half an hour)
 	$(BIN)/ppgen train dbm --hidden 500 1000 $(MNIST_DEEP) --learning-rate 0.02 \
 	  --mean-field-steps 3 --out runs/dbm-mnist-500-1000 $(ARGS)
-	$(BIN)/ppgen evaluate runs/dbm-mnist-500-1000 --binarisation static --temperatures 5000
+	$(BIN)/ppgen evaluate runs/dbm-mnist-500-1000 $(DEEP_TEMPERATURES)
 
 mnist-vae: $(READY)  ## the same for the VAE with one hidden layer each side (a quarter of an hour)
 	$(BIN)/ppgen train vae --data mnist $(PLAIN_VAE) --epochs 50 --learning-rate 0.002 \
