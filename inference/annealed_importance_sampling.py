@@ -6,8 +6,9 @@ Between a base of independent units with biases ``a0`` and the machine stand
           + \sum_j \operatorname{softplus}(\beta (b_j + (W^\top x)_j))
 
 with ``log Z_0 = sum softplus(a0) + H log 2``; visible units that are not binary have natural
-parameters and statistics in the place of a and x, and their log normaliser in log Z_0. A forward
-pass starts at exact draws from the base: its estimate of Z is unbiased, so the estimate of log Z is
+parameters and statistics in the place of a and x, and their log normaliser in log Z_0; hidden units
+that are not have theirs in the place of softplus, their ``h^2 / 2`` left as it is. A forward pass
+starts at exact draws from the base: its estimate of Z is unbiased, so the estimate of log Z is
 low on average. A reverse pass starts at draws from the machine: its estimate of 1 / Z is unbiased,
 so that of log Z is high.
 """
@@ -21,7 +22,6 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ppgen.distributions.units import sample_units, softplus_change
 from ppgen.progress import Progress
 from ppgen.types import BoltzmannMachine
 
@@ -157,8 +157,9 @@ def base_biases(machine: BoltzmannMachine, base: Tensor | None) -> Tensor:
 
 def base_log_partition(machine: BoltzmannMachine, base: Tensor) -> float:
     """``log Z_0`` of the base, nats."""
-    hidden = len(machine.hidden_bias) * math.log(2)
-    return machine.units.log_normaliser(base.double()).item() + hidden
+    hidden = torch.zeros_like(machine.hidden_bias, dtype=torch.float64)
+    visible = machine.units.log_normaliser(base.double())
+    return (visible + machine.hidden_units.log_normaliser(hidden)).item()
 
 
 def schedule(temperatures: int | Tensor) -> list[float]:
@@ -219,7 +220,9 @@ def increment(
 ) -> Tensor:
     """``log p*_current(side) - log p*_previous(side)``, ``(chains,)``, float64."""
     linear = machine.units.statistics(side) @ (machine.visible_natural() - base)
-    return (current - previous) * linear.double() + softplus_change(logits, previous, current)
+    return (current - previous) * linear.double() + machine.hidden_units.change(
+        logits, previous, current
+    )
 
 
 def move(machine: BoltzmannMachine, base: Tensor, logits: Tensor, beta: float | Tensor) -> Tensor:
@@ -227,7 +230,7 @@ def move(machine: BoltzmannMachine, base: Tensor, logits: Tensor, beta: float | 
 
     `logits` are the hidden side's given the state that is updated; `beta` broadcasts with them.
     """
-    hidden = sample_units((beta * logits).sigmoid_())
+    hidden = machine.hidden_units.sample(beta * logits)
     return machine.units.sample(torch.lerp(base, machine.visible_natural(hidden), beta))
 
 

@@ -19,7 +19,6 @@ from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor
 from torch.nn import Parameter
 
-from ppgen.distributions.units import sample_units
 from ppgen.inference.svi_loss import SVILoss
 from ppgen.types import BoltzmannMachine, Statistics
 
@@ -78,10 +77,11 @@ def init(
     positive = machine.positive_phase(batch)
     hidden = None
     if persistent:
-        means = positive.hidden
+        start = positive
         if chains is not None:
-            means = means[torch.randint(len(means), (chains,), device=means.device)]
-        hidden = sample_units(means)
+            rows = torch.randint(len(batch), (chains,), device=positive.hidden.device)
+            start = positive._replace(visible=positive.visible[rows], hidden=positive.hidden[rows])
+        hidden = machine.hidden_states(start)
         if sampler is not None:
             hidden = sampler.start(machine, machine.sample_visible(hidden))
     return State(hidden, positive.visible_mean, positive.hidden_mean)
@@ -112,18 +112,18 @@ def step(
     positive = machine.positive_phase(batch)
     kept = state.chains
     if sampler is None:
-        visible = machine.sample_visible(sample_units(positive.hidden) if kept is None else kept)
+        visible = machine.sample_visible(machine.hidden_states(positive) if kept is None else kept)
         for _ in range(gibbs_steps - 1):
             visible = machine.sweep(visible)
     else:
         if kept is None:
-            kept = sampler.start(machine, machine.sample_visible(sample_units(positive.hidden)))
+            kept = sampler.start(machine, machine.sample_visible(machine.hidden_states(positive)))
         kept, visible = sampler.move(machine, kept, gibbs_steps)
     negative = machine.statistics(visible)
     if state.chains is None:
         kept = None
     elif sampler is None:
-        kept = sample_units(negative.hidden)
+        kept = machine.hidden_states(negative)
     state = State(
         kept,
         torch.lerp(state.visible_offset, positive.visible_mean, offset_rate),

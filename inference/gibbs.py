@@ -9,7 +9,6 @@ import torch
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
-from ppgen.distributions.units import sample_units
 from ppgen.types import BoltzmannMachine
 
 
@@ -74,6 +73,8 @@ class BlockGibbs(UntransformedKernel):
             raise ValueError(f"sweeps: expected at least 1, got {sweeps}")
         if not 0 < temperature < math.inf:
             raise ValueError(f"temperature: expected a number above 0, got {temperature}")
+        if temperature != 1 and not machine.hidden_units.binary:
+            raise ValueError(f"temperature: expected 1 under {machine.hidden_units}")
         self.machine, self.sweeps, self.site = machine, sweeps, site
         self.temperature = temperature
         start = start.to(machine.visible_bias.detach())
@@ -93,7 +94,8 @@ class BlockGibbs(UntransformedKernel):
     def _sweep(self, side: Tensor) -> Tensor:
         if self.temperature == 1:
             return self.machine.sweep(side)
-        hidden = sample_units((self.machine.hidden_logits(side) / self.temperature).sigmoid_())
+        logits = self.machine.hidden_logits(side) / self.temperature
+        hidden = self.machine.hidden_units.sample(logits)
         return self.machine.units.sample(self.machine.visible_natural(hidden) / self.temperature)
 
 

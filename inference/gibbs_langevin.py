@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ppgen.distributions.units import Gaussian, sample_units
+from ppgen.distributions.units import Gaussian
 from ppgen.inference.gibbs import BlockGibbs, UntransformedKernel
 from ppgen.types import BoltzmannMachine
 
@@ -27,7 +27,7 @@ def step(
     x: Tensor, *, machine: BoltzmannMachine, langevin_steps: int, step_size: float, adjusted: bool
 ) -> Tensor:
     """One update of the visible sides, ``(C, D)``."""
-    hidden = sample_units(machine.hidden_logits(x).sigmoid_())
+    hidden = machine.sample_hidden(x)
     linear, square = machine.visible_natural(hidden).chunk(2, -1)
     scale = (-0.5 / square).sqrt()
     mean = linear * scale.square()

@@ -60,6 +60,10 @@ def greedy(
                 f"stack: machine {layer} has {machine.visible} visible units, and the layer below "
                 f"it {x.shape[-1]}"
             )
+        if layer < len(stack) and not machine.hidden_units.binary:
+            raise ValueError(
+                f"stack: machine {layer} has {machine.hidden_units} below another; want binary"
+            )
         if not isinstance(machine, nn.Module):
             raise TypeError(f"stack: expected modules, got {type(machine).__name__}")
         machine.start_at(x)

@@ -17,13 +17,12 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ppgen.distributions.restricted_boltzmann import RestrictedBoltzmann, shifted
-from ppgen.distributions.units import sample_units
 from ppgen.inference.ladder import Info, LadderKernel, State
 from ppgen.types import BoltzmannMachine
 
@@ -70,7 +69,7 @@ def swap_log_ratio(early: FreeEnergy, late: FreeEnergy, s: Tensor, t: Tensor) ->
 
 def sweep(law: RestrictedBoltzmann, side: Tensor) -> Tensor:
     """One block Gibbs update; without couplings an independent, exact draw."""
-    hidden = sample_units(torch.addmm(law.hidden_bias, side, law.weight).sigmoid_())
+    hidden = law.hidden_units.sample(torch.addmm(law.hidden_bias, side, law.weight))
     return law.units.sample(shifted(law.visible_bias, hidden @ law.weight.T))
 
 
@@ -79,15 +78,20 @@ def frozen(machine: BoltzmannMachine | RestrictedBoltzmann) -> RestrictedBoltzma
     law = machine if isinstance(machine, RestrictedBoltzmann) else machine.marginal()
     parts = (law.weight, law.visible_bias, law.hidden_bias)
     weight, visible, hidden = (part.detach().clone() for part in parts)
-    return RestrictedBoltzmann(weight, visible, hidden, units=law.units, validate_args=False)
+    return _law(law, weight, visible, hidden)
 
 
 def uncoupled(law: RestrictedBoltzmann) -> RestrictedBoltzmann:
     """The same biases without weights: where a trajectory begins, with a known log Z."""
-    weight = torch.zeros_like(law.weight)
-    return RestrictedBoltzmann(
-        weight, law.visible_bias, law.hidden_bias, units=law.units, validate_args=False
-    )
+    return _law(law, torch.zeros_like(law.weight), law.visible_bias, law.hidden_bias)
+
+
+def _law(
+    like: BoltzmannMachine | RestrictedBoltzmann, weight: Tensor, visible: Tensor, hidden: Tensor
+) -> RestrictedBoltzmann:
+    """With these parameters, of the same kinds of units."""
+    kinds: Any = {"units": like.units, "hidden_units": like.hidden_units}
+    return RestrictedBoltzmann(weight, visible, hidden, **kinds, validate_args=False)
 
 
 class TrajectoryTempering(LadderKernel):
@@ -130,9 +134,9 @@ class TrajectoryTempering(LadderKernel):
         if not trajectory:
             raise ValueError("trajectory: expected at least one machine")
         laws = [frozen(machine) for machine in trajectory]
-        shape, units = laws[-1].weight.shape, laws[-1].units
+        shape, units = laws[-1].weight.shape, (laws[-1].units, laws[-1].hidden_units)
         for k, law in enumerate(laws):
-            if law.weight.shape != shape or law.units != units:
+            if law.weight.shape != shape or (law.units, law.hidden_units) != units:
                 raise ValueError(
                     f"trajectory: expected copies of one machine, {tuple(shape)} units, and number "
                     f"{k} has {tuple(law.weight.shape)}"
@@ -153,7 +157,7 @@ class TrajectoryTempering(LadderKernel):
 
     def base_log_partition(self) -> float:
         first = self.laws[0]  # without couplings
-        hidden = torch.nn.functional.softplus(first.hidden_bias.double()).sum()
+        hidden = first.hidden_units.log_normaliser(first.hidden_bias.double())
         return (first.units.log_normaliser(first.visible_bias.double()) + hidden).item()
 
     def log_ratios(self) -> Tensor:
@@ -205,10 +209,7 @@ class Trajectory:
         With the trained machine behind them they are a trajectory for `TrajectoryTempering`.
         """
         return [
-            RestrictedBoltzmann(
-                *(kept[f"{k}/{part}"] for part in _PARTS), units=machine.units, validate_args=False
-            )
-            for k in range(_rungs(kept))
+            _law(machine, *(kept[f"{k}/{part}"] for part in _PARTS)) for k in range(_rungs(kept))
         ]
 
     def start(self, machine: BoltzmannMachine, visible: Tensor) -> Kept:

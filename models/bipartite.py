@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from pyro.nn import PyroModule
 from torch import Tensor
 
 from ppgen.distributions.restricted_boltzmann import KnownLogPartition, RestrictedBoltzmann
-from ppgen.distributions.units import Binary, Units, sample_units, softplus, softplus_sum
+from ppgen.distributions.units import Binary, HiddenUnits, Units, sample_units
 from ppgen.types import Statistics
 
 
 class Bipartite(PyroModule):
-    r"""Boltzmann machine of two sides, without ties within a side; hidden units are binary.
+    r"""Boltzmann machine of two sides, without ties within a side.
 
     .. math:: p(s, t) = e^{-E(s, t)} / Z, \qquad E(s, t) = -a^\top s - b^\top t - s^\top W t
 
@@ -25,6 +24,8 @@ class Bipartite(PyroModule):
     `visible_bias` a and `hidden_bias` b, as parameters or assembled from those of its layers.
     Visible units are binary, or of another kind in `ppgen.distributions.units`: then ``a^T s`` is
     ``eta^T T(s)``, with natural parameters `visible_natural` and the statistics of those units.
+    Hidden units are binary, or of a kind in `ppgen.distributions.hidden_units`, whose energies have
+    a term ``t^2 / 2`` each.
 
     Shapes:
         ``s``: ``(*, D)`` and ``t``: ``(*, H)`` in {0, 1}; energies ``(*)`` in nats; W ``(D, H)``.
@@ -36,16 +37,19 @@ class Bipartite(PyroModule):
         hidden_bias: Any
     visible: int  # units of x, the first of the visible side
     units: Units = Binary()  # the kind of the visible side
+    hidden_units: HiddenUnits = Binary()  # the kind of the hidden side
     _known: KnownLogPartition | None = None
 
     def energy(self, s: Tensor, t: Tensor) -> Tensor:
-        return -(self.hidden_logits(s) * t).sum(-1) - self._linear(s)
+        own = 0 if self.hidden_units.binary else t.square().sum(-1) / 2
+        return own - (self.hidden_logits(s) * t).sum(-1) - self._linear(s)
 
     def free_energy(self, s: Tensor) -> Tensor:
         """``-log sum_t exp(-energy(s, t))``: ``(*, D) -> (*)``, nats."""
-        return -softplus(self.hidden_logits(s)).sum(-1) - self._linear(s)
+        return -self.hidden_units.log_normaliser(self.hidden_logits(s)) - self._linear(s)
 
     def hidden_logits(self, s: Tensor) -> Tensor:
+        """Natural parameters of the hidden side, log-odds where it is binary."""
         return affine(s, self.weight, self.hidden_bias)
 
     def visible_logits(self, t: Tensor) -> Tensor:
@@ -57,19 +61,21 @@ class Bipartite(PyroModule):
         return self.visible_bias if t is None else self.visible_logits(t)
 
     def hidden_given_visible(self, s: Tensor) -> TorchDistribution:
-        return dist.Bernoulli(logits=self.hidden_logits(s)).to_event(1)
+        return self.hidden_units.law(self.hidden_logits(s))
 
     def visible_given_hidden(self, t: Tensor) -> TorchDistribution:
         return self.units.law(self.visible_natural(t))
 
     def marginal(self) -> RestrictedBoltzmann:
         """The law of the visible side, normalised where log Z is known."""
-        return RestrictedBoltzmann(*self._sides(), units=self.units, known=self._known)
+        return RestrictedBoltzmann(
+            *self._sides(), units=self.units, hidden_units=self.hidden_units, known=self._known
+        )
 
     def hidden_marginal(self) -> TorchDistribution:
         """The law of the hidden side, normalised where log Z is known."""
-        if not self.units.binary:
-            raise ValueError(f"the law of a hidden side under {self.units} units is not written")
+        if not (self.units.binary and self.hidden_units.binary):
+            raise ValueError(f"the law of {self.hidden_units} under {self.units} is not written")
         weight, visible, hidden = self._sides()
         known = self._known
         if known is not None:
@@ -94,7 +100,13 @@ class Bipartite(PyroModule):
     @torch.no_grad()
     def sample_hidden(self, s: Tensor) -> Tensor:
         """Draw the hidden side given the visible, ``(*, D) -> (*, H)``."""
-        return sample_units(self.hidden_logits(s).sigmoid_())
+        return self.hidden_units.sample(self.hidden_logits(s))
+
+    @torch.no_grad()
+    def hidden_states(self, phase: Statistics) -> Tensor:
+        """Draw the hidden side of a phase, ``(N, H)``: of binary units by the means at hand."""
+        binary = self.hidden_units.binary
+        return sample_units(phase.hidden) if binary else self.sample_hidden(phase.visible)
 
     @torch.no_grad()
     def sweep(self, s: Tensor) -> Tensor:
@@ -107,8 +119,8 @@ class Bipartite(PyroModule):
         logits = self.hidden_logits(s)
         visible_mean = self.units.statistics(s).mean(0)
         linear = visible_mean @ self.visible_natural()
-        hidden = logits.sigmoid()
-        free_energy = -torch.add(linear, softplus_sum(logits, hidden), alpha=1 / len(s))
+        hidden, total = self.hidden_units.moments(logits)
+        free_energy = -torch.add(linear, total, alpha=1 / len(s))
         return Statistics(s, hidden, visible_mean, hidden.mean(0), free_energy)
 
     def positive_phase(self, x: Tensor) -> Statistics:

@@ -123,6 +123,8 @@ class DBM(Bipartite):
         training starts where the RBM's ended; halved stacks (`assemble`) have no such guarantee.
         The biases take back the mean pull of the layer above, whose units start at one half.
         """
+        if not (rbm.units.binary and rbm.hidden_units.binary):
+            raise ValueError(f"rbm: expected binary units, got {rbm.units} and {rbm.hidden_units}")
         if (rbm.visible, rbm.hidden) != self.sizes[:2]:
             raise ValueError(
                 f"rbm: expected layers of {self.sizes[:2]} units, got {(rbm.visible, rbm.hidden)}"

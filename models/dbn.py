@@ -93,6 +93,8 @@ class DBN(PyroModule):
             raise ValueError(
                 f"stack: expected machines of {list(pairwise(self.sizes))} units, got {shapes}"
             )
+        if not all(rbm.units.binary and rbm.hidden_units.binary for rbm in stack):
+            raise ValueError("stack: expected RBMs of binary units")
         for layer, rbm in enumerate(stack[:-1], start=1):
             getattr(self, f"weight_{layer}").copy_(rbm.weight)
             getattr(self, f"bias_{layer - 1}").copy_(rbm.visible_bias)

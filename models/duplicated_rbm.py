@@ -35,6 +35,8 @@ class DuplicatedRBM(Bipartite):
         super().__init__()
         if side not in ("visible", "hidden"):
             raise ValueError(f'side={side!r}: expected "visible" or "hidden"')
+        if not (rbm.units.binary and rbm.hidden_units.binary):
+            raise ValueError("DuplicatedRBM: expected binary units, as a deep machine has them")
         self.rbm, self.side, self.visible = rbm, side, rbm.visible
 
     def model(self, x: Tensor) -> Any:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ppgen.distributions.boltzmann import Boltzmann
 from ppgen.distributions.restricted_boltzmann import shifted
-from ppgen.distributions.units import Gaussian
+from ppgen.distributions.units import Binary, Gaussian, HiddenUnits
 from ppgen.models.rbm import RBM
 
 
@@ -37,6 +37,9 @@ class GaussianRBM(RBM):
         hidden: H, the number of hidden units.
         weight_scale: standard deviation of the initial weights.
         least_scale: a standard deviation below which no unit falls.
+        hidden_units: as of `RBM`. Under Gaussian ones x is a Gaussian with the precision
+            ``1 / sigma^2 - W W^T``, and log Z a formula; where that is not positive definite, as
+            after too large a step, there is no density, and log Z raises.
     Shapes:
         ``x``: ``(*, D)``, real; ``h``: ``(*, H)`` in {0, 1}; energies ``(*)`` in nats.
 
@@ -55,11 +58,19 @@ class GaussianRBM(RBM):
     raw_variance: Tensor
 
     def __init__(
-        self, visible: int, hidden: int, *, weight_scale: float = 0.01, least_scale: float = 0.1
+        self,
+        visible: int,
+        hidden: int,
+        *,
+        weight_scale: float = 0.01,
+        least_scale: float = 0.1,
+        hidden_units: HiddenUnits = Binary(),  # noqa: B008 (it has no state)
     ) -> None:
         if not 0 < least_scale < 1:
             raise ValueError(f"least_scale: expected a number in (0, 1), got {least_scale}")
-        super().__init__(visible, hidden, weight_scale=weight_scale, units=Gaussian())
+        super().__init__(
+            visible, hidden, weight_scale=weight_scale, units=Gaussian(), hidden_units=hidden_units
+        )
         self.least_scale = least_scale
         start = math.log(1 - least_scale**2)  # sigma = 1
         self.raw_variance = nn.Parameter(torch.full((visible,), start))
@@ -94,6 +105,8 @@ class GaussianRBM(RBM):
 
     def hidden_marginal(self) -> Boltzmann:
         """The law of h: its units are tied to each other once x is integrated out."""
+        if not self.hidden_units.binary:
+            raise ValueError(f"the law of {self.hidden_units} under real units is not written")
         pairs = self.weight.T @ self.components
         bias = self.hidden_bias + self.weight.T @ self.loc + pairs.diagonal() / 2
         return Boltzmann(pairs - torch.diag(pairs.diagonal()), bias)

@@ -9,13 +9,14 @@ import torch
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 
+from ppgen.distributions.hidden_units import UnitGaussian
 from ppgen.distributions.restricted_boltzmann import RestrictedBoltzmann
-from ppgen.distributions.units import Binary, Units
+from ppgen.distributions.units import Binary, HiddenUnits, Units
 from ppgen.models.bipartite import Bipartite, require_rows
 
 
 class RBM(Bipartite):
-    r"""Restricted Boltzmann machine: visible and binary hidden units, no ties within a side.
+    r"""Restricted Boltzmann machine: visible and hidden units, no ties within a side.
 
     .. math:: p(x, h) = e^{-E(x, h)} / Z, \qquad E(x, h) = -a^\top x - b^\top h - x^\top W h
 
@@ -29,6 +30,8 @@ class RBM(Bipartite):
         weight_scale: standard deviation of the initial weights.
         units: the kind of the visible units; `ppgen.distributions.OneHot(K)` makes groups of K of
             them categorical. Real data have a `GaussianRBM`.
+        hidden_units: the kind of the hidden units: `ppgen.distributions.UnitGaussian()`, or
+            `Rectified()` for ReLUs, whose energies have a term ``h^2 / 2`` each.
     Shapes:
         ``x``: ``(*, D)`` and ``h``: ``(*, H)`` in {0, 1}; energies ``(*)`` in nats;
         ``weight`` W: ``(D, H)``, ``visible_bias`` a: ``(D,)``, ``hidden_bias`` b: ``(H,)``.
@@ -50,9 +53,12 @@ class RBM(Bipartite):
         *,
         weight_scale: float = 0.01,
         units: Units = Binary(),  # noqa: B008 (it has no state)
+        hidden_units: HiddenUnits = Binary(),  # noqa: B008
     ) -> None:
         super().__init__()
-        self.units = units
+        if isinstance(units, UnitGaussian):
+            raise ValueError(f"units: {units} is a kind of hidden units; real data: GaussianRBM")
+        self.units, self.hidden_units = units, hidden_units
         for side, count in (("visible", visible), ("hidden", hidden)):
             if count < 1:
                 raise ValueError(f"RBM: expected at least one {side} unit, got {count}")
@@ -87,8 +93,10 @@ class RBM(Bipartite):
                 same. None: D.
             weight_scale: standard deviation of those weights.
         """
-        if not self.units.binary:
-            raise ValueError(f"transposed: expected binary visible units, these are {self.units}")
+        if not (self.units.binary and self.hidden_units.binary):
+            raise ValueError(
+                f"transposed: expected binary units, these are {self.units} and {self.hidden_units}"
+            )
         hidden = self.visible if hidden is None else hidden
         if hidden < self.visible:
             raise ValueError(
@@ -121,7 +129,12 @@ class RBM(Bipartite):
                 f"observed; got {tuple(x.shape)} and {tuple(observed.shape)}"
             )
         bias = self.hidden_bias + x[observed] @ self.weight[observed]
-        return RestrictedBoltzmann(self.weight[~observed], self.visible_bias[~observed], bias)
+        return RestrictedBoltzmann(
+            self.weight[~observed],
+            self.visible_bias[~observed],
+            bias,
+            hidden_units=self.hidden_units,
+        )
 
     def log_observed(self, x: Tensor, observed: Tensor) -> Tensor:
         """``log p(observed units) + log Z``, the others summed out: ``(N, D) -> (N,)``, nats.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch.nn import Parameter
 
     from ppgen.distributions import RestrictedBoltzmann
-    from ppgen.distributions.units import Units
+    from ppgen.distributions.units import HiddenUnits, Units
     from ppgen.posterior import Posterior
 
 Story = Callable[..., Any]
@@ -101,14 +101,15 @@ class BoltzmannMachine(Protocol):
 
     A layered machine is bipartite: its *visible side* is its even layers (x, and every second
     layer above), its *hidden side* the odd ones; each is independent given the other. Below, `x`
-    is the data layer, alone in the visible side of a machine with one hidden layer. Hidden units
-    are binary, visible ones of some kind in `ppgen.distributions.units`, whose statistics and
-    natural parameters then stand for s and a in ``a.s``.
+    is the data layer, alone in the visible side of a machine with one hidden layer. Visible units
+    are of some kind in `ppgen.distributions.units`, whose statistics and natural parameters then
+    stand for s and a in ``a.s``, hidden ones of a kind whose only statistic is t itself.
     """
 
     if TYPE_CHECKING:  # from Python 3.12 on, isinstance does not see the parameters of a module
         visible: int  # units of x, the first of the visible side
         units: Units  # the kind of the visible side
+        hidden_units: HiddenUnits  # the kind of the hidden side
 
         # Read alone: parameters, or assembled from those of the layers.
         @property
@@ -127,7 +128,10 @@ class BoltzmannMachine(Protocol):
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]: ...
 
     def hidden_logits(self, s: Tensor) -> Tensor:
-        """Log-odds of the hidden side given the visible, ``(*, D) -> (*, H)``."""
+        """Natural parameters of the hidden side given the visible, ``(*, D) -> (*, H)``.
+
+        Log-odds where the units are binary.
+        """
         ...
 
     def visible_natural(self, t: Tensor | None = None) -> Tensor:
@@ -147,6 +151,14 @@ class BoltzmannMachine(Protocol):
 
     def sample_visible(self, t: Tensor) -> Tensor:
         """Draw the visible side given the hidden, ``(*, H) -> (*, D)``."""
+        ...
+
+    def sample_hidden(self, s: Tensor) -> Tensor:
+        """Draw the hidden side given the visible, ``(*, D) -> (*, H)``."""
+        ...
+
+    def hidden_states(self, phase: Statistics) -> Tensor:
+        """Draw the hidden side of a phase, ``(N, H)``."""
         ...
 
     def sweep(self, s: Tensor) -> Tensor:
@@ -176,10 +188,6 @@ class MachineStory(BoltzmannMachine, Protocol):
 
     def energy(self, s: Tensor, t: Tensor) -> Tensor:
         """Minus the unnormalised log density of both sides: ``(*, D), (*, H) -> (*)``, nats."""
-        ...
-
-    def sample_hidden(self, s: Tensor) -> Tensor:
-        """Draw the hidden side given the visible, ``(*, D) -> (*, H)``."""
         ...
 
     def sites(self, s: Tensor, t: Tensor) -> dict[str, Tensor]:

@@ -43,7 +43,8 @@ def layer_means(story: Any, x: Tensor) -> list[Tensor]:
             story.recognition_logits(layer, s).sigmoid() for layer, s in enumerate(layers[:-1], 1)
         ]
         return [*below, story.top.hidden_logits(layers[-1]).sigmoid()]
-    return [story.hidden_logits(x).sigmoid()]
+    # of units with a sign the positive half: what lights them up
+    return [story.statistics(x).hidden.clamp_min(0)]
 
 
 def receptive_fields(means: Tensor, x: Tensor, units: int) -> Tensor:

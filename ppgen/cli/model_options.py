@@ -19,6 +19,9 @@ class MachineOptions:
     gibbs_steps: int = 1
     "Of contrastive divergence."
 
+    hidden_units: Literal["binary", "gaussian", "relu"] = "binary"
+    "Of an RBM. Gaussian ones have unit variance; relu ones are these restricted to zero and above."
+
     persistent: Annotated[bool, Parameter(negative="")] = False
     "Chains go on from step to step."
 

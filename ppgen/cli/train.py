@@ -147,6 +147,8 @@ def resume(run: Run, /, *, epochs: int | None = None, common: Common | None = No
 def _of_its_kind(model: str, machine: MachineOptions, code: CodeOptions) -> dict[str, Any]:
     """The options that the model looks at."""
     if model in MACHINES:
+        if model != "rbm" and machine.hidden_units != "binary":
+            raise ValueError(f"--hidden-units {machine.hidden_units}: {model} has binary ones only")
         return asdict(machine)
     found = {k: v for k, v in asdict(code).items() if _OF_TEXT.get(k, model) == model}
     found["latent"] = code.latent or (128 if model == "molecules" else 20)

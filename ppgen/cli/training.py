@@ -33,13 +33,17 @@ def build(settings: dict[str, Any], examples: Dataset) -> nn.Module:
     """The untrained story of these settings, its size taken from the data."""
     import torch
 
+    from ppgen.distributions import Binary, Rectified, UnitGaussian
+
     dim, model, hidden = examples.x.shape[1], settings["model"], widths(settings)
     made = BUNDLED[model].load()
     with torch.random.fork_rng():
         torch.manual_seed(settings["seed"])
         if model == "rbm":
             scale = settings.get("weight_scale", 0.01)
-            return made.from_data(examples.x, *hidden, weight_scale=scale)
+            kinds = {"gaussian": UnitGaussian(), "relu": Rectified()}
+            kind = kinds.get(settings.get("hidden_units", "binary"), Binary())
+            return made.from_data(examples.x, *hidden, weight_scale=scale, hidden_units=kind)
         if model == "dbm":
             scale = 0.05 if settings.get("start_from") is None else 0.01  # the RBM's law stays
             return made.from_data(examples.x, hidden, weight_scale=scale)

@@ -7,13 +7,15 @@ from copy import copy
 from functools import partial
 from typing import ClassVar, NamedTuple
 
+import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ppgen.distributions.units import Binary, Units, softplus
+from ppgen.distributions.hidden_units import UnitGaussian
+from ppgen.distributions.units import Binary, Gaussian, HiddenUnits, Units
 
 EXACT_UNITS = 20  # up to 2**20 states are summed without being asked
 _TABLE_UNITS = 12  # states that are summed at once: 2**12 rows
@@ -33,25 +35,28 @@ class RestrictedBoltzmann(TorchDistribution):
 
     A layered machine is bipartite, so its even layers have this law too: `weight` then holds the
     weights between all even and all odd layers. Visible units of another kind have their natural
-    parameters for ``a`` and their statistics for x in the linear term (see `units`).
+    parameters for ``a`` and their statistics for x in the linear term (see `units`), hidden units
+    of another kind (see `hidden_units`) their log normaliser for softplus.
 
-    log Z is the exact sum where the smaller side has at most 20 units (where the visible units
-    are not binary, the hidden side): differentiable, at ``2**20`` times the other side's cost.
-    Beyond that `log_prob` raises, unless a value was given for these very parameters; such a value
-    has no gradient. `sample` is exact, or raises.
+    log Z is the exact sum where the smaller side has at most 20 units, or the one that is binary
+    where the other is not: differentiable, at ``2**20`` times the other side's cost; of two
+    Gaussian sides it is an integral in closed form. Beyond that `log_prob` raises, unless a value
+    was given for these very parameters; such a value has no gradient. `sample` is exact, or raises.
 
     Args:
         weight: W, ``(D, H)``.
         visible_bias: a, ``(D,)``; natural parameters ``(M,)`` of units with M statistics.
         hidden_bias: b, ``(H,)``.
         units: the kind of the visible units; binary if None.
+        hidden_units: the kind of the hidden units; binary if None.
         known: log Z of a machine too large to be summed, with the parameters it belongs to.
     Shapes:
         ``x``: ``(*, D)`` in the support of the units; `log_prob` ``(*)`` in nats.
 
     Raises:
         ValueError: from `log_prob` when log Z is unknown, was made for other parameters, or x is
-            no data of these units; from `sample` when the smaller side is too large to be summed.
+            no data of these units; from `sample` when the smaller side is too large to be summed;
+            where two Gaussian sides are coupled too strongly to have a density.
 
     References:
         | Information processing in dynamical systems (Smolensky, 1986)
@@ -79,10 +84,12 @@ class RestrictedBoltzmann(TorchDistribution):
         hidden_bias: Tensor,
         *,
         units: Units | None = None,
+        hidden_units: HiddenUnits | None = None,
         known: KnownLogPartition | None = None,
         validate_args: bool | None = None,
     ) -> None:
         self.units = Binary() if units is None else units
+        self.hidden_units = Binary() if hidden_units is None else hidden_units
         if (
             weight.dim() != 2
             or hidden_bias.shape != weight.shape[1:]
@@ -113,12 +120,14 @@ class RestrictedBoltzmann(TorchDistribution):
     def free_energy(self, x: Tensor) -> Tensor:
         """Minus the unnormalised log density, ``(*, D) -> (*)``, nats."""
         linear = self.units.statistics(x) @ self.visible_bias
-        return -linear - softplus(x @ self.weight + self.hidden_bias).sum(-1)
+        return -linear - self.hidden_units.log_normaliser(x @ self.weight + self.hidden_bias)
 
     @torch.no_grad()
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Independent exact draws: a state of the smaller side, then the other side given it."""
         shape = torch.Size(sample_shape) + self.batch_shape
+        if (gaussian := self._gaussian()) is not None:
+            return gaussian.sample(shape)
         weights = self._log_weights(EXACT_UNITS)  # raises with what to do instead
         states = torch.multinomial((weights - weights.max()).exp(), max(shape.numel(), 1), True)
         if self._sums_hidden:
@@ -130,6 +139,9 @@ class RestrictedBoltzmann(TorchDistribution):
 
     def log_partition(self, limit: int = EXACT_UNITS) -> Tensor:
         """Exact log Z, nats, summed over the smaller side, which has at most `limit` units."""
+        if (gaussian := self._gaussian()) is not None:
+            nothing = torch.zeros_like(gaussian.loc)
+            return -self.free_energy(nothing) - gaussian.log_prob(nothing)
         return torch.logsumexp(self._log_weights(limit), 0)
 
     def log_normalizer(self) -> Tensor:
@@ -160,18 +172,50 @@ class RestrictedBoltzmann(TorchDistribution):
 
     @property
     def enumerable(self) -> bool:
-        """Whether log Z is a sum of few enough terms to be taken without being asked."""
+        """Whether log Z is a formula, or a sum of few enough terms to be taken unasked."""
+        if not (self.units.binary or self.hidden_units.binary):
+            return self._precision() is not None
         return (len(self.hidden_bias) if self._sums_hidden else len(self.weight)) <= EXACT_UNITS
 
     @property
     def _sums_hidden(self) -> bool:
-        return len(self.hidden_bias) <= len(self.weight) or not self.units.binary
+        if self.units.binary and self.hidden_units.binary:
+            return len(self.hidden_bias) <= len(self.weight)
+        return self.hidden_units.binary
+
+    def _precision(self) -> Tensor | None:
+        """Of the visible units alone, ``(D,)``, where both sides are Gaussian."""
+        if type(self.hidden_units) is not UnitGaussian or not isinstance(self.units, Gaussian):
+            return None
+        return -2 * self.visible_bias.chunk(2)[1]
+
+    def _gaussian(self) -> dist.MultivariateNormal | None:
+        """The law itself where both sides are Gaussian."""
+        own = self._precision()
+        if own is None:
+            return None
+        precision = torch.diag(own) - self.weight @ self.weight.T
+        factor, failed = torch.linalg.cholesky_ex(precision)
+        if failed:
+            raise ValueError(
+                "RestrictedBoltzmann: two Gaussian sides are coupled too strongly to have a "
+                "density: 1 / sigma^2 - W W^T is not positive definite; use smaller weights"
+            )
+        linear = self.visible_bias[: len(own)] + self.weight @ self.hidden_bias
+        mean = torch.cholesky_solve(linear[:, None], factor)[:, 0]
+        return dist.MultivariateNormal(mean, precision_matrix=precision, validate_args=False)
 
     def _log_weights(self, limit: int) -> Tensor:
         """Log of the sum over the larger side, for each state of the smaller: ``(2**n,)``."""
         W, linear, other, summed = self.weight.T, self.hidden_bias, self.visible_bias, self.units
         if not self._sums_hidden:
-            W, linear, other, summed = self.weight, self.visible_bias, self.hidden_bias, Binary()
+            W, linear, other = self.weight, self.visible_bias, self.hidden_bias
+            summed = self.hidden_units
+        if not (self.units.binary or self.hidden_units.binary):
+            raise ValueError(
+                f"{self.units} under {self.hidden_units}: no side can be summed by its states; use "
+                "annealed importance sampling for log Z and BlockGibbs for samples"
+            )
         units = len(linear)
         if units > limit:
             raise ValueError(
@@ -213,7 +257,7 @@ def shifted(natural: Tensor, fields: Tensor) -> Tensor:
 
 
 def _block(
-    summed: Units, fields: Tensor, shift: Tensor, weights: Tensor, constant: Tensor
+    summed: Units | HiddenUnits, fields: Tensor, shift: Tensor, weights: Tensor, constant: Tensor
 ) -> Tensor:
     return summed.log_normaliser(shifted(fields, shift)) + weights + constant
 

@@ -67,6 +67,30 @@ class Units(Protocol):
         ...
 
 
+class HiddenUnits(Protocol):
+    """What a hidden side of H units may be: their only statistic is their value, M = H.
+
+    Their A is all that the visible side feels of them: the free energy is ``-eta_0^T T(x) - A``.
+    """
+
+    @property
+    def binary(self) -> bool: ...
+
+    def log_normaliser(self, natural: Tensor) -> Tensor: ...
+
+    def sample(self, natural: Tensor) -> Tensor: ...
+
+    def law(self, natural: Tensor) -> TorchDistribution: ...
+
+    def moments(self, natural: Tensor) -> tuple[Tensor, Tensor]:
+        """Means of all units, and A summed over all of them: ``(*, H) -> (*, H), ()``."""
+        ...
+
+    def change(self, natural: Tensor, start: float, end: float) -> Tensor:
+        """``A(end * natural) - A(start * natural)``: ``(*, H) -> (*)``, float64, nats."""
+        ...
+
+
 @dataclass(frozen=True)
 class Binary:
     """Units in {0, 1}; eta are their log-odds."""
@@ -94,6 +118,13 @@ class Binary:
 
     def variables(self, units: int) -> Tensor:
         return torch.arange(units)
+
+    def moments(self, natural: Tensor) -> tuple[Tensor, Tensor]:
+        means = natural.sigmoid()
+        return means, softplus_sum(natural, means)
+
+    def change(self, natural: Tensor, start: float, end: float) -> Tensor:
+        return softplus_change(natural, start, end)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
+from ppgen.distributions.units import sample_units
 from ppgen.inference import annealed_importance_sampling as ais
 from ppgen.inference.annealed_importance_sampling import annealed_importance_sampling
 from ppgen.inference.boltzmann_likelihood import boltzmann_likelihood
@@ -59,7 +60,7 @@ def test_weights_of_both_passes_are_unbiased_at_few_temperatures(temperatures):
 def test_planted_order_error_is_caught():
     """The test above has the power to see it: at one temperature moving first is far off."""
     rbm, base, chains = machine(scale=0.6), torch.randn(6), 200_000
-    side = ais.sample_units(base.sigmoid().expand(chains, -1))
+    side = sample_units(base.sigmoid().expand(chains, -1))
     side = ais.move(rbm, base, rbm.hidden_logits(side), 1.0)
     wrong = ais.increment(rbm, base, side, rbm.hidden_logits(side), 0.0, 1.0)
     ratios = (wrong - rbm.log_partition() + log_base(base, 4)).exp()

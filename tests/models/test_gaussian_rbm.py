@@ -291,7 +291,7 @@ def test_the_likelihood_is_exact_for_few_hidden_units_and_bounded_for_many():
     ("call", "match"),
     [
         (lambda: GaussianRBM(3, 2, least_scale=0.0), "least_scale"),
-        (lambda: machine().transposed(), "binary visible units"),
+        (lambda: machine().transposed(), "binary units"),
         (lambda: ppgen.log_likelihood(machine(), torch.tensor([[1.0, math.inf, 0.0]])), "column 1"),
         (
             lambda: ppgen.log_likelihood(machine(hidden=21), torch.ones(2, 3), base=torch.zeros(6)),
