@@ -29,3 +29,12 @@ def test_a_lost_gradient_is_told_from_a_right_one():
     refuse_lost_gradient(lambda z: (square(z), 2 * z), ROWS)
     with pytest.raises(ValueError, match="not that of its values"):
         refuse_lost_gradient(lambda z: (square(z), torch.zeros_like(z)), ROWS)
+
+
+def test_rounding_that_hides_the_slope_over_a_short_distance_is_no_lost_gradient():
+    def noisy(z):  # as of a Cholesky factor whose condition is 1e10
+        return square(z) + 3e-6 * torch.sin(1e9 * z.sum(-1))
+
+    refuse_lost_gradient(lambda z: (noisy(z), 2 * z), ROWS)
+    with pytest.raises(ValueError, match="not that of its values"):
+        refuse_lost_gradient(lambda z: (noisy(z), torch.zeros_like(z)), ROWS)
