@@ -10,11 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 DOCS = Path(__file__).parents[1] / "docs"
 ELSEWHERE = {"tutorials", "_build"}
 PAGES = sorted(path for path in DOCS.rglob("*.md") if ELSEWHERE.isdisjoint(path.parts))
 TUTORIALS = sorted(DOCS.glob("tutorials/[0-9]*.py"))
+CONCEPTS = [path for path in PAGES if path.parent.name == "concepts"]
 WITH_CODE = [path for path in PAGES if "```python" in path.read_text()]
 
 
@@ -24,7 +26,29 @@ def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S)
     Path("page.py").write_text("\n".join(blocks))
-    runpy.run_path("page.py")
+    torch.set_default_dtype(torch.float32)  # a reader's
+    try:
+        runpy.run_path("page.py")
+    finally:
+        torch.set_default_dtype(torch.float64)
+
+
+@pytest.mark.parametrize("page", CONCEPTS, ids=lambda path: path.stem)
+def test_every_displayed_formula_is_asserted_by_code_that_names_it(page):
+    """A formula is labelled ``eq-...``; ``def-...`` if it says no more than what a symbol means."""
+    text = page.read_text()
+    displays = re.findall(r"^ *\$\$\n.*?^ *\$\$([^\n]*)$", text, re.M | re.S)
+    assert text.count("$$") == 2 * len(displays)
+    labels = [re.fullmatch(r" \((eq|def)-[a-z-]+\)", after) for after in displays]
+    assert all(labels), displays
+    claims = sorted(label[0].strip(" ()") for label in labels if label[1] == "eq")
+    code = "\n".join(re.findall(r"^```python\n(.*?)^```", text, re.M | re.S))
+    comments = re.split(r"^( *#.*\(eq-.*)$", code, flags=re.M)[1:]
+    named = [
+        label for comment in comments[::2] for label in re.findall(r"\((eq-[a-z-]+)\)", comment)
+    ]
+    assert sorted(named) == claims
+    assert all(re.search(r"^ *assert ", check, re.M) for check in comments[1::2])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
