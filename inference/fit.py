@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -141,16 +142,19 @@ def _way_out(
     kwargs: dict[str, Any],
 ) -> tuple[Reparametrisation, ...] | str | None:
     """Other coordinates, where they were asked for; else the advice to ask for them."""
-    try:
-        if choice == "auto":
-            return _changes(engine, model, args, kwargs) or None
-        program = as_program(model, args, kwargs)
-        names = ", ".join(str(h) for h in hierarchies(program))
-        if names:
-            return f"fit(..., reparametrise=True) would write non-centred: {names}"
-        change = decorrelated(program) if along_axes(engine) else None
-    except ValueError:
-        return None  # it is the story that fails, not the engine
+    with warnings.catch_warnings():
+        # a story that is not recorded: the engine has said so, and so will a run of the rewritten
+        warnings.filterwarnings("ignore", ".*point by point", UserWarning)
+        try:
+            if choice == "auto":
+                return _changes(engine, model, args, kwargs) or None
+            program = as_program(model, args, kwargs)
+            names = ", ".join(str(h) for h in hierarchies(program))
+            if names:
+                return f"fit(..., reparametrise=True) would write non-centred: {names}"
+            change = decorrelated(program) if along_axes(engine) else None
+        except ValueError:
+            return None  # it is the story that fails, not the engine
     if change is None:
         return None
     return f"fit(..., reparametrise=True) would run it {change.description}"

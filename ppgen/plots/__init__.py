@@ -2,7 +2,8 @@
 
 Made with matplotlib's object interface: no pyplot, no backend, no global setting is touched. In a
 notebook a figure that is a cell's last value shows itself; ``figure.savefig("name.png")`` writes
-it. For a picture of your own in the same look: `canvas`, `styles`, `label` and `legend`.
+it. For a picture of your own in the same look: `canvas`, `styles`, `label`, `legend`,
+`colour_bar`.
 """
 
 from ppgen.plots.agreement import interval_coverage as interval_coverage
@@ -33,6 +34,7 @@ from ppgen.plots.posteriors import pair as pair
 from ppgen.plots.predictive import posterior_predictive as posterior_predictive
 from ppgen.plots.sphere import globe as globe
 from ppgen.plots.style import canvas as canvas
+from ppgen.plots.style import colour_bar as colour_bar
 from ppgen.plots.style import label as label
 from ppgen.plots.style import legend as legend
 from ppgen.plots.style import styles as styles

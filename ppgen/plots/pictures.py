@@ -6,14 +6,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib import colormaps
-from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from ppgen.diagnostics.arrays import Array, as_array
-from ppgen.plots.style import WIDTH, canvas, dress, label
+from ppgen.plots.style import WIDTH, canvas, colour_bar, label
 
 
 def images(
@@ -166,16 +164,6 @@ def _mosaic(
     ax.spines[:].set_visible(False)
     label(ax, f"{width} px an image", f"{height} px")
     if not channels:
-        _bar(figure, ax, scale)
+        colours = ScalarMappable(Normalize(*scale.limits), colormaps[scale.colours])
+        colour_bar(ax, colours, scale.unit)
     return figure
-
-
-def _bar(figure: Figure, ax: Axes, scale: _Scale) -> None:
-    """Which colour is which number."""
-    colours = ScalarMappable(Normalize(*scale.limits), colormaps[scale.colours])
-    bar = figure.colorbar(colours, ax=ax, pad=0.02, aspect=18, shrink=0.9)
-    bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
-    bar.locator = MaxNLocator(3)
-    dress(bar.ax)
-    bar.ax.grid(False)
-    label(bar.ax, y=scale.unit)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ppgen.data.earth import coastlines, degrees, unit_vectors
 from ppgen.diagnostics.arrays import Array, as_array
-from ppgen.plots.style import COLOURS, INK, MUTED, canvas, label
+from ppgen.plots.style import COLOURS, INK, MUTED, canvas, colour_bar, label
 
 _MAP = LinearSegmentedColormap.from_list("globe", ("white", COLOURS[5], COLOURS[0], "#02263d"))
 
@@ -45,7 +45,7 @@ def globe(
     Raises:
         ValueError: where `points` are not triples, or the density is nowhere finite.
     """
-    figure, (ax,) = canvas(4.0, title, subtitle)
+    figure, (ax,) = canvas(3.6, title, subtitle)
     longitude = np.linspace(-180, 180, 2 * resolution + 1)
     latitude = np.linspace(-90, 90, resolution + 1)
     east, north = np.meshgrid(_middles(longitude), _middles(latitude))
@@ -76,9 +76,7 @@ def globe(
     ax.set_xticks(mollweide(_MERIDIANS, np.zeros(5))[0], [f"{m:.0f}°" for m in _MERIDIANS])
     ax.set_yticks(mollweide(np.zeros(5), _PARALLELS)[1], [f"{p:.0f}°" for p in _PARALLELS])
     label(ax, "longitude at the equator, degrees east", "latitude, degrees north")
-    bar = figure.colorbar(mesh, ax=ax, shrink=0.7, pad=0.02)
-    label(bar.ax, y="log density, nats per unit of surface")
-    bar.ax.tick_params(labelsize=8, colors=MUTED)
+    colour_bar(ax, mesh, "log density, nats per unit of surface", shrink=0.8, aspect=22)
     return figure
 
 

@@ -14,9 +14,12 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colorbar import Colorbar
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.text import Text
+from matplotlib.ticker import MaxNLocator
 
 from ppgen.diagnostics.arrays import Array, as_array
 
@@ -125,6 +128,18 @@ def label(ax: Axes, x: str = "", y: str = "", title: str = "") -> None:
     ax.set_ylabel(_plain(y))
     if title:
         ax.set_title(_plain(title), fontsize=_SIZE + 0.5, color=INK, loc="left", pad=4)
+
+
+def colour_bar(ax: Axes, colours: ScalarMappable, unit: str, **options: Any) -> Colorbar:
+    """Beside `ax`: which colour is which number."""
+    figure: Any = ax.get_figure()
+    bar = figure.colorbar(colours, ax=ax, **({"pad": 0.02, "aspect": 18, "shrink": 0.9} | options))
+    bar.outline.set_visible(False)
+    bar.locator = MaxNLocator(3)
+    dress(bar.ax)
+    bar.ax.grid(False)
+    label(bar.ax, y=unit)
+    return bar
 
 
 def legend(target: Axes | Figure, handles: list[Any], labels: list[str], **options: Any) -> Legend:

@@ -243,6 +243,14 @@ def test_errors_of_the_story_are_not_hidden():
     with pytest.raises(ValueError, match="no latent site"):
         ppgen.fit(lambda: None, reparametrise="auto")
 
+    def changing():
+        if pyro.sample("m", dist.Normal(0.0, 1.0)) > 0:
+            pyro.sample("extra", dist.Normal(0.0, 1.0))
+
+    for choice in (False, "auto"):  # and no warning beside it that the story is slow
+        with pytest.raises(ValueError, match="'extra' appears only on some paths"):
+            ppgen.fit(changing, reparametrise=choice, seed=0)
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", [HMC(), NUTS(draws=500)], ids=["HMC", "NUTS"])
