@@ -319,8 +319,8 @@ def parser(what: str, engines: Iterable[str], *, seeds: int, cap: float) -> Argu
     made.add_argument("--posteriordb", type=Path, help="a local clone")
     made.add_argument("--peers", default=sys.executable, help="Python that has the peers")
     made.add_argument("--out", default="runs/peers", help="folder of the results")
-    made.add_argument("--posteriors", default="", help="parts of names, between commas; or all")
-    made.add_argument("--engines", default=";".join(engines), help="between semicolons; or all")
+    made.add_argument("--posteriors", default="", help="parts of names, between commas; else all")
+    made.add_argument("--engines", default=";".join(engines), help="between semicolons; else all")
     made.add_argument("--seeds", type=int, default=seeds)
     made.add_argument("--cap", type=float, default=cap, help="core seconds of a run")
     made.add_argument("--table", action="store_true", help="print what there is, and end")
@@ -333,6 +333,11 @@ def choices(made: ArgumentParser) -> Namespace:
     parts = options.posteriors.split(",")
     options.posteriors = [n for n in (*POSTERIORS, LOGISTIC) if any(p in n for p in parts)]
     options.engines = options.engines.split(";")
+    known = made.get_default("engines").split(";")
+    if unknown := set(options.engines) - set(known):
+        made.error(f"no engine {', '.join(unknown)}; there are {', '.join(known)}")
+    if not options.posteriors:
+        made.error(f"no posterior has {' or '.join(parts)} in its name")
     options.posteriordb = posteriordb.find(options.posteriordb)
     return options
 
