@@ -25,14 +25,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppgen.inference.hmc import ValueAndGrad
+from ppgen.inference.fixed_draws import Objective
 from ppgen.inference.independent import Clock, independent
 from ppgen.inference.laplace import log_prob, sample
 from ppgen.inference.mode import spectrum
 from ppgen.inference.point import as_program
 from ppgen.inference.second_opinion import with_second_opinion
 from ppgen.inference.target import Target, in_pieces
-from ppgen.inference.vi_start import Frame, find_frame
+from ppgen.inference.vi_start import find_frame
 from ppgen.posterior import Posterior
 from ppgen.program import Program
 from ppgen.progress import Progress
@@ -129,37 +129,6 @@ class DADVI:
                 ),
             )
         )
-
-
-class Objective:
-    r"""f, its gradient and curvature at points ``(N, 2 D)`` of :math:`(\mu, \xi)` in a frame."""
-
-    def __init__(self, function: ValueAndGrad, frame: Frame, noise: Tensor) -> None:
-        self.function, self.frame = function, frame
-        self.noise = noise  # antithetic halves, (M, D)
-
-    def each(self, eta: Tensor) -> tuple[Tensor, Tensor]:
-        """By draw: values ``(N, M)`` of f and gradients ``(N, M, 2 D)``, nats."""
-        mean, log_scale = eta.chunk(2, -1)
-        moved = log_scale.exp()[:, None] * self.noise
-        z = self.frame.push((mean[:, None] + moved).flatten(0, 1))
-        value, gradient = self.function(z)
-        slope = self.frame.pull(gradient).reshape(moved.shape)
-        entropy = log_scale.sum(-1) + self.frame.log_det
-        gradients = torch.cat([-slope, -1.0 - slope * moved], -1)
-        return -value.reshape(moved.shape[:-1]) - entropy[:, None], gradients
-
-    def __call__(self, eta: Tensor) -> tuple[Tensor, Tensor]:
-        """``(N, 2 D)`` -> ``(N,)`` and ``(N, 2 D)``."""
-        values, gradients = self.each(eta)
-        return values.mean(1), gradients.mean(1)
-
-    def curved(self, eta: Tensor, directions: Tensor) -> Tensor:
-        """H times each direction ``(N, 2 D)`` at ``eta (2 D,)``, by central differences."""
-        reach = torch.finfo(eta.dtype).eps ** (1 / 3) * (1.0 + eta.norm())
-        steps = reach * directions / directions.norm(dim=-1, keepdim=True).clamp(min=1e-300)
-        ahead, behind = self(torch.cat([eta + steps, eta - steps]))[1].chunk(2)
-        return (ahead - behind) / (2 * reach) * directions.norm(dim=-1, keepdim=True)
 
 
 class Ascent(NamedTuple):

@@ -32,6 +32,7 @@ from torch import Tensor
 
 from ppgen import diagnostics
 from ppgen.inference.dadvi import DADVI
+from ppgen.inference.frame import Frame
 from ppgen.inference.hmc_engine import HMC
 from ppgen.inference.independent import Clock
 from ppgen.inference.nuts import NUTS
@@ -41,7 +42,7 @@ from ppgen.inference.target import Target, in_pieces
 from ppgen.inference.verdict import RATIO_FAIL
 from ppgen.inference.vi import VI
 from ppgen.inference.vi_guides import describe
-from ppgen.inference.vi_start import Frame, find_frame
+from ppgen.inference.vi_start import find_frame
 from ppgen.posterior import Posterior
 from ppgen.program import Program
 from ppgen.story import evaluate

@@ -67,6 +67,12 @@ class MeanField(FlatGuide):
         self.loc = nn.Parameter(torch.zeros(dim))
         self.log_scale = nn.Parameter(torch.zeros(dim))
 
+    @torch.no_grad()
+    def begin(self, loc: Tensor, log_scale: Tensor) -> None:
+        """Start as other normals, ``(D,)`` each."""
+        self.loc.copy_(loc)
+        self.log_scale.copy_(log_scale)
+
     def forward(self, noise: Tensor) -> tuple[Tensor, Tensor]:
         log_q = standard_normal(noise) - self.log_scale.sum()
         return self.loc + self.log_scale.exp() * noise, log_q

@@ -27,9 +27,10 @@ import torch
 from torch import Tensor
 
 from ppgen.inference.data_plate import Rows
+from ppgen.inference.frame import Frame
 from ppgen.inference.mode import Batched
 from ppgen.inference.point import as_program
-from ppgen.inference.vi_start import Frame, find_frame
+from ppgen.inference.vi_start import find_frame
 from ppgen.posterior import Posterior
 from ppgen.types import Story
 

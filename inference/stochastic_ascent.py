@@ -24,7 +24,6 @@ from torch import Tensor
 
 from ppgen.progress import Interrupt, Progress
 
-_WINDOW = 100  # steps between two looks
 _FACTOR = 0.25  # of a drop of the learning rate
 _LEVELS = 6  # at most
 _PATIENCE = 20  # steps in a row whose objective is not finite
@@ -53,11 +52,16 @@ class Schedule:
         rate: first learning rate of Adam.
         max_steps: steps at most.
         tolerance: nats that a drop of the learning rate has to gain for the ascent to go on.
+        level: drops of the rate to begin with, where the start is nearly an optimum: then the first
+            level has to gain more than the tolerance too.
+        window: steps between two looks.
     """
 
     rate: float
     max_steps: int
     tolerance: float
+    level: int = 0
+    window: int = 100
 
 
 def ascend(
@@ -140,7 +144,7 @@ class _Run:
     def levels(self) -> None:
         """Lower the learning rate until that gains less than the tolerance."""
         gain, before = 0.0, _copy(self.parameters)
-        for level in range(_LEVELS):
+        for level in range(self.schedule.level, _LEVELS):
             self.rate = self.schedule.rate * _FACTOR**level
             self.settle()
             gain = self.difference(_copy(self.parameters), before)
@@ -171,14 +175,15 @@ class _Run:
         """Some steps: the objective at each, and the average of the parameters."""
         totals = [torch.zeros_like(p) for p in self.parameters]
         values = []
-        for _ in range(_WINDOW):
+        count = self.schedule.window
+        for _ in range(count):
             values.append(self.step())
             self.history.append(values[-1])
             with torch.no_grad():
                 for total, parameter in zip(totals, self.parameters, strict=True):
                     total += parameter
-        self.progress.advance(_WINDOW, elbo=sum(values) / _WINDOW)
-        return values, [total / _WINDOW for total in totals]
+        self.progress.advance(count, elbo=sum(values) / count)
+        return values, [total / count for total in totals]
 
     def step(self) -> float:
         """One step of Adam; noise that is not finite is drawn again, at a lower rate."""

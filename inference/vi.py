@@ -12,14 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ppgen.anatomy import Subsampling
-from ppgen.inference.guides import Family, FlatGuide
+from ppgen.inference.frame import Frame
+from ppgen.inference.guides import Family, FlatGuide, MeanField
 from ppgen.inference.independent import Clock, independent
 from ppgen.inference.minibatches import Minibatches
 from ppgen.inference.mode import Batched
@@ -27,7 +28,7 @@ from ppgen.inference.point import as_program
 from ppgen.inference.stochastic_ascent import Ascent, Schedule, Step, ascend
 from ppgen.inference.vi_guides import choose, describe
 from ppgen.inference.vi_pyro import fit_pyro_guide
-from ppgen.inference.vi_start import Frame, find_frame
+from ppgen.inference.vi_start import find_frame, fixed_draw_optimum
 from ppgen.posterior import Posterior
 from ppgen.program import Program
 from ppgen.progress import Interrupt, Progress, interruptible
@@ -36,6 +37,11 @@ from ppgen.types import Story
 _CHECKED = 1024  # draws that compare two states of the guide
 _BATCHES = 16  # of rows, that these draws are spread over
 _ON_ALL_ROWS = 64  # draws that tell the ELBO of all rows
+_FIXED = 256  # draws of the plain function that independent normals are first fitted to
+_NEAR, _SHORT = (
+    2,
+    50,
+)  # drops of the learning rate with which they go on from there; steps to a look
 _AGREE = 0.1  # nats of the ELBO by which restarts may differ
 
 
@@ -193,12 +199,18 @@ class VI:
             frame = function.start(dense=guide.dense)
         else:
             frame = find_frame(function, program.initial(function.rows), dense=guide.dense)
+        schedule = self._schedule(guide.rate)
+        if isinstance(guide, MeanField) and not isinstance(function, Minibatches):
+            found = fixed_draw_optimum(function, frame, _FIXED)
+            if found is not None:
+                guide.begin(*found)
+                schedule = replace(schedule, level=_NEAR, window=_SHORT)
         fit = _Fit(guide, frame, function, self.path_gradient and guide.has_score)
         ascent = ascend(
             lambda: fit.step(function.particles),
             lambda: fit.log_weights(_CHECKED),
             list(guide.parameters()),
-            self._schedule(guide.rate),
+            schedule,
             interrupt,
             progress,
         )

@@ -8,8 +8,9 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from ppgen.inference.dadvi import DADVI, Objective, judge, minimise
-from ppgen.inference.vi_start import Frame
+from ppgen.inference.dadvi import DADVI, judge, minimise
+from ppgen.inference.fixed_draws import Objective
+from ppgen.inference.frame import Frame
 
 pytestmark = pytest.mark.usefixtures("silent")
 

@@ -8,11 +8,11 @@ import pyro.distributions as dist
 import pytest
 import torch
 
+from ppgen.inference.frame import Frame
 from ppgen.inference.guides import full_rank_guide, mean_field_guide
 from ppgen.inference.minibatches import Anchor, Minibatches
 from ppgen.inference.mode import Batched
 from ppgen.inference.vi import VI, _Fit
-from ppgen.inference.vi_start import Frame
 from ppgen.program import Program
 
 pytestmark = pytest.mark.usefixtures("silent")

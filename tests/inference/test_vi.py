@@ -13,11 +13,11 @@ from torch.distributions import constraints
 from torch.distributions.transforms import SigmoidTransform
 
 from ppgen.inference.flow_guides import flow_guide
+from ppgen.inference.frame import Frame
 from ppgen.inference.guides import full_rank_guide, low_rank_guide, mean_field_guide
 from ppgen.inference.mode import Batched
 from ppgen.inference.stochastic_ascent import Schedule, Step, ascend
 from ppgen.inference.vi import VI, _disagreement, _Fit
-from ppgen.inference.vi_start import Frame
 from ppgen.program import Program
 from ppgen.progress import Interrupt, Progress
 
@@ -351,6 +351,19 @@ def test_ctrl_c_keeps_what_there_is(monkeypatch):
     assert not posterior.converged
     assert "interrupted after 100 steps" in posterior.headline()
     assert posterior.count == 4000
+
+
+def test_a_start_beside_the_optimum_is_left_however_low_the_learning_rate(monkeypatch):
+    """Fixed draws that mislead: the steps after them have to notice."""
+    case = Conjugate()
+    wrong = torch.tensor([0.3, -0.3, 0.3]), torch.tensor([0.3, -0.2, 0.2])  # .28 nats
+    monkeypatch.setattr("ppgen.inference.vi.fixed_draw_optimum", lambda *_: wrong)
+    posterior = case.fit()
+    assert posterior.converged
+    beta = posterior["beta"][0]
+    sd = case.precision.diagonal().rsqrt()
+    assert ((beta.mean(0) - case.mean) / sd).abs().max() < SHIFT
+    assert (beta.std(0) / sd).log().abs().max() < STRETCH
 
 
 def test_restarts_that_disagree_are_not_convergence():
