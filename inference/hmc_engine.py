@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import asdict, dataclass
 from math import prod
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ppgen.inference import chees
+from ppgen.inference.going_on import longest, missing
 from ppgen.inference.hmc import Info, State, step
 from ppgen.inference.hmc_warmup import JITTER, MetricName, Tuned, warm_up
 from ppgen.inference.target import Target
@@ -22,9 +22,6 @@ from ppgen.types import Story
 
 _MEMORY = 8e9  # bytes that draws and statistics may take
 _LOOK = 10  # iterations between numbers beside the progress bar
-_LONGER = 4  # times `draws` that a run may take until it has converged, unless told
-_RHAT_EXCESS, _ESS = 0.01, 400.0  # what a converged posterior may have of R-hat - 1; what it needs
-_SURE = 1.2  # of what seems to be needed: both are estimates
 
 
 @dataclass(frozen=True)
@@ -68,12 +65,7 @@ class HMC:
                 raise ValueError(
                     f"HMC({name}=...) must be a whole number of at least {least}, got {value!r}"
                 )
-        most = self.draws if self.max_draws is None else self.max_draws
-        if not isinstance(most, int) or most < self.draws:
-            raise ValueError(
-                f"HMC(max_draws=...) must be a whole number of at least draws={self.draws}, "
-                f"got {self.max_draws!r}"
-            )
+        longest(self.draws, self.max_draws, "HMC")
         if not 0.0 < self.target_accept < 1.0:
             raise ValueError(
                 f"HMC(target_accept=...) must lie between 0 and 1, got {self.target_accept!r}"
@@ -105,6 +97,8 @@ class HMC:
             middle = time.perf_counter()
             chain = _Chain(tuned, target, self.max_leapfrog, interrupt, progress)
             chain.go_on(self.draws)
+            room = int(_MEMORY / self._bytes(program))
+            most = min(longest(self.draws, self.max_draws, "HMC"), room)
             while True:
                 cost = Cost(
                     recording=0.0 if self.compile else recording,
@@ -114,7 +108,7 @@ class HMC:
                     gradients=target.gradients,
                 )
                 posterior = self._posterior(program, chain, cost)
-                more = 0 if interrupt else self._missing(program, posterior)
+                more = 0 if interrupt else missing(posterior, most)
                 if not more:
                     return posterior
                 chain.go_on(more)
@@ -132,22 +126,6 @@ class HMC:
             stats=stats,
             cost=cost,
         )
-
-    def _missing(self, program: Program, posterior: Posterior) -> int:
-        """Draws to add to each chain, or none: it has converged, or would not in time.
-
-        Where chains mix, R-hat - 1 falls as 1 / N and the ESS grows as N.
-        """
-        if posterior.converged:
-            return 0
-        found = posterior.diagnosis()
-        kept = posterior.count // self.chains
-        ess = min(found["ess_bulk"], found["ess_tail"])
-        need = max((found["rhat"] - 1.0) / _RHAT_EXCESS, _ESS / ess) if ess > 0 else math.inf
-        longest = min(self._longest, int(_MEMORY / self._bytes(program)))
-        if not 1.0 < need * kept <= longest or found["divergences"]:
-            return 0
-        return min(math.ceil(kept * (_SURE * need - 1.0)), longest - kept)
 
     def _warm_up(self, target: Target, interrupt: Interrupt, progress: Progress) -> Tuned:
         begun = [0]
@@ -201,10 +179,6 @@ class HMC:
                 f"than {_MEMORY / 1e9:.0f} GB: ask for fewer draws or chains, or leave large "
                 "pyro.deterministic sites out"
             )
-
-    @property
-    def _longest(self) -> int:
-        return _LONGER * self.draws if self.max_draws is None else self.max_draws
 
     def _bytes(self, program: Program) -> float:
         """What one draw of every chain takes, with its statistics."""

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppgen.inference.going_on import longest, missing
 from ppgen.inference.hmc_warmup import MetricName
 from ppgen.inference.nuts_metric import Whitened
 from ppgen.inference.nuts_tree import POSITION, Array, Indices, Trees
@@ -44,6 +45,8 @@ class NUTS:
         max_tree_depth: a trajectory has at most ``2**max_tree_depth - 1`` steps.
         metric: ``"diag"``, ``"dense"``, or ``"auto"``: dense where parameters are strongly
             correlated (up to 200 dimensions).
+        max_draws: where R-hat or ESS do not hold after `draws`, sampling goes on until they do, if
+            that takes at most so many; four times `draws` when None, never more if equal to it.
 
     References:
         | The No-U-Turn sampler (Hoffman & Gelman, 2014) | https://arxiv.org/abs/1111.4246
@@ -57,6 +60,7 @@ class NUTS:
     target_accept: float = 0.8
     max_tree_depth: int = 10
     metric: MetricName = "auto"
+    max_draws: int | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("chains", 1), ("draws", 1), ("warmup", 1), ("max_tree_depth", 1)):
@@ -65,6 +69,7 @@ class NUTS:
                 raise ValueError(
                     f"NUTS({name}=...) must be a whole number of at least {least}, got {value!r}"
                 )
+        longest(self.draws, self.max_draws, "NUTS")
         if self.max_tree_depth > _DEEPEST:
             raise ValueError(
                 f"NUTS(max_tree_depth=...) must be at most {_DEEPEST}, got {self.max_tree_depth}"
@@ -97,33 +102,41 @@ class NUTS:
         total = self.chains * (self.warmup + self.draws)
         with torch.no_grad(), interruptible() as interrupt, Progress("NUTS", total) as progress:
             run = _Run(self, program.initial(self.chains), target)
-            middle = run.until_done(interrupt, progress)
-        recording = program.seconds_recording - recorded
-        z, stats = run.read()
-        cost = Cost(
-            recording=recording,
-            adapting=max(0.0, middle - begin - recording),
-            sampling=time.perf_counter() - middle,
-            gradients=target.gradients,
-        )
-        stats["reached_max_treedepth"] = stats["n_steps"] >= 2**self.max_tree_depth - 1
-        return Posterior.from_program(
-            program,
-            z,
-            engine="NUTS",
-            kind="chains",
-            options=asdict(self),
-            messages=self._messages(stats),
-            log_density=stats["lp"],
-            stats=stats,
-            cost=cost,
-        )
+            middle = run.go_on(self.draws, interrupt, progress)
+            recording = program.seconds_recording - recorded
+            most = longest(self.draws, self.max_draws, "NUTS")
+            while True:
+                z, stats = run.read()
+                stats["reached_max_treedepth"] = stats["n_steps"] >= 2**self.max_tree_depth - 1
+                cost = Cost(
+                    recording=recording,
+                    adapting=max(0.0, middle - begin - recording),
+                    sampling=time.perf_counter() - middle,
+                    gradients=target.gradients,
+                )
+                posterior = Posterior.from_program(
+                    program,
+                    z,
+                    engine="NUTS",
+                    kind="chains",
+                    options=asdict(self),
+                    messages=self._messages(stats),
+                    log_density=stats["lp"],
+                    stats=stats,
+                    cost=cost,
+                )
+                more = 0 if interrupt else missing(posterior, most)
+                if not more:
+                    return posterior
+                run.go_on(more, interrupt, progress)
 
     def _messages(self, stats: dict[str, Tensor]) -> tuple[str, ...]:
         said = []
         kept = stats["lp"].shape[1]
         if kept < self.draws:
             said.append(f"stopped after {kept} of {self.draws} draws")
+        if kept > self.draws:
+            said.append(f"{kept} draws of each chain: {self.draws} had not converged")
         deepest = int(stats["reached_max_treedepth"].sum())
         if deepest:
             said.append(
@@ -156,19 +169,23 @@ class _Run:
         self.noise = _Noise(chains, dim, start.dtype)
         self.warm = np.zeros(chains, np.bool_)
         self.kept = np.zeros(chains, np.int64)
-        self.z = np.empty((chains, options.draws, dim), position.dtype)
-        self.stats = {
-            name: np.zeros((chains, options.draws), _KINDS.get(name, np.float64)) for name in _STATS
-        }
+        self.wanted = 0  # draws of each chain
+        self.z = np.empty((chains, 0, dim), position.dtype)
+        self.stats = {name: np.zeros((chains, 0), _KINDS.get(name, np.float64)) for name in _STATS}
+        self._begin(np.arange(chains))
 
-    def until_done(self, interrupt: Interrupt, progress: Progress) -> float:
-        """Run until every chain has its draws or somebody stops it.
+    def go_on(self, draws: int, interrupt: Interrupt, progress: Progress) -> float:
+        """Run until every chain has so many more draws, or somebody stops it.
+
+        No trajectory is broken off: where another one was the last to end, it is still under way.
 
         Returns: when the last chain had warmed up, on the clock of `time.perf_counter`.
         """
         middle, shown, leapfrogs = None, 0, 0
-        self._begin(np.arange(len(self.tuners)))
-        while not interrupt and int(self.kept.min()) < self.options.draws:
+        self.wanted += draws
+        self.z = _longer(self.z, draws)
+        self.stats = {name: _longer(values, draws) for name, values in self.stats.items()}
+        while not interrupt and int(self.kept.min()) < self.wanted:
             over = self.trees.grow(self.whitened, self.step_size, self.noise.uniforms())
             ended = np.flatnonzero(over)
             if ended.size:
@@ -184,7 +201,7 @@ class _Run:
 
     def _finish(self, ended: Indices) -> None:
         """Adapt to the trajectories that ended, or keep their draws."""
-        record = ended[self.warm[ended] & (self.kept[ended] < self.options.draws)]
+        record = ended[self.warm[ended] & (self.kept[ended] < self.wanted)]
         for chain in ended[~self.warm[ended]]:
             self._adapt(int(chain))
         if not record.size:
@@ -238,6 +255,12 @@ class _Run:
         z = torch.from_numpy(self.z[:, :kept].copy())
         stats = {n: torch.from_numpy(x[:, :kept].copy()) for n, x in self.stats.items()}
         return z.to(self.device), {n: x.to(self.device) for n, x in stats.items()}
+
+
+def _longer(values: np.ndarray, draws: int) -> np.ndarray:
+    """With room for so many more draws, ``(chains, draws, ...)``."""
+    room = np.zeros((values.shape[0], draws, *values.shape[2:]), values.dtype)
+    return np.concatenate([values, room], 1)
 
 
 class _Noise:

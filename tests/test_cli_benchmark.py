@@ -8,6 +8,7 @@ import pytest
 
 from ppgen.cli import exits, run
 from ppgen.cli.benchmark_table import markdown
+from ppgen.cli.engines import engine, written
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(40, 2))
@@ -44,6 +45,13 @@ def clone(tmp_path, monkeypatch):
     draws = {f"beta[{k + 1}]": (fit[k], sd[k]) for k in range(2)}
     add(root, "sblrc-blr", {"X": X.tolist(), "y": y.tolist()}, {**draws, "sigma": (2.0, 0.2)})
     return tmp_path / "clone"
+
+
+@pytest.mark.parametrize(
+    "text", ["HMC()", "NUTS(draws=500, max_draws=500)", "VI(batch_size=10)", "Laplace(draws=400)"]
+)
+def test_an_engine_is_written_by_the_options_that_are_not_the_defaults(text):
+    assert written(engine(text)) == text
 
 
 def command(clone, *more):

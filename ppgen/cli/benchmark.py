@@ -55,6 +55,7 @@ def posteriordb(
     """
     from ppgen.cli.benchmark_table import markdown
     from ppgen.cli.engines import engines as parse
+    from ppgen.cli.engines import written
     from ppgen.data import posteriordb as database
     from ppgen.models.posteriordb import POSTERIORS
 
@@ -65,7 +66,7 @@ def posteriordb(
     results = _earlier(folder / _FILE) if resume and (folder / _FILE).is_file() else []
     with common.active():
         for name, (label, engine) in product(names, chosen.items()):
-            settings = {"posterior": name, "label": label, "engine": repr(engine)}
+            settings = {"posterior": name, "label": label, "engine": written(engine)}
             settings |= {"seed": common.seed}
             if any(settings.items() <= row.items() for row in results):
                 continue

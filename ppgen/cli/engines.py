@@ -39,6 +39,20 @@ def engine(text: str) -> Engine:
     return kind(**options)
 
 
+def written(engine: Engine) -> str:
+    """An engine by the options that are not the defaults: ``HMC(chains=32)``.
+
+    An option that a later version adds does not change it, as it would change ``repr``.
+    """
+    import dataclasses
+
+    fields: Any = dataclasses.fields(engine)  # pyright: ignore[reportArgumentType]
+    given = {f.name: getattr(engine, f.name) for f in fields if f.init}
+    plain = {f.name: f.default for f in fields}
+    inside = ", ".join(f"{n}={v!r}" for n, v in given.items() if repr(v) != repr(plain[n]))
+    return f"{type(engine).__name__}({inside})"
+
+
 def engines(text: str) -> dict[str, Engine]:
     """Several engines from one line, by label: ``HMC, flow=VI(guide="flow")``."""
     found = {}

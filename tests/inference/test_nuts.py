@@ -48,7 +48,9 @@ Y = torch.tensor([1.0, 2.0, 4.0])
 
 
 def fit(story, *data, **options):
-    return NUTS(**({"chains": 2, "draws": 60, "warmup": 60} | options)).run(story, *data)
+    """A run of exactly `draws`, unless `max_draws` says otherwise."""
+    options = {"chains": 2, "draws": 60, "warmup": 60} | options
+    return NUTS(**({"max_draws": options["draws"]} | options)).run(story, *data)
 
 
 SCHOOLS = tuple(data().values())  # sigma, y
@@ -225,9 +227,31 @@ def test_a_ready_program_is_taken():
     assert fit(Program(conjugate, Y), draws=10, warmup=10)["mu"].shape == (2, 10)
 
 
+def test_chains_go_on_until_they_have_converged_and_stop_where_that_would_not_help():
+    posterior = fit(conjugate, Y, chains=8, draws=30, warmup=100, max_draws=1000)
+    kept = posterior["mu"].shape[1]
+    assert posterior.converged, posterior.messages
+    assert 30 < kept <= 1000
+    assert f"{kept} draws of each chain: 30 had not converged" in posterior.messages
+    assert all(x.shape == (8, kept) for x in posterior.stats.values())
+    lp = Program(conjugate, Y).log_density(posterior.unconstrained)
+    torch.testing.assert_close(posterior.stats["lp"], lp)
+    # the draws before and after the break are of one chain, without a start in between
+    white = (posterior["mu"] - 7 / 3.25) * 3.25**0.5
+    assert white.abs().max() < z_limit(8 * kept)
+
+    def modes():
+        x = pyro.sample("x", dist.Normal(0.0, 100.0))
+        pyro.factor("modes", torch.logaddexp(-50 * (x - 1.9) ** 2, -50 * (x + 1.9) ** 2))
+
+    apart = fit(modes, chains=8, draws=30, max_draws=200)
+    assert apart["x"].shape == (8, 30), "sampling on would not help"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"draws": 50, "max_draws": 40}, r"max_draws=.*at least draws=50, got 40"),
         ({"chains": 0}, r"chains=.*at least 1, got 0"),
         ({"draws": True}, r"draws=.*whole number.*True"),
         ({"max_tree_depth": 40}, r"at most 30, got 40"),
