@@ -10,6 +10,7 @@ it is eight. A recording is compared with torch's form at fresh points, as every
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -20,8 +21,24 @@ from torch.overrides import TorchFunctionMode
 _LINEAR = 40.0  # from here on softplus(x) is x, to rounding in float64
 
 
+_recording: ContextVar[bool] = ContextVar("recording", default=False)
+
+
+def recording() -> bool:
+    """Whether what runs is being recorded: a form that has first derivatives alone will do."""
+    return _recording.get()
+
+
 class Lean(TorchFunctionMode):
     """Takes the lean form of functions that have one."""
+
+    def __enter__(self) -> Lean:
+        self._before = _recording.set(True)
+        return super().__enter__()
+
+    def __exit__(self, *raised: Any) -> None:
+        _recording.reset(self._before)
+        super().__exit__(*raised)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
