@@ -4,10 +4,10 @@ from ppgen.distributions.boltzmann import Boltzmann as Boltzmann
 from ppgen.distributions.causal_bernoulli import CausalBernoulli as CausalBernoulli
 from ppgen.distributions.discretised_logistic import DiscretisedLogistic as DiscretisedLogistic
 from ppgen.distributions.energies import RezendeMohamed as RezendeMohamed
+from ppgen.distributions.gaussian_hmm import GaussianHMM as GaussianHMM
 from ppgen.distributions.hidden_units import Rectified as Rectified
 from ppgen.distributions.hidden_units import UnitGaussian as UnitGaussian
 from ppgen.distributions.positive_normal import PositiveNormal as PositiveNormal
-from ppgen.distributions.gaussian_hmm import GaussianHMM as GaussianHMM
 from ppgen.distributions.rayleigh import Rayleigh as Rayleigh
 from ppgen.distributions.restricted_boltzmann import RestrictedBoltzmann as RestrictedBoltzmann
 from ppgen.distributions.sentence import Sentence as Sentence
