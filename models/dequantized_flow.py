@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ppgen.data.levels import whole_levels
+from ppgen.distributions.standard_normal import StandardNormal
 from ppgen.transforms.autoregressive import Autoregressive
+from ppgen.transforms.cube import ToCube
 from ppgen.transforms.pushforward import Pushforward
 from ppgen.transforms.rational_quadratic import RationalQuadratic
 from ppgen.transforms.scalar import LinearSpline
@@ -45,7 +47,9 @@ class DequantizedFlow(PyroModule):
         layers: autoregressive layers, in alternating order.
         hidden: widths of each layer's network.
         dropout: in the networks, while training.
-        transforms: other layers on the unit cube, base to data, instead of the default ones.
+        transforms: other layers, base to data, instead of the default ones. Those of the unit cube
+            start from a uniform law; those of real numbers from a standard normal, and end in the
+            cube through the logistic function.
 
     Shapes: ``x``: ``(B, D)``.
 
@@ -89,6 +93,8 @@ class DequantizedFlow(PyroModule):
                 for i in range(layers)
             ]
         self.transforms = nn.ModuleList(transforms)
+        domain = getattr(transforms[0].domain, "base_constraint", None)
+        self.into_cube = None if domain is constraints.unit_interval else ToCube([dim])
         self.register_buffer("base", torch.zeros(dim))
 
     @pyro_method
@@ -108,6 +114,9 @@ class DequantizedFlow(PyroModule):
 
     def density(self) -> TorchDistribution:
         """p(v), the flow on the unit cube."""
+        if self.into_cube is not None:
+            base = StandardNormal(self.base, validate_args=False)
+            return Pushforward(base, [*self.transforms, self.into_cube])
         base = dist.Uniform(self.base, torch.ones_like(self.base)).to_event(1)
         return Pushforward(base, list(self.transforms))
 

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import pyro.distributions as dist
-import torch
-from pyro.distributions.torch_distribution import TorchDistribution
-
 from ppgen.models.dequantized_flow import DequantizedFlow
 from ppgen.transforms.cube import ToCube
 from ppgen.transforms.glow import Glow
-from ppgen.transforms.pushforward import Pushforward
 from ppgen.transforms.scalar import ScalarMap
 
 
@@ -55,8 +50,4 @@ class ImageFlow(DequantizedFlow):
     ) -> None:
         glow = Glow(shape, scales=scales, steps=steps, hidden=hidden, scalar_map=scalar_map)
         super().__init__(glow.shape.numel(), levels, transforms=[glow])
-        self.cube = ToCube(glow.shape)
-
-    def density(self) -> TorchDistribution:
-        base = dist.Normal(self.base, torch.ones_like(self.base)).to_event(1)
-        return Pushforward(base, [*self.transforms, self.cube])
+        self.into_cube = ToCube(glow.shape)

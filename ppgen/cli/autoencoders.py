@@ -181,8 +181,6 @@ def _posterior(settings: dict[str, Any], features: int) -> nn.Module:
     name, latent, layers = settings["posterior"], settings["latent"], settings["flow_layers"]
     if name == "full":
         return FullNormal(features, latent)
-    if layers < 1:
-        raise ValueError(f"--flow-layers must be at least 1, got {layers}")
     columns = settings.get("flow_columns")
     made = [Planar(latent) if name == "planar" else Sylvester(latent, columns)] * layers
     return FlowPosterior(features, latent, VectorChain(made))

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from cyclopts import Group, Parameter
 
 _MACHINES = Group("Boltzmann machines")
+_FLOWS = Group("Flows, and the flow posterior of a VAE")
 _CODES = Group("VAEs, sentences and molecules")
 
 
@@ -66,12 +67,6 @@ class CodeOptions:
     posterior: Literal["normal", "full", "planar", "sylvester"] = "normal"
     "Of a VAE's code; planar and sylvester are flows told by the encoder."
 
-    flow_layers: int = 10
-    "Of that posterior."
-
-    flow_columns: int | None = None
-    "Of each Sylvester layer; as many as the code has dimensions when not given."
-
     objective: Literal["elbo", "iwae", "dreg"] = "elbo"
     "The bound that is raised: dreg is iwae with quieter gradients."
 
@@ -99,3 +94,27 @@ class CodeOptions:
 
     notation: Literal["selfies", "smiles"] = "selfies"
     "Of molecules; every string of SELFIES is one."
+
+
+@Parameter(name="*", group=_FLOWS)
+@dataclass(frozen=True)
+class FlowOptions:
+    """Of a flow; the number of layers and of columns also of a VAE's flow posterior."""
+
+    layer: Literal[
+        "autoregressive", "coupling", "spline", "planar", "radial", "sylvester", "continuous"
+    ] = "autoregressive"
+    """The kind of a flow's layers. Autoregressive ones fit best, score in one pass and draw in as
+    many as there are columns; coupling (shift and scale) and spline take one pass both ways.
+    Planar, radial and sylvester bend space at a plane, around a point and along several directions,
+    and score through their inverse; continuous is a drift, whose equation is solved. Hidden is the
+    widths of the networks, of a continuous layer the number of its waves; planar, radial and
+    sylvester have none."""
+
+    flow_layers: int | None = None
+    """How many: 1 autoregressive or continuous, 4 spline, 8 coupling, sylvester, 16 planar, radial;
+    10 in a VAE's posterior."""
+
+    flow_columns: int | None = None
+    """Directions of each Sylvester layer, at most as many as it has dimensions; 8 of a flow, all of
+    a VAE's code. A layer is scored by solving one equation after another, one for each."""

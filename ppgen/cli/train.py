@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from ppgen.cli import molecules
+from ppgen.cli import flows, molecules
 from ppgen.cli.autoencoders import GREY, check_pixels
 from ppgen.cli.exits import DONE, INTERRUPTED, NOT_PASSED
 from ppgen.cli.measurements import measuring
-from ppgen.cli.model_options import CodeOptions, MachineOptions
+from ppgen.cli.model_options import CodeOptions, FlowOptions, MachineOptions
 from ppgen.cli.options import Binarisation, Common, Run, note
 from ppgen.cli.runs import latent_sentence, load_data, read_settings, write_page
 from ppgen.cli.sentences import is_text, tokenizer_of
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 Model = Annotated[str, Parameter(help="rbm, dbm, dbn, vae, flow, sentences or molecules.")]
 
-_HIDDEN = {"vae": 400, "flow": 512, "sentences": 128, "molecules": 256}
+_HIDDEN = {"vae": 400, "sentences": 128, "molecules": 256}
 # of one kind of text alone
 _OF_TEXT = {"word_dropout": "sentences", "characters": "sentences", "notation": "molecules"}
 
@@ -58,6 +58,7 @@ def train(
     checkpoint_every: int | None = None,
     machine: MachineOptions | None = None,
     code: CodeOptions | None = None,
+    flow: FlowOptions | None = None,
     common: Common | None = None,
 ) -> int:
     """Train a Boltzmann machine, a VAE or a flow on images, a table of 0 and 1, text or molecules.
@@ -68,6 +69,7 @@ def train(
         ppgen train dbm --hidden 200 300 --start-from runs/rbm --persistent
         ppgen train vae --data mnist --folder ~/mnist --hidden 400 --epochs 50
         ppgen train vae --convolutional --channels 16 32 --refine 0 --pixels causal
+        ppgen train flow --layer coupling --flow-layers 8 --hidden 64 64
         ppgen train sentences --data grammar --latent 8 --free-bits 1
         ppgen train molecules --data molecules --epochs 10 --decay
 
@@ -81,9 +83,9 @@ def train(
         batch_size: examples of one step.
         learning_rate: 0.05 for an RBM, 0.1 for a DBM, 0.02 for a DBN (0.05 for its layers before),
             0.003 for a flow and for sentences, 0.002 for molecules, 0.001 for a VAE.
-        hidden: units of each hidden layer; 200 for an RBM, 400 for a VAE, 512 for a flow, 128 for
-            sentences, 256 for molecules. One number for a DBM is its first layer's, and its second
-            has half as many; a DBN's are alike.
+        hidden: units of each hidden layer; 200 for an RBM, 400 for a VAE, 512 for a flow (128 and
+            32 for its other layers), 128 for sentences, 256 for molecules. One number for a DBM is
+            its first layer's, and its second has half as many; a DBN's are alike.
         decay: the learning rate falls linearly, to nothing after the last epoch.
         averaging: decay of an exponential average of the parameters; 0 for none.
         start_from: an earlier run. A VAE begins with its parameters, by name and shape. The layers
@@ -98,6 +100,8 @@ def train(
     if model not in BUNDLED or BUNDLED[model].kind != "deep":
         names = ", ".join(n for n, b in BUNDLED.items() if b.kind == "deep")
         raise ValueError(f"no model {model!r} to train: there are {names}")
+    flow = flow or FlowOptions()
+    units = flows.usual_hidden(flow.layer) if model == "flow" else _HIDDEN.get(model, 200)
     out = out or Path("runs") / f"{model}-{Path(data).stem}"
     settings: dict[str, Any] = {
         "model": model,
@@ -108,7 +112,7 @@ def train(
         "epochs": epochs,
         "batch_size": batch_size,
         "learning_rate": learning_rate or LEARNING_RATES[model],
-        "hidden": hidden or [_HIDDEN.get(model, 200)],
+        "hidden": hidden or [units],
         "decay": decay,
         "averaging": averaging,
         "start_from": None if start_from is None else str(start_from),
@@ -116,6 +120,8 @@ def train(
         "checkpoint_every": checkpoint_every,
     }
     settings |= _of_its_kind(model, machine or MachineOptions(), code or CodeOptions())
+    if model in ("flow", "vae"):
+        settings |= flows.options(model, flow)
     if settings.get("pixels") in GREY:
         settings["binarisation"] = binarisation or "none"
     if model in MACHINES:

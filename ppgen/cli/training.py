@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ppgen.cli.autoencoders import bound, parts
+from ppgen.cli.flows import flow
 from ppgen.cli.sentences import is_text, tokenizer_of
 from ppgen.cli.stories import BUNDLED
 
@@ -57,7 +58,7 @@ def build(settings: dict[str, Any], examples: Dataset) -> nn.Module:
             if model == "molecules":
                 return made(*sizes, properties=tuple(torch.tensor(settings["properties"])))
             return made(*sizes, word_dropout=settings["word_dropout"])
-        return made(dim, hidden=hidden)
+        return flow(settings, dim, hidden)
 
 
 def widths(settings: dict[str, Any]) -> tuple[int, ...]:

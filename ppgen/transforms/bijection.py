@@ -15,6 +15,11 @@ class Bijection(Transform):
     A subclass says how; :class:`~ppgen.transforms.pushforward.Pushforward` asks for the pairs,
     and torch's own interface is served from them. Nothing is cached, so that no value outlives
     a parameter update. With parameters of its own it is also a `TransformModule`, named second.
+
+    A round trip closes to rounding times the steepness of the way back: 1e-10 where slopes are of
+    order one. Coupling and autoregressive layers of splines whose networks have weights of order
+    one can squeeze some direction of five by 1e12 or more, and then a double precision number no
+    longer tells where it came from. Log-determinants agree with autograd's to 1e-9 all the same.
     """
 
     bijective = True

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ppgen.transforms.hyperbolic import tanh_slope
+from ppgen.transforms.vector import times
 
 
 class Continuous:
@@ -59,9 +60,8 @@ class Continuous:
         trace = (w * u).sum(-1)
 
         def field(x: Tensor, t: float) -> tuple[Tensor, Tensor]:
-            s = (w @ x[..., None]).squeeze(-1) + b + c * t
-            drift = (torch.tanh(s)[..., None, :] @ u).squeeze(-2)
-            return drift, (trace * tanh_slope(s)).sum(-1)
+            s = times(w, x) + b + c * t
+            return times(u.mT, torch.tanh(s)), (trace * tanh_slope(s)).sum(-1)
 
         h, log_det = (end - begin) / self.steps, x.new_zeros(())
         for step in range(self.steps):

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ppgen.transforms.hyperbolic import tanh_root, tanh_slope
-from ppgen.transforms.vector import RAW_ONE, positive, unit
+from ppgen.transforms.vector import RAW_ONE, positive, times, unit
 
 _STEEPEST = 3.0  # nats: the largest |log S_ii|
 
@@ -76,8 +76,8 @@ class Sylvester:
 
     def to_data(self, x: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
         mirrors, R, S, m, b = self._split(raw)
-        s = _times(S, self._rotate(x, mirrors)) + b
-        y = x + self._rotate_back(_times(R, torch.tanh(s)), mirrors)
+        s = times(S, self._rotate(x, mirrors)) + b
+        y = x + self._rotate_back(times(R, torch.tanh(s)), mirrors)
         return y, torch.log1p(m * tanh_slope(s)).sum(-1)
 
     def to_base(self, y: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
@@ -91,7 +91,7 @@ class Sylvester:
             pushed = rest - R[..., i, i] * torch.tanh(root)
             s, v = _before(root, s), _before(pushed, v)
             h = torch.tanh(s)
-        x = y - self._rotate_back(_times(R, h), mirrors)
+        x = y - self._rotate_back(times(R, h), mirrors)
         return x, -torch.log1p(m * tanh_slope(s)).sum(-1)
 
     def _split(self, raw: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -123,10 +123,6 @@ class Sylvester:
 
 def _reflect(x: Tensor, mirror: Tensor) -> Tensor:
     return x - 2 * (x * mirror).sum(-1, keepdim=True) * mirror
-
-
-def _times(triangle: Tensor, v: Tensor) -> Tensor:
-    return (triangle @ v[..., None]).squeeze(-1)
 
 
 def _before(first: Tensor, others: Tensor) -> Tensor:

@@ -179,4 +179,9 @@ def unit(v: Tensor) -> Tensor:
     return torch.where(length > 1e-9, v / length.clamp(min=1e-9), 0.0)
 
 
+def times(matrix: Tensor, v: Tensor) -> Tensor:
+    """The product of each vector with its matrix; one matrix for all is one product, not many."""
+    return v @ matrix.mT if matrix.ndim == 2 else (matrix @ v[..., None]).squeeze(-1)
+
+
 RAW_ONE = math.log(math.expm1(1 - MIN_SLOPE))

@@ -6,9 +6,10 @@ import math
 import pytest
 import torch
 
-from ppgen.distributions import VonMisesFisher
+from ppgen.distributions import RezendeMohamed, VonMisesFisher
 from ppgen.inference import fit_energy
 from ppgen.models import Flow, SphereFlow
+from ppgen.transforms.actnorm import ActNorm
 from ppgen.transforms.autoregressive import Autoregressive
 from ppgen.transforms.coupling import Coupling
 from ppgen.transforms.scalar import Affine
@@ -90,6 +91,20 @@ def test_directions_have_energies_too(silent):
     assert found.elbo < log_z + Z * found.elbo_error
     assert found.elbo > log_z - 0.3  # the uniform law is 1.1 nats away
     assert abs(found.log_z - log_z) < Z * found.log_z_error + 0.01
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
+def test_no_bound_is_above_the_constant_of_an_energy_and_the_weights_find_it(number, silent):
+    """On the four energies of Rezende and Mohamed, by a normal that is wider than any of them."""
+    target = RezendeMohamed(number)
+    wide = ActNorm(2)
+    with torch.no_grad():
+        wide.log_scale.fill_(math.log(4.0))
+    found = fit_energy(
+        target.energy, Flow(2, transforms=[wide]), steps=1, learning_rate=1e-12, draws=20_000
+    )
+    assert found.elbo < target.log_z + Z * found.elbo_error  # KL is not negative
+    assert abs(found.log_z - target.log_z) < Z * found.log_z_error
 
 
 @pytest.mark.slow
