@@ -32,6 +32,7 @@ def greedy(
     upwards: Literal["samples", "means"] = "samples",
     seed: int = 0,
     out: str | Path | None = None,
+    resume: bool = False,
     **options: Any,
 ) -> list[TrainResult]:
     """Train a stack from the bottom up: each machine on the hidden layer of the one below.
@@ -47,8 +48,13 @@ def greedy(
         upwards: what is shown to the next machine: one draw of the hidden layer for each example,
             on which the bound of a DBN rests, or its means, which are less noisy.
         seed: of the trainings and of the draws.
-        out: a folder for the runs, ``layer-1`` and so on; ``resume=True`` goes on there.
+        out: a folder for the runs, ``layer-1`` and so on.
+        resume: go on with what is in `out`, bit for bit: finished layers are read, one that was
+            stopped is continued, the others are begun.
         options: of every `train`.
+
+    Returns:
+        One result a machine; fewer where a layer was interrupted or diverged, whose is the last.
 
     References:
         | A fast learning algorithm for deep belief nets (Hinton, Osindero, Teh, 2006)
@@ -68,7 +74,11 @@ def greedy(
             raise TypeError(f"stack: expected modules, got {type(machine).__name__}")
         machine.start_at(x)
         folder = None if out is None else Path(out) / f"layer-{layer}"
-        results.append(train(machine, x, loss=loss(), seed=seed, out=folder, **options))
+        again = resume and folder is not None and folder.is_dir()
+        result = train(machine, x, loss=loss(), seed=seed, out=folder, resume=again, **options)
+        results.append(result)
+        if result.stopped in ("interrupted", "diverged"):
+            break
         bias = machine.visible_bias
         with seeded(stream(seed, "greedy", layer), bias.device), torch.no_grad():
             means = machine.positive_phase(x.to(bias)).hidden

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -14,24 +17,81 @@ from ppgen.cli.training import LEARNING_RATES, MACHINES, optimisation, widths
 
 if TYPE_CHECKING:
     from ppgen.data import Dataset
+    from ppgen.inference.train import TrainResult
+
+LAYERS = "layers"  # of a run folder: the runs that trained them one by one
 
 
-def start(story: Any, settings: dict[str, Any], examples: Dataset, device: str) -> None:
-    """Give an untrained `story` the parameters that its settings say it starts from."""
+def prepare(
+    story: Any,
+    settings: dict[str, Any],
+    examples: Dataset,
+    device: str,
+    out: Path,
+    *,
+    resume: bool,
+    overwrite: bool,
+) -> tuple[bool, TrainResult | None]:
+    """Bring an untrained `story` and its run folder to where `ppgen.train` takes over.
+
+    Returns:
+        Whether the folder holds this run already; and the result of a layer whose training was
+        interrupted or diverged, if one was.
+    """
+    from ppgen import checkpoint
+    from ppgen.run_folder import RunFolder
+
+    if resume and checkpoint.exists(out / "ckpt"):
+        return True, None
+    by_layers = pretraining_epochs(settings) > 0
+    if by_layers and not resume and first_rank():
+        # known to `ppgen resume` from now on, although its checkpoints begin after the layers
+        with RunFolder(out, overwrite=overwrite) as folder:
+            shutil.rmtree(out / LAYERS, ignore_errors=True)
+            folder.write_config({**run_config(settings), "options": {}})
+    return resume or by_layers, start(story, settings, examples, device, out)
+
+
+def run_config(settings: dict[str, Any]) -> dict[str, Any]:
+    """What ``config.json`` holds of the command line."""
+    return {"story": {"name": settings["model"]}, "command": settings}
+
+
+def first_rank() -> bool:
+    """Whether this process writes: under ``torchrun`` one does."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def start(
+    story: Any, settings: dict[str, Any], examples: Dataset, device: str, out: Path
+) -> TrainResult | None:
+    """Give an untrained `story` the parameters that its settings say it starts from.
+
+    Layers are trained in `out`, where those that are there already are gone on with.
+
+    Returns:
+        The result of a layer whose training was interrupted or diverged, if one was.
+    """
     run = settings["start_from"]
     if settings["model"] not in MACHINES:
         if run is not None:
             alone = start_from(story, Path(run))
             note(f"start: {run}; new here: {', '.join(alone) or 'nothing'}")
-        return
-    if run is not None:
+    elif run is not None:
         _take_over(story, settings, examples)
-        return
+    elif epochs := pretraining_epochs(settings):
+        return pretrain(story, settings, examples, device, epochs, out)
+    return None
+
+
+def pretraining_epochs(settings: dict[str, Any]) -> int:
+    """For each layer, before all are trained together; 0 where nothing is trained by layers."""
+    if settings["model"] not in ("dbm", "dbn") or settings["start_from"] is not None:
+        return 0
     epochs = settings["pretraining_epochs"]
     if epochs is None:
-        epochs = settings["epochs"] if settings["model"] == "dbn" else 0
-    if epochs:
-        pretrain(story, settings, examples, device, epochs)
+        return settings["epochs"] if settings["model"] == "dbn" else 0
+    return epochs
 
 
 def trains_top_alone(settings: dict[str, Any]) -> bool:
@@ -60,8 +120,8 @@ def trains_top_alone(settings: dict[str, Any]) -> bool:
 
 
 def pretrain(
-    story: Any, settings: dict[str, Any], examples: Dataset, device: str, epochs: int
-) -> None:
+    story: Any, settings: dict[str, Any], examples: Dataset, device: str, epochs: int, out: Path
+) -> TrainResult | None:
     """Greedy layer-wise training of a DBN's layers, or of a DBM's by duplicated RBMs."""
     import torch
 
@@ -79,7 +139,7 @@ def pretrain(
         else:
             stack = [RBM(below, above) for below, above in pairwise(story.sizes)]
     options = {**optimisation({**settings, "epochs": epochs}), "loss": loss}
-    greedy(
+    results = greedy(
         stack,
         examples.x,
         epochs=epochs,
@@ -88,9 +148,19 @@ def pretrain(
         averaging=settings["averaging"],
         seed=settings["seed"],
         device=device,
+        out=out / LAYERS,
+        resume=True,
+        checkpoint_every=settings["checkpoint_every"],
         **options,
     )
+    stopped = results[-1].stopped
+    if stopped in ("interrupted", "diverged"):
+        said = (
+            f"{stopped} while layer {len(results)} was trained; continue with: ppgen resume {out}"
+        )
+        return replace(results[-1], message=said)
     story.assemble(stack)
+    return None
 
 
 def _take_over(story: Any, settings: dict[str, Any], examples: Dataset) -> None:

@@ -16,7 +16,7 @@ from ppgen.cli.model_options import CodeOptions, FlowOptions, MachineOptions
 from ppgen.cli.options import Binarisation, Common, Run, note
 from ppgen.cli.runs import latent_sentence, load_data, read_settings, write_page
 from ppgen.cli.sentences import is_text, tokenizer_of
-from ppgen.cli.starts import start, trains_top_alone
+from ppgen.cli.starts import first_rank, prepare, run_config, trains_top_alone
 from ppgen.cli.stories import BUNDLED
 from ppgen.cli.training import (
     LEARNING_RATES,
@@ -186,10 +186,11 @@ def _train(
         examples = replace(examples, labels=properties)
     kept, validation = hold_out(examples)
     story = build(settings, kept)
-    if not resume:
-        start(story, settings, kept, common.device)
+    again, stopped = prepare(
+        story, settings, kept, common.device, out, resume=resume, overwrite=overwrite
+    )
     with quick_mean_field(story, settings):
-        result = ppgen.train(
+        result = stopped or ppgen.train(
             story,
             arguments(kept, settings),
             epochs=settings["epochs"],
@@ -201,14 +202,14 @@ def _train(
             seed=settings["seed"],
             device=common.device,
             out=out,
-            resume=resume,
-            overwrite=overwrite,
+            resume=again,
+            overwrite=overwrite and not again,
             checkpoint_every=settings["checkpoint_every"],
             callbacks=measuring(out, validation, settings, common, resume=resume),
-            config={"story": {"name": settings["model"]}, "command": settings},
+            config=run_config(settings),
             **optimisation(settings),
         )
-    if not _first_rank():
+    if not first_rank():
         return DONE if result.stopped != "diverged" else NOT_PASSED
     if result.message:
         note(f"ppgen: {result.message}")
@@ -227,9 +228,3 @@ def _train(
          "seconds": result.seconds, "stopped": result.stopped},
     )  # fmt: skip
     return DONE
-
-
-def _first_rank() -> bool:
-    import os
-
-    return os.environ.get("RANK", "0") == "0"

@@ -1,0 +1,56 @@
+"""`ppgen train dbn` and `dbm`: a run that is killed while a layer is trained loses no layer."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ppgen.cli import exits, run
+from ppgen.inference.train import TrainResult
+
+DBM = ["dbm", "--epochs", "1", "--pretraining-epochs", "2"]
+DBN = ["dbn", "--epochs", "2"]
+
+
+def _complaints(models, kills):
+    script = Path(__file__).parent / "layers_killed.py"
+    done = subprocess.run(
+        [sys.executable, str(script), json.dumps(models), json.dumps(kills)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_a_run_killed_in_its_second_layer_ends_bit_for_bit_as_a_whole_one():
+    # More than 2 s, nearly all of it the imports of a process that can be killed.
+    assert _complaints([DBM], [20]) == []
+
+
+@pytest.mark.slow
+def test_runs_killed_in_either_layer_end_bit_for_bit_as_whole_ones():
+    assert _complaints([DBN, DBM], [1, 2, 4, 7, 10, 13, 16, 19, 22]) == []
+
+
+def test_an_interrupted_layer_ends_the_run_and_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    """Ctrl-C in the first layer: the second is not begun, nor are all trained together."""
+    monkeypatch.chdir(tmp_path)
+    greedy = importlib.import_module("ppgen.inference.greedy")
+    calls = []
+
+    def interrupted(story, data, **options):
+        calls.append(options["out"])
+        return TrainResult(story, {}, 0, 3, 0.1, "interrupted", "", options["out"])
+
+    monkeypatch.setattr(greedy, "train", interrupted)
+    command = ["train", "dbn", "--hidden", "6", "--epochs", "1", "--out", "run", "--quiet"]
+    assert run(command) == exits.INTERRUPTED
+    assert calls == [Path("run/layers/layer-1")]
+    assert "layer 1 was trained; continue with: ppgen resume run" in capsys.readouterr().err
