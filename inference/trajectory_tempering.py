@@ -26,7 +26,8 @@ from ppgen.distributions.restricted_boltzmann import RestrictedBoltzmann, shifte
 from ppgen.inference.ladder import Info, LadderKernel, State
 from ppgen.types import BoltzmannMachine
 
-LOST = 0.1  # share of swaps below which an update has left the last rung behind
+LOST = 0.1  # share of swaps below which two rungs are too far apart
+_BRIDGES = 12  # rungs that one update may need
 
 
 class FreeEnergy(Protocol):
@@ -182,6 +183,11 @@ class Trajectory:
     ``persistent=True`` and for training that starts at small weights. Narrow basins that form
     between two rungs stay unseen.
 
+    An update so large that less than a tenth of the chains swap would tear the ladder. The rule of
+    rejecting it and halving the rate needs the optimizer, momentum and all, to be set back. Here
+    the gap is bridged instead: rungs halfway between the two machines are put in until neighbours
+    swap again. Any machines serve as rungs, as the swaps are exact.
+
     Args:
         reservoir: draws kept for each rung, as a multiple of the chains.
         freeze: the running share of accepted swaps below which a rung is added.
@@ -234,15 +240,7 @@ class Trajectory:
             "accepted": torch.lerp(kept["accepted"], share, 0.2),
             f"{last}/reservoir": reservoir.index_copy(0, drawn, returned),
         }
-        if share < LOST:
-            warnings.warn(
-                f"Trajectory: only {share:.0%} of the chains swap with the last rung: updates this "
-                "large leave the trajectory behind. Use a smaller learning rate, and start at "
-                "small weights",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-        if kept["accepted"] < self.freeze:
+        if kept["accepted"] < self.freeze or share < LOST:
             kept = self._with_rung(machine, kept)
         return kept, kept["chains"]
 
@@ -251,12 +249,40 @@ class Trajectory:
         laws, new = [*self.laws(machine, kept), frozen(machine)], _rungs(kept)
         ladder = [kept[f"{k}/reservoir"] for k in range(new)]
         state = State(torch.stack([*ladder, kept["chains"].repeat(self.reservoir, 1)]))
-        for _ in range(self.rounds):
-            state, _ = step(state, laws=laws)
+        state, accepted = self._tempered(state, laws)
+        for _ in range(_BRIDGES):
+            gap = int(accepted.argmin())
+            if accepted[gap] >= LOST:
+                break
+            laws.insert(gap + 1, between(*laws[gap : gap + 2]))
+            state = State(torch.cat([state.ladder[: gap + 1], state.ladder[gap:]]))
+            state, accepted = self._tempered(state, laws)
+        if accepted.min() < LOST:
+            warnings.warn(
+                f"Trajectory: only {float(accepted.min()):.0%} of the chains swap between two "
+                f"rungs, and {_BRIDGES} more do not bridge the gap: updates this large leave the "
+                "trajectory behind. Use a smaller learning rate, and start at small weights",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         found = {**kept, "accepted": torch.ones_like(kept["accepted"])}
         for k, law in enumerate(laws):
             found |= _rung(k, law, state.ladder[k].clone())
         return found
+
+    def _tempered(self, state: State, laws: list[RestrictedBoltzmann]) -> tuple[State, Tensor]:
+        """After `rounds` steps, and the mean share of swaps between neighbours."""
+        shares = []
+        for _ in range(self.rounds):
+            state, info = step(state, laws=laws)
+            shares.append(info.accepted)
+        return state, torch.stack(shares).mean(0)
+
+
+def between(early: RestrictedBoltzmann, late: RestrictedBoltzmann) -> RestrictedBoltzmann:
+    """The machine halfway between two, in their natural parameters."""
+    parts = (torch.lerp(getattr(early, name), getattr(late, name), 0.5) for name in _PARTS)
+    return _law(late, *parts)
 
 
 def _rung(k: int, law: RestrictedBoltzmann, reservoir: Tensor) -> Kept:

@@ -1,6 +1,7 @@
 """Trajectory tempering keeps every rung's law, crosses where Gibbs does not, and resumes."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -313,14 +314,50 @@ def test_a_resumed_training_run_keeps_its_rungs(tmp_path):
     assert torch.equal(*ends)
 
 
-def test_a_machine_that_leaps_is_told_to_go_slower():
-    sampler, x = Trajectory(), torch.zeros(50, 8)
-    kept = sampler.start(RBM(8, 8, weight_scale=0.0), x)
-    far = two_modes()
-    far.visible_bias += 20.0
-    kept, _ = sampler.move(far, kept, 1)  # now the chains have gone, and none comes back
+def leapt(sampler):
+    """The chains in one of two modes that the machine has leapt to from no weights at all."""
+    there = two_modes()
+    start = copy.deepcopy(there)
+    for p in start.parameters():
+        p.zero_()
+    kept = sampler.start(start, torch.zeros(10, 8))
+    kept["chains"] = torch.zeros(10, 8)
+    kept, _ = sampler.move(there, kept, 1)
+    return there, kept
+
+
+def share_of_ones(there, kept):
+    """z of the second mode's share in the last reservoir."""
+    ones = there.marginal().log_prob(states(8)).exp() @ (states(8).mean(1) > 0.5).double()
+    last = tt._rungs(kept) - 1
+    share = (kept[f"{last}/reservoir"].mean(1) > 0.5).double().mean()
+    # the members of a reservoir have met each other: twice the binomial error
+    return float(abs(share - ones) / (2 * (ones * (1 - ones) / 400) ** 0.5))
+
+
+def test_a_leap_is_bridged_by_rungs_between():
+    there, kept = leapt(Trajectory(reservoir=40, rounds=30))
+    laws = Trajectory().laws(there, kept)
+    assert len(laws) > 2
+    assert torch.equal(laws[-1].weight, there.weight)
+    for early, late in itertools.pairwise(laws):  # no gap is left
+        x, y = early.sample((4000,)), late.sample((4000,))
+        assert tt.swap(early, late, x, y)[2] > 0.05
+    assert share_of_ones(there, kept) < stats.norm.isf(FAILURE_RATE / 2)
+
+
+def test_a_leap_that_is_not_bridged_is_caught(monkeypatch):
+    """The planted bug, and why there are bridges: chains stay where they were."""
+    monkeypatch.setattr(tt, "LOST", -1.0)
+    there, kept = leapt(Trajectory(reservoir=40, rounds=30, freeze=0.9))
+    assert tt._rungs(kept) == 2
+    assert share_of_ones(there, kept) > stats.norm.isf(FAILURE_RATE / 2)
+
+
+def test_a_leap_too_far_for_bridges_is_told_to_go_slower(monkeypatch):
+    monkeypatch.setattr(tt, "_BRIDGES", 0)
     with pytest.warns(RuntimeWarning, match="smaller learning rate"):
-        sampler.move(far, kept, 1)
+        leapt(Trajectory(reservoir=4, rounds=5))
 
 
 @pytest.mark.parametrize("options", [{"reservoir": 0}, {"rounds": 0}, {"freeze": 1.0}])
