@@ -42,7 +42,7 @@ from ppgen.inference.elbo import ELBO
 from ppgen.inference.train import restore_story
 from ppgen.models.molecule_vae import MoleculeVAE
 
-BETA = 0.05
+BETA = 0.02
 RATE, BATCH = 2e-3, 64
 WARM_UP = 100  # steps until the full rate
 SAMPLES = 1_000  # strings from the prior
@@ -205,7 +205,7 @@ if __name__ == "__main__":
     parser.add_argument("--starts", type=int, default=40, help="of each search")
     parser.add_argument("--seeds", type=int, default=3, help="of each search")
     parser.add_argument("--notation", choices=("selfies", "smiles"))
-    parser.add_argument("--epochs", type=int, default=4, help="of training, each notation")
+    parser.add_argument("--epochs", type=int, default=8, help="of training, each notation")
     parser.add_argument("--save", type=Path, help="a folder for the weights, of one notation")
     parser.add_argument("--run", type=Path, help="such a folder, to measure instead of training")
     options = parser.parse_args()

@@ -139,8 +139,9 @@ class ELBO(Trace_ELBO):
                 "latent sites with pyro.poutine.scale instead"
             )
         if estimator is not None:
+            # guessed by Pyro it would cost a run of the pair, and a line of log, at every step
+            pyros = estimator(max_plate_nesting=_nesting(drawn, scored))
             # TraceEnum_ELBO refuses to differentiate what has no gradient
-            pyros = estimator()
             compute = pyros.differentiable_loss if torch.is_grad_enabled() else pyros.loss
             loss = torch.as_tensor(compute(model, guide, *args, **kwargs))
             if not math.isfinite(loss.item()):
@@ -183,6 +184,12 @@ def _fallback(guide: Sites, model: Sites) -> type[Trace_ELBO | TraceEnum_ELBO] |
         if not site.observed and (partly or not site.fn.has_rsample):
             return Trace_ELBO
     return None
+
+
+def _nesting(guide: Sites, model: Sites) -> int:
+    """Batch dimensions that plates take."""
+    plates = (frame for site in (*guide.values(), *model.values()) for frame in site.plates)
+    return max((-frame.dim for frame in plates if frame.vectorized), default=0)
 
 
 def _terms(guide: Sites, model: Sites, analytic: bool) -> dict[str, Tensor]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ppgen.inference.training.minibatches import Data, tensors_of
 from ppgen.types import ExactDensity, ImportanceWeighted, Likelihood, UnnormalisedDensity
 
 _FEWER = 50  # times fewer draws for the examples that do not get all
@@ -18,7 +20,7 @@ NUMBERS_PER_PIXEL = 16  # of a story's intermediate results, per pixel and draw;
 
 def log_likelihood(
     story: object,
-    data: Tensor,
+    data: Data,
     *,
     samples: int = 5000,
     seed: int | None = None,
@@ -33,7 +35,8 @@ def log_likelihood(
 
     Args:
         story: an `ExactDensity`, an `ImportanceWeighted` or an `UnnormalisedDensity`.
-        data: examples, ``(N, D)``.
+        data: examples, ``(N, D)``, or a `ppgen.data.Dataset` of them; of a conditional story what
+            it is told as well, as for `train`: ``(x, y)``, and the likelihood is that of x given y.
         samples: importance draws per example, K.
         seed: makes a stochastic bound reproducible; the generator is given back as it was.
         options: for importance sampling ``memory=``, bytes that a batch may take (256 MB), and
@@ -51,8 +54,9 @@ def log_likelihood(
         | Importance Weighted Autoencoders (Burda et al., 2016)
         | https://arxiv.org/abs/1509.00519
     """
-    if data.ndim < 2 or not len(data):
-        raise ValueError(f"data must have shape (N, D) with N >= 1; got {tuple(data.shape)}")
+    x, *given = tensors_of(data, "data")
+    if x.ndim < 2 or not len(x):
+        raise ValueError(f"data must have shape (N, D) with N >= 1; got {tuple(x.shape)}")
     training = isinstance(story, torch.nn.Module) and story.training
     if isinstance(story, torch.nn.Module):
         story.eval()
@@ -60,13 +64,19 @@ def log_likelihood(
         with torch.no_grad(), nullcontext() if seed is None else torch.random.fork_rng():
             if seed is not None:
                 torch.manual_seed(seed)
-            return _dispatch(story, data, samples, options)
+            return _dispatch(story, x, given, samples, options)
     finally:
         if isinstance(story, torch.nn.Module):
             story.train(training)
 
 
-def _dispatch(story: Any, data: Tensor, samples: int, options: dict[str, Any]) -> Likelihood:
+def _dispatch(
+    story: Any, data: Tensor, given: list[Tensor], samples: int, options: dict[str, Any]
+) -> Likelihood:
+    if given or hasattr(story, "log_weights"):
+        _check_arguments(story, 1 + len(given))
+    if given:
+        return importance_weighted_likelihood(story, (data, *given), samples, **options)
     if "annealing" in options:
         from ppgen.inference.decoder_likelihood import annealed_likelihood
 
@@ -89,6 +99,17 @@ def _dispatch(story: Any, data: Tensor, samples: int, options: dict[str, Any]) -
     )
 
 
+def _check_arguments(story: Any, given: int) -> None:
+    weights = getattr(story, "log_weights", None)
+    names = list(inspect.signature(weights).parameters)[:-1] if weights else ["x"]
+    if len(names) != given:
+        expected = names[0] if len(names) == 1 else f"({', '.join(names)})"
+        raise ValueError(
+            f"{type(story).__name__} has a likelihood of {' given '.join(names)}: expected "
+            f"log_likelihood(story, {expected}); got {given} tensor{'s' if given > 1 else ''}"
+        )
+
+
 def exact_likelihood(story: ExactDensity, data: Tensor, *, batch: int = 4096) -> Likelihood:
     """The mean of ``log_prob``; `batch` examples at a time."""
     each = torch.cat([story.log_prob(part).double().cpu() for part in data.split(batch)])
@@ -101,7 +122,7 @@ def exact_likelihood(story: ExactDensity, data: Tensor, *, batch: int = 4096) ->
 
 def importance_weighted_likelihood(
     story: ImportanceWeighted,
-    data: Tensor,
+    data: Tensor | Sequence[Tensor],
     samples: int = 5000,
     *,
     thorough: int | None = None,
@@ -122,19 +143,20 @@ def importance_weighted_likelihood(
     the same number, and it costs a small part: the difference of two bounds of an example varies
     much less from example to example than the bounds themselves. Its error counts that in.
     """
-    weights = story.log_weights
-    if thorough is None or thorough >= len(data):
+    weights, data = story.log_weights, (data,) if isinstance(data, Tensor) else data
+    if thorough is None or thorough >= len(data[0]):
         found = importance_bound(weights, data, samples, memory=memory)
         return _lower(found, found.each.mean().item(), found.error, found.method)
     if thorough < 2:
         raise ValueError(f"thorough must be at least 2 examples; got {thorough}")
     found = importance_bound(weights, data, max(1, samples // _FEWER), memory=memory)
-    rows = torch.randperm(len(data))[:thorough]
-    more = importance_bound(weights, data[rows.to(data.device)], samples, memory=memory)
+    rows = torch.randperm(len(data[0]))[:thorough]
+    few = [part[rows.to(part.device)] for part in data]
+    more = importance_bound(weights, few, samples, memory=memory)
     raised = more.each - found.each[rows]
     error = math.hypot(_error(raised), found.error)
-    few = found.details["samples"]
-    method = f"{more.method} on {thorough} examples, with {few} on all and the mean difference"
+    less = found.details["samples"]
+    method = f"{more.method} on {thorough} examples, with {less} on all and the mean difference"
     found.details.update(
         samples=samples, thorough=thorough, effective_draws=more.details["effective_draws"]
     )
@@ -155,17 +177,20 @@ class ImportanceBound(NamedTuple):
 
 
 def importance_bound(
-    log_weights: Callable[[Tensor, int], Tensor],
-    data: Tensor,
+    log_weights: Callable[..., Tensor],
+    data: Tensor | Sequence[Tensor],
     samples: int,
     *,
     memory: float = 2.56e8,
 ) -> ImportanceBound:
-    """Log of the mean of `samples` weights, ``log_weights(x, samples) -> (samples, B)``."""
+    """Log of the mean of `samples` weights, ``log_weights(x, ..., samples) -> (samples, B)``."""
     if samples < 1:
         raise ValueError(f"samples must be at least 1; got {samples}")
-    budget = max(1, int(memory / (NUMBERS_PER_PIXEL * data.element_size() * data[0].numel())))
-    parts = [_streamed(log_weights, x, samples, budget) for x in data.split(min(budget, 256))]
+    data = (data,) if isinstance(data, Tensor) else data
+    x = data[0]
+    budget = max(1, int(memory / (NUMBERS_PER_PIXEL * x.element_size() * x[0].numel())))
+    batches = zip(*(part.split(min(budget, 256)) for part in data), strict=True)
+    parts = [_streamed(log_weights, batch, samples, budget) for batch in batches]
     bound, elbo, variance, effective = (
         torch.cat(column).cpu() for column in zip(*parts, strict=True)
     )
@@ -176,22 +201,22 @@ def importance_bound(
         "examples_error": _error(bound),
         "effective_draws": effective.median().item(),
     }
-    error = math.sqrt(variance.sum().item()) / len(data) if samples > 1 else math.inf
+    error = math.sqrt(variance.sum().item()) / len(x) if samples > 1 else math.inf
     method = f"importance sampling with {samples} draws"
     return ImportanceBound(bound, error, method, details)
 
 
 def _streamed(
-    log_weights: Callable[[Tensor, int], Tensor], x: Tensor, samples: int, budget: int
+    log_weights: Callable[..., Tensor], batch: tuple[Tensor, ...], samples: int, budget: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Bound, ELBO, Monte Carlo variance of the bound, effective draws; each ``(B,)``."""
-    shape = (len(x),)
-    total = torch.zeros(shape, dtype=torch.float64, device=x.device)
+    shape = (len(batch[0]),)
+    total = torch.zeros(shape, dtype=torch.float64, device=batch[0].device)
     once, twice = total - math.inf, total - math.inf  # log sum w, log sum w^2
     done = 0
     while done < samples:
-        count = min(samples - done, max(1, budget // len(x)))
-        w = log_weights(x, count)
+        count = min(samples - done, max(1, budget // shape[0]))
+        w = log_weights(*batch, count)
         if w.shape != (count, *shape):
             raise ValueError(
                 f"log_weights must return (samples, examples) = {(count, *shape)}; "

@@ -1,4 +1,4 @@
-r"""Expectations of scalars by double-exponential quadrature, and their exact gradients.
+r"""Expectations of scalars by double-exponential quadrature or a sum, and their exact gradients.
 
 .. math:: \int_a^\infty g(x)\, dx = \sum_k g(x_k)\, x'(t_k)\, h, \quad
           x(t) = a + s \exp(\tfrac{\pi}{2} \sinh t)
@@ -36,25 +36,28 @@ def expectation(q: Distribution, f: Integrand) -> Tensor:
     """E_q[f(x)] of a scalar distribution, ``()``, to about ten digits in float64.
 
     f may have kinks only at the ends of the support, at ``q.loc`` or, without one, at the mean.
+    Finitely many values are summed over.
 
     Raises:
-        ValueError: where q is discrete or no scalar, its density is not integrated to one, or the
-            expectation is infinite.
+        ValueError: where q is no scalar, or discrete with infinitely many values; where its density
+            is not integrated to one, or the expectation is infinite.
     """
     support: Any = q.support
+    if q.has_enumerate_support and not q.batch_shape and not q.event_shape:
+        values = q.enumerate_support()
+        return (f(values.to(torch.float64)) * q.log_prob(values).exp()).sum()
     if q.batch_shape or q.event_shape or support.is_discrete:
         raise ValueError(
-            f"quadrature: expected one continuous scalar distribution, got {type(q).__name__} of "
-            f"batch shape {tuple(q.batch_shape)} and event shape {tuple(q.event_shape)}: give the "
-            "exact gradient yourself"
+            f"quadrature: expected one scalar distribution, continuous or finite, got "
+            f"{type(q).__name__} of batch shape {tuple(q.batch_shape)} and event shape "
+            f"{tuple(q.event_shape)}: give the exact gradient yourself"
         )
     total, mass = torch.zeros(()), torch.zeros(())
     for nodes in _nodes(q, support):
-        log_density = q.log_prob(nodes.x)
-        share = (log_density.exp() * nodes.weight).detach()
-        kept = share > 0  # beyond, f may overflow
+        with torch.no_grad():  # beyond, f may overflow, and the gradient of a density of nothing
+            kept = q.log_prob(nodes.x).exp() * nodes.weight > 0
         x, weight = nodes.x[kept], nodes.weight[kept]
-        density = log_density[kept].exp() * weight
+        density = q.log_prob(x).exp() * weight
         terms = f(x) * density
         _check_ends(q, terms.detach())
         total, mass = total + terms.sum(), mass + density.detach().sum()

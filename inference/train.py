@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,14 +49,22 @@ class TrainResult:
         out: the run folder.
     """
 
-    story: nn.Module
-    history: dict[str, list[Any]]
+    story: nn.Module = field(repr=False)
+    history: dict[str, list[Any]] = field(repr=False)
     epochs: int
     steps: int
     seconds: float
     stopped: Stopped
     message: str = ""
     out: Path | None = None
+
+    def __str__(self) -> str:
+        last = {name: values[-1] for name, values in self.history.items() if values}
+        bounds = [f", {name} {last[name]:.2f}" for name in ("loss", "validation") if name in last]
+        return (
+            f"{type(self.story).__name__}: {self.stopped} after {self.epochs} epochs, {self.steps} "
+            f"steps, {self.seconds:.1f} s{''.join(bounds)}{self.message and f'; {self.message}'}"
+        )
 
 
 def train(

@@ -34,7 +34,7 @@ class MoleculeVAE(TokenVAE):
         vocabulary: V, the special tokens counted: ``tokenizer.vocabulary``.
         length: T, numbers in a row of data, and the limit of what is generated.
         latent: dimensions of the code, L.
-        hidden: units of the decoder's layers.
+        hidden: units of the layers of the decoder and of the properties' perceptron.
         properties: location m and scale s of each property, ``(P,)`` each, as the training data's
             mean and standard deviation; None: the story has no properties.
 
@@ -76,7 +76,7 @@ class MoleculeVAE(TokenVAE):
         self.posterior = SharedScale(latent)
         self.decoder = SubtractingDecoder(AdditiveCode(vocabulary, length, latent), hidden)
         if len(location):
-            self.head = MLP((latent, 64, len(location)), nn.Tanh)
+            self.head = MLP((latent, hidden, len(location)), nn.SiLU)
             self.log_noise = nn.Parameter(torch.zeros(len(location)))
 
     @pyro_method

@@ -55,7 +55,7 @@ class Minibatches:
     ) -> None:
         self.source = None if isinstance(data, (Tensor, Sequence)) else data
         self.size, self.seed, self.device, self.dtype = size, seed, device, dtype
-        self.tensors = self._placed(_tensors(data, name))
+        self.tensors = self._placed(tensors_of(data, name))
         self.examples = len(self.tensors[0])
         if not 1 <= size <= self.examples:
             raise ValueError(
@@ -98,7 +98,8 @@ class Minibatches:
         )
 
 
-def _tensors(data: Data, name: str) -> tuple[Tensor, ...]:
+def tensors_of(data: Data, name: str) -> tuple[Tensor, ...]:
+    """The tensors, of a data set its examples; refused where they do not belong together."""
     tensors: Any = (data,) if isinstance(data, Tensor) else data
     if not isinstance(tensors, (list, tuple)):
         if not isinstance(getattr(data, "x", None), Tensor) or not hasattr(data, "batches"):

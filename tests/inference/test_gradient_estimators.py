@@ -96,6 +96,17 @@ def test_quadrature_gives_known_expectations_and_gradients():
     assert value == pytest.approx(math.log(2.2**2 + 0.09), abs=1e-9)
     with pytest.raises(ValueError, match="does not exist"):
         expectation(cauchy, torch.square)
+    # E x of a Gumbel is its location and 0.577 scales; far out its log density has no gradient
+    gumbel = exact_gradient(
+        lambda p: dist.Gumbel(p[0], p[1]), torch.tensor([0.3, 1.0]), lambda z: z
+    )
+    torch.testing.assert_close(gumbel, torch.tensor([1.0, 0.5772156649015329]))
+    # finitely many values are summed over: p (1 - p) (f(1) - f(0))
+    coin = exact_gradient(
+        lambda p: dist.Bernoulli(logits=p[0]), torch.tensor([0.3]), lambda z: z + 5
+    )
+    p = torch.tensor([0.3]).sigmoid()
+    torch.testing.assert_close(coin, p * (1 - p))
     with pytest.raises(ValueError, match="give the exact gradient yourself"):
         exact_gradient(lambda p: dist.Normal(p, 1.0).to_event(1), torch.zeros(2), bounded)
 

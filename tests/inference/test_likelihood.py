@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from ppgen.data import Dataset
 from ppgen.inference.likelihood import log_likelihood
+from ppgen.models import ConditionalVAE
 from ppgen.models.base_rate import BaseRate
 
 
@@ -125,19 +127,42 @@ def test_other_things_are_refused_with_advice():
         log_likelihood(object(), torch.zeros(2, 3))
 
 
+def test_a_data_set_and_what_a_conditional_story_is_told_are_taken_as_by_train(story, x):
+    examples = Dataset(x)
+    assert log_likelihood(story, examples, samples=3, seed=0) == log_likelihood(
+        story, x, samples=3, seed=0
+    )
+    told = ConditionalVAE(6, 3, 2, (4,))
+    y, pixels = torch.arange(30) % 3, (torch.rand(30, 6) < 0.5).to(x)
+    found = log_likelihood(told, (pixels, y), samples=1000, seed=0)
+    with torch.no_grad():  # other draws, batches of other sizes
+        each = told.log_weights(pixels, y, 1000).logsumexp(0) - math.log(1000)
+    assert found.lower == pytest.approx(each.mean().item(), abs=4.3 * 2**0.5 * found.lower_error)
+    with pytest.raises(ValueError, match=r"x given y: expected log_likelihood\(story, \(x, y\)\)"):
+        log_likelihood(told, pixels)
+    with pytest.raises(ValueError, match=r"a likelihood of x: expected .*; got 2 tensors"):
+        log_likelihood(story, (x, y[: len(x)]))
+
+
 def test_no_examples_are_refused():
-    with pytest.raises(ValueError, match=r"\(N, D\) with N >= 1"):
+    with pytest.raises(ValueError, match=r"no values: the shape is \(0, 6\)"):
         log_likelihood(LinearGaussian(), torch.zeros(0, 6))
+    with pytest.raises(ValueError, match=r"\(N, D\) with N >= 1"):
+        log_likelihood(LinearGaussian(), torch.zeros(6))
 
 
 def test_missing_values_name_the_row(story, x):
-    class Sum:
+    class Root:
         def log_prob(self, x):
-            return x.sum(-1)
+            return x[:, 0].sqrt()
 
-    x[7, 0] = float("nan")
+    x = x.abs()
+    x[7, 0] = -1.0
     with pytest.raises(ValueError, match="row 7 is nan"):
-        log_likelihood(Sum(), x)
+        log_likelihood(Root(), x)
+    x[7, 0] = float("nan")
+    with pytest.raises(ValueError, match="row 7, column 0: NaN"):
+        log_likelihood(Root(), x)
 
 
 def test_log_weights_of_a_wrong_shape_are_refused(story, x):
