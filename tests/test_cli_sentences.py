@@ -6,8 +6,11 @@ import pytest
 import torch
 
 from ppgen.cli import exits, run
-from ppgen.cli.runs import read_settings
+from ppgen.cli.runs import load_data, read_settings
+from ppgen.cli.training import hold_out
 from ppgen.data import Tokenizer, small_english
+from ppgen.data.tokens import token_counts
+from ppgen.diagnostics import ngram_log_prob
 
 TEXT = "hello world\nhow are you\nhello you\n"
 LITTLE = ["--epochs", "2", "--hidden", "6", "--latent", "2", "--quiet"]
@@ -45,6 +48,31 @@ def test_the_run_keeps_its_vocabulary_and_does_without_the_file(folder, tmp_path
     assert found["examples"] == 2
     assert found["nats_per_token"] == pytest.approx(-found["lower"] / 3)  # 3 tokens, EOS counted
     assert "entropy" not in found
+
+
+def test_training_ends_with_held_out_nats_beside_those_of_counted_neighbours(folder, capsys):
+    text = folder / "more.txt"
+    text.write_text(TEXT * 4 + "goodbye world\n")
+    command = [
+        "train",
+        "sentences",
+        "--data",
+        text,
+        *LITTLE,
+        "--least",
+        4,
+        "--out",
+        folder / "more",
+    ]
+    found = asked(capsys, *command)
+    settings = read_settings(folder / "more")
+    assert "goodbye" not in settings["tokenizer"]["tokens"]
+    kept, held_out = hold_out(load_data(settings, "train"))
+    vocabulary = Tokenizer.from_dict(settings["tokenizer"]).vocabulary
+    for name, order in (("unigram", 1), ("bigram", 2), ("trigram", 3)):
+        nats = -ngram_log_prob(kept.x, held_out.x, vocabulary, order).sum()
+        assert found[name] == pytest.approx((nats / token_counts(held_out.x).sum()).item())
+    assert found["nats_per_token"] > 0
 
 
 def test_sentences_are_drawn_reconstructed_and_walked_between(folder, capsys):

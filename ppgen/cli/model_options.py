@@ -89,6 +89,9 @@ class CodeOptions:
     word_dropout: float = 0.0
     "Share of the tokens before that the decoder of sentences does not see."
 
+    least: int = 1
+    "Times that a word of sentences must occur in the text; rarer ones are read as <unk>."
+
     characters: Annotated[bool, Parameter(negative="")] = False
     "Tokens of sentences are characters instead of words."
 

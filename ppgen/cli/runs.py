@@ -10,7 +10,7 @@ from ppgen.cli.autoencoders import as_modelled, bits_per_dimension
 from ppgen.cli.options import Common, note
 from ppgen.cli.sentences import is_text, load_text, tokenizer_of
 from ppgen.cli.stories import BUNDLED
-from ppgen.cli.training import MACHINES, build
+from ppgen.cli.training import MACHINES, build, hold_out
 
 if TYPE_CHECKING:
     from torch import nn
@@ -209,7 +209,8 @@ def write_page(
     try:
         examples = load_data(settings, "test")
     except DataError:  # a file without a test split
-        note("no test split: the likelihood is that of the training data")
+        examples = hold_out(examples)[1]
+        note("no test split: the likelihood is that of the tenth held out for validation")
     found: Likelihood | None = None
     try:
         draws, thorough = None, _THOROUGH

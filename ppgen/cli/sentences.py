@@ -35,7 +35,8 @@ def tokenizer_of(settings: dict[str, Any]) -> Tokenizer:
     if settings["model"] == "molecules":
         return molecules.vocabulary_of(settings)
     level = "character" if settings["characters"] else "word"
-    return Tokenizer.of(_sentences(settings, "train"), level=level)
+    least = settings.get("least", 1)
+    return Tokenizer.of(_sentences(settings, "train"), level=level, least=least)
 
 
 def load_text(settings: dict[str, Any], split: Split) -> Dataset:
@@ -77,6 +78,25 @@ def scores(
     if settings["model"] == "molecules":
         more, exact = molecules.scores(story, examples.x)
         text, numbers = text + more, numbers | exact
+    return text, numbers
+
+
+def beside_ngrams(
+    found: Likelihood, kept: Dataset, held_out: Dataset, vocabulary: int
+) -> tuple[str, dict[str, float]]:
+    """Nats per token of held-out sentences, and what counting neighbours in the others gives."""
+    from ppgen.data.tokens import token_counts
+    from ppgen.diagnostics import ngram_log_prob, text_score
+
+    score = text_score(found.lower, token_counts(held_out.x))
+    numbers = {"nats_per_token": score.token}
+    for name, order in (("unigram", 1), ("bigram", 2), ("trigram", 3)):
+        each = ngram_log_prob(kept.x, held_out.x, vocabulary, order)
+        numbers[name] = text_score(each.mean().item(), token_counts(held_out.x)).token
+    others = ", ".join(f"{n} {nats:.3f}" for n, nats in list(numbers.items())[1:])
+    text = (
+        f"\nheld out, {len(held_out)} sentences: at most {score.token:.3f} nats a token; {others}"
+    )
     return text, numbers
 
 

@@ -14,8 +14,14 @@ from ppgen.cli.exits import DONE, INTERRUPTED, NOT_PASSED
 from ppgen.cli.measurements import measuring
 from ppgen.cli.model_options import CodeOptions, FlowOptions, MachineOptions
 from ppgen.cli.options import Binarisation, Common, Run, note
-from ppgen.cli.runs import latent_sentence, load_data, read_settings, write_page
-from ppgen.cli.sentences import is_text, tokenizer_of
+from ppgen.cli.runs import (
+    held_out_likelihood,
+    latent_sentence,
+    load_data,
+    read_settings,
+    write_page,
+)
+from ppgen.cli.sentences import beside_ngrams, is_text, tokenizer_of
 from ppgen.cli.starts import first_rank, prepare, run_config, trains_top_alone
 from ppgen.cli.stories import BUNDLED
 from ppgen.cli.training import (
@@ -35,7 +41,13 @@ Model = Annotated[str, Parameter(help="rbm, dbm, dbn, vae, flow, sentences or mo
 
 _HIDDEN = {"vae": 400, "sentences": 128, "molecules": 256}
 # of one kind of text alone
-_OF_TEXT = {"word_dropout": "sentences", "characters": "sentences", "notation": "molecules"}
+_OF_TEXT = {
+    "word_dropout": "sentences",
+    "least": "sentences",
+    "characters": "sentences",
+    "notation": "molecules",
+}
+_TEXT_DRAWS = 100  # of importance sampling, for the line at the end
 
 
 def train(
@@ -218,13 +230,17 @@ def _train(
     if result.stopped == "diverged":
         return NOT_PASSED
     page = write_page(result.story, settings, result.history, out, common)
+    more, numbers = "", {}
+    if settings["model"] == "sentences":
+        held_out = held_out_likelihood(result.story, validation, common, _TEXT_DRAWS)
+        more, numbers = beside_ngrams(held_out, kept, validation, result.story.vocabulary)
     text = (
         f"{settings['model']}: {result.epochs} epochs, {result.steps} steps, {result.seconds:.1f} s"
-        f"{latent_sentence(result.story, validation, common)}"
+        f"{more}{latent_sentence(result.story, validation, common)}"
     )
     common.print(
         f"{text}\nrun: {out}\nreport: {page}",
         {"run": str(out), "report": str(page), "epochs": result.epochs, "steps": result.steps,
-         "seconds": result.seconds, "stopped": result.stopped},
+         "seconds": result.seconds, "stopped": result.stopped, **numbers},
     )  # fmt: skip
     return DONE

@@ -37,6 +37,7 @@ from ppgen.diagnostics.latent import latent_use as latent_use
 from ppgen.diagnostics.latent import unit_divergences as unit_divergences
 from ppgen.diagnostics.nested import nested_rhat as nested_rhat
 from ppgen.diagnostics.nested import nested_rhat_limit as nested_rhat_limit
+from ppgen.diagnostics.ngrams import ngram_log_prob as ngram_log_prob
 from ppgen.diagnostics.pareto import ParetoK as ParetoK
 from ppgen.diagnostics.pareto import pareto_k as pareto_k
 from ppgen.diagnostics.pareto import psis as psis
