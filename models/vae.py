@@ -11,6 +11,7 @@ from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 
 from ppgen.diagnostics.latent import LatentUse, latent_use, unit_divergences
+from ppgen.latent.paths import linear
 from ppgen.networks.likelihoods import BernoulliLikelihood, PixelLikelihood
 from ppgen.networks.mlp import MLP, hidden_layers
 from ppgen.networks.posteriors import DiagonalNormal, centre, scored
@@ -174,10 +175,7 @@ class VAE(PyroModule):
         Returns:
             ``(steps, *, D)``; the ends are the reconstructions of `a` and `b`.
         """
-        start, end = self.code(a), self.code(b)
-        share = torch.linspace(0, 1, steps, dtype=start.dtype, device=start.device)
-        z = torch.lerp(start, end, share.view(-1, *[1] * start.ndim))
-        return self.decode(z).mean
+        return self.decode(linear(self.code(a), self.code(b), steps)).mean
 
     def _data(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.visible:

@@ -53,7 +53,7 @@ def asked(capsys, *command):
 
 def test_the_run_keeps_vocabulary_beta_and_scales_of_the_properties(folder):
     settings = read_settings(folder / "run")
-    assert settings["beta"] == 0.05
+    assert settings["beta"] == 0.02
     tokenizer = Vocabulary.from_dict(settings["tokenizer"])
     assert set(tokenizer.tokens) == {"C", "O", "N", "Br", "[nH]"}
     # of the stand-in: numbers of C, letters, and oxygens and one

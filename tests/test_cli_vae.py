@@ -56,6 +56,12 @@ def test_a_convolutional_vae_with_causal_pixels(train, tmp_path, capsys):
     assert options["optimizer"]["options"]["weight_decay"] == 0.1
 
 
+def test_reweighted_wake_sleep_is_an_objective(train, tmp_path):
+    train("rws", "--objective", "rws", "--draws", "3")
+    options = json.loads((tmp_path / "rws" / "config.json").read_text())["options"]
+    assert options["loss"] == {"name": "ReweightedWakeSleep", "options": {"draws": 3}}
+
+
 @pytest.mark.parametrize("pixels", ["grey", "gaussian"])
 def test_grey_levels_are_modelled_as_they_are(train, pixels):
     story = train("grey", "--binarisation", "none", "--pixels", pixels)
@@ -89,6 +95,8 @@ def test_whole_grey_levels_have_bits_per_dimension(train, tmp_path, capsys, pixe
         (["--binarisation", "static", "--pixels", "logistic"], "leave --binarisation out"),
         (["--pixels", "logistic", "--levels", "1"], "--levels says how many there are"),
         (["--objective", "iwae", "--warm-up", "10"], "--warm-up and --free-bits are for elbo"),
+        (["--draws", "0"], "--draws must be at least 1 with --objective elbo; got 0"),
+        (["--objective", "rws", "--draws", "1"], "--draws must be at least 2"),
         (["--posterior", "planar", "--flow-layers", "0"], "--flow-layers must be at least 1"),
         (["--start-from", "."], "no such file: no checkpoint was committed"),
     ],

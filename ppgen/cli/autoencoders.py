@@ -50,10 +50,21 @@ def bound(settings: dict[str, Any]) -> Any:
     Raises:
         ValueError: for options that another bound has.
     """
-    from ppgen.inference import ELBO, DReG, ImportanceWeightedELBO, WarmUp
+    from ppgen.inference import (
+        ELBO,
+        DReG,
+        ImportanceWeightedELBO,
+        ReweightedWakeSleep,
+        WarmUp,
+    )
 
     objective, draws = settings.get("objective", "elbo"), settings.get("draws")
     steps, free_bits = settings.get("warm_up"), settings.get("free_bits", 0.0)
+    least = 2 if objective == "rws" else 1
+    if draws is not None and draws < least:
+        raise ValueError(
+            f"--draws must be at least {least} with --objective {objective}; got {draws}"
+        )
     if objective == "elbo":
         beta = WarmUp(steps) if steps else settings.get("beta", 1.0)
         return ELBO(particles=draws or 1, beta=beta, free_bits=free_bits)
@@ -61,7 +72,8 @@ def bound(settings: dict[str, Any]) -> Any:
         raise ValueError(
             f"--objective {objective}: --warm-up and --free-bits are for elbo; --beta is 1"
         )
-    return {"iwae": ImportanceWeightedELBO, "dreg": DReG}[objective](draws or 8)
+    losses = {"iwae": ImportanceWeightedELBO, "dreg": DReG, "rws": ReweightedWakeSleep}
+    return losses[objective](draws or 8)
 
 
 def as_modelled(examples: Dataset, settings: dict[str, Any]) -> Dataset:

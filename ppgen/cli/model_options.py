@@ -67,14 +67,15 @@ class CodeOptions:
     posterior: Literal["normal", "full", "planar", "sylvester"] = "normal"
     "Of a VAE's code; planar and sylvester are flows told by the encoder."
 
-    objective: Literal["elbo", "iwae", "dreg"] = "elbo"
-    "The bound that is raised: dreg is iwae with quieter gradients."
+    objective: Literal["elbo", "iwae", "dreg", "rws"] = "elbo"
+    """The bound that is raised: dreg is iwae with quieter gradients; rws is reweighted wake-sleep,
+    whose encoder learns from weighted draws instead."""
 
     draws: int | None = None
     "Of the code for each example and step: 1 for elbo, 8 for the others."
 
     beta: float | None = None
-    """Weight of the divergence in training; 1, and 0.05 for molecules, whose codes are to give back
+    """Weight of the divergence in training; 1, and 0.02 for molecules, whose codes are to give back
     the very molecule."""
 
     warm_up: int = 0

@@ -171,7 +171,7 @@ def _of_its_kind(model: str, machine: MachineOptions, code: CodeOptions) -> dict
     found = {k: v for k, v in asdict(code).items() if _OF_TEXT.get(k, model) == model}
     found["latent"] = code.latent or (128 if model == "molecules" else 20)
     if code.beta is None:
-        found["beta"] = 0.05 if model == "molecules" else 1.0
+        found["beta"] = 0.02 if model == "molecules" else 1.0
     if code.warm_up and found["beta"] != 1:
         raise ValueError("--warm-up ends at a weight of 1: give it with --beta 1, or leave it out")
     return found
