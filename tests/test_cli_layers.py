@@ -29,7 +29,7 @@ def _complaints(models, kills):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_a_run_killed_in_its_second_layer_ends_bit_for_bit_as_a_whole_one():
+def test_a_run_killed_in_a_layer_ends_as_a_whole_one():
     # More than 2 s, nearly all of it the imports of a process that can be killed.
     assert _complaints([DBM], [20]) == []
 
