@@ -21,6 +21,7 @@ from ppgen.progress import Interrupt, Progress, interruptible
 from ppgen.types import Story
 
 _MEMORY = 8e9  # bytes that draws and statistics may take
+_FEWEST = 25  # draws of each chain where the warm-up has shown that there is no hope
 _LOOK = 10  # iterations between numbers beside the progress bar
 
 
@@ -96,7 +97,8 @@ class HMC:
             recording = program.seconds_recording - recorded
             middle = time.perf_counter()
             chain = _Chain(tuned, target, self.max_leapfrog, interrupt, progress)
-            chain.go_on(self.draws)
+            few = max(_FEWEST, self.draws // 8)
+            chain.go_on(min(self.draws, few) if tuned.hopeless else self.draws)
             room = int(_MEMORY / self._bytes(program))
             most = min(longest(self.draws, self.max_draws, "HMC"), room)
             while True:
@@ -159,7 +161,12 @@ class HMC:
         if tuned.thin > 1:
             said.append(f"{tuned.thin} transitions to a draw")
         if kept < self.draws:
-            said.append(f"stopped after {kept} of {self.draws} draws")
+            why = (
+                ": all through the warm-up chains stayed apart and trajectories diverged (a funnel)"
+            )
+            said.append(
+                f"stopped after {kept} of {self.draws} draws{why if tuned.hopeless else ''}"
+            )
         if kept > self.draws:
             said.append(f"{kept} draws of each chain: {self.draws} had not converged")
         if round(0.75 * tuned.trajectory / tuned.step_size) > self.max_leapfrog:

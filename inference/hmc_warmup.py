@@ -39,6 +39,12 @@ _WORTH = 0.4  # independent draws that a kept draw should be worth, in long chai
 _LONG = 200  # draws of a chain
 _MARGIN = 1.5  # over what R-hat asks of shorter ones: the estimate from the warm-up is optimistic
 _THINNED_LEAPFROGS = 100.0  # gradients that a kept draw may cost on account of thinning
+_APART = 1.5  # R-hat of the draws of a stage
+_FALLEN = (
+    0.5  # share of the excess of R-hat that is left in the next stage where chains come nearer
+)
+_DIVERGING = 0.005  # share of the transitions of a stage
+_LAST = 20  # iterations that follow where there is no hope
 _PRIOR_DRAWS = 10.0  # weight of the metric in force when it is renewed, in draws
 
 
@@ -51,6 +57,7 @@ class Tuned(NamedTuple):
     trajectory: float  # tau, whitened time units
     moved: int  # starts that led into modes without mass, and were moved
     thin: int  # transitions to a draw
+    hopeless: bool = False  # chains stay apart and trajectories diverge, stage after stage
 
 
 def warm_up(
@@ -85,6 +92,8 @@ def warm_up(
     renewals = [math.ceil(share * iterations) for share in _STAGES]
     falling, last_stage, end = renewals[0], iterations - renewals[-1], iterations
     window: list[State] = []
+    stages: list[Stage] = []
+    diverged = 0
     for t in range(iterations):
         if t == end:
             break
@@ -99,6 +108,7 @@ def warm_up(
         )
         steps = chees.update_step_size(steps, chees.harmonic_acceptance(info), target_accept)
         window.append(state)
+        diverged += int(info.diverging.sum())
         if t >= falling:
             gradient = chees.criterion_gradient(before, info, current, chees.jittered(t, jitter))
             longest = max(shortest, 1000.0 * epsilon)
@@ -106,18 +116,53 @@ def warm_up(
         if t + 1 in renewals and t + 1 < end:
             before_renewal = current
             current, spread = renew(current, torch.stack([s.z for s in window]), metric)
-            if t + 1 > falling and settled(window, before_renewal, current):
-                end = t + 1 + last_stage
+            if t + 1 > falling:
+                stages.append(Stage.of(window, diverged))
+                if hopeless(stages):
+                    end = t + 1 + _LAST
+                elif settled(window, before_renewal, current):
+                    end = t + 1 + last_stage
             steps = chees.start_step_size(math.exp(steps.log_average))
             shortest = quarter_period(spread, jitter)
             path = chees.start_trajectory(shortest)
-            window = []
+            window, diverged = [], 0
         if not advance(epsilon, info):
             break
     epsilon, trajectory = math.exp(steps.log_average), math.exp(path.log_average)
-    kept = [s.z for s in window]
-    thin = thinning(torch.stack(kept, 1), trajectory / epsilon, draws) if kept else 1
-    return Tuned(state, current, epsilon, trajectory, moved, thin)
+    kept, lost = [s.z for s in window], hopeless(stages)
+    thin = 1
+    if kept and not lost:
+        thin = thinning(torch.stack(kept, 1), trajectory / epsilon, draws)
+    return Tuned(state, current, epsilon, trajectory, moved, thin, lost)
+
+
+class Stage(NamedTuple):
+    """How a stage of the warm-up went."""
+
+    rhat: float  # the largest, of its draws; infinite where a chain did not move
+    diverging: float  # share of its transitions
+
+    @classmethod
+    def of(cls, window: list[State], diverged: int) -> Stage:
+        draws = torch.stack([s.z for s in window], 1)
+        few = draws.shape[0] < _FEW or draws.shape[1] < _ENOUGH
+        rhat = 1.0 if few else float(diagnostics.rhat(draws).max())
+        return cls(rhat, diverged / draws[..., 0].numel())
+
+
+def hopeless(stages: list[Stage]) -> bool:
+    """Whether the last two stages had chains apart, no nearer in the second, and divergences.
+
+    So it is in a funnel: some chains sit in its neck, where no step is small enough. Going on with
+    ever longer trajectories would cost most of a run and end with the same answer, none.
+    """
+    if len(stages) < 2:
+        return False
+    before, after = stages[-2:]
+    apart = before.rhat > _APART and after.rhat - 1 > max(
+        _APART - 1, _FALLEN * min(before.rhat - 1, 10.0)
+    )
+    return apart and min(before.diverging, after.diverging) > _DIVERGING
 
 
 def settled(window: list[State], before: Metric, after: Metric) -> bool:

@@ -11,8 +11,9 @@ import torch
 
 from ppgen import diagnostics
 from ppgen.inference.hmc_engine import HMC
+from ppgen.inference.hmc_warmup import Stage, hopeless
 from ppgen.inference.target import Target
-from ppgen.models.eight_schools import data, eight_schools
+from ppgen.models.eight_schools import data, eight_schools, eight_schools_centred
 from ppgen.program import Program
 
 STATISTICS = {
@@ -219,6 +220,25 @@ def test_a_run_that_almost_mixes_goes_on_until_it_has_and_one_that_does_not_stop
         pyro.factor("modes", torch.logaddexp(-50 * (x - 1.9) ** 2, -50 * (x + 1.9) ** 2))
 
     assert fit(modes, max_draws=200)["x"].shape == (16, 50), "sampling on would not help"
+
+
+@pytest.mark.slow
+def test_a_centred_hierarchy_is_given_up_early_and_a_non_centred_one_is_not():
+    """The whole warm-up and 200 draws cost 4.1 million gradients, and end with the same answer."""
+    centred = HMC().run(eight_schools_centred, *SCHOOLS)
+    assert not centred.converged
+    assert "trajectories diverged (a funnel)" in centred.headline()
+    assert centred.cost.gradients < 4.1e6 / 3
+    assert HMC().run(eight_schools, *SCHOOLS).converged
+
+
+def test_there_is_no_hope_where_two_stages_diverge_and_come_no_nearer():
+    apart, near = Stage(2.0, 0.02), Stage(1.2, 0.02)
+    assert hopeless([near, apart, Stage(math.inf, 0.02)])
+    assert not hopeless([apart]), "one stage says nothing"
+    assert not hopeless([apart, near])
+    assert not hopeless([Stage(3.5, 0.02), Stage(1.6, 0.02)]), "it falls"
+    assert not hopeless([Stage(2.0, 0.0), Stage(2.0, 0.0)]), "modes apart, no funnel"
 
 
 def test_starts_in_a_mode_without_mass_are_reported():
