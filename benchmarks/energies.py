@@ -29,7 +29,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from ppgen import checkpoint
-from ppgen.distributions import RezendeMohamed
+from ppgen.distributions import RezendeMohamed, even_normal
 from ppgen.plots import canvas, label
 from ppgen.transforms.coupling import Coupling
 from ppgen.transforms.planar import Planar
@@ -123,7 +123,7 @@ def fit(flow: Flow, numbers: Sequence[int], seeds: int, batch: int) -> list[Stac
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, flow.steps)
     even = torch.quasirandom.SobolEngine(2, scramble=True, seed=0).draw(batch)
     for step in range(flow.steps):
-        z, log_q = run(parameters, buffers, base_noise(even, len(flows)))
+        z, log_q = run(parameters, buffers, even_normal(even, [len(flows)]))
         share = min(1.0, flow.share + step / (flow.warm * flow.steps))
         u = torch.stack([t.energy(drawn) for t, drawn in zip(targets, z, strict=True)])
         optimizer.zero_grad()
@@ -141,16 +141,6 @@ def fit(flow: Flow, numbers: Sequence[int], seeds: int, batch: int) -> list[Stac
     return [fitted.double() for fitted in flows]
 
 
-def base_noise(points: Tensor, flows: int) -> Tensor:
-    """Normal draws in the plane, even ones: the same points of a low discrepancy, turned at random.
-
-    Each is exactly normal, and means over a batch vary less than those of independent draws
-    (Buchholz et al., 2018, Quasi-Monte Carlo Variational Inference).
-    """
-    turned = (points + torch.rand(flows, 1, 2)).remainder(1.0)
-    return torch.special.ndtri(turned.clamp(1e-6, 1 - 1e-6))
-
-
 @torch.no_grad()
 def divergence(flow: Stack, number: int, draws: int = 200_000) -> tuple[float, float]:
     """KL(flow || target) and its standard error, nats."""
@@ -165,6 +155,7 @@ class Row(NamedTuple):
     flows: list[list[Stack]]  # by energy and seed
     kl: list[list[float]]  # likewise, nats
     error: float  # the largest standard error, nats
+    steps: int
     seconds: float  # of CPU, for all
 
     def best(self, energy: int) -> int:
@@ -172,18 +163,20 @@ class Row(NamedTuple):
         return min(range(len(self.kl[energy])), key=self.kl[energy].__getitem__)
 
 
-def row(name: str, seeds: int, batch: int, out: Path) -> Row:
+def row(name: str, seeds: int, batch: int, steps: int | None, out: Path) -> Row:
     """Fitted now, or read where an earlier run has left it."""
     folder = out / name.replace(" ", "-")
     if not checkpoint.exists(folder):
         start = time.process_time()
-        flows = fit(FLOWS[name], ENERGIES, seeds, batch)
+        recipe = FLOWS[name]._replace(steps=steps or FLOWS[name].steps)
+        flows = fit(recipe, ENERGIES, seeds, batch)
         seconds = time.process_time() - start
         torch.manual_seed(12345)
         numbers = [k for k in ENERGIES for _ in range(seeds)]
         found = [divergence(flow, k) for flow, k in zip(flows, numbers, strict=True)]
         meta = {
             "seeds": seeds,
+            "steps": recipe.steps,
             "kl": [kl for kl, _ in found],
             "error": max(error for _, error in found),
             "seconds": seconds,
@@ -194,7 +187,7 @@ def row(name: str, seeds: int, batch: int, out: Path) -> Row:
     flows = nn.ModuleList(Stack(FLOWS[name]).double() for _ in range(len(ENERGIES) * seeds))
     flows.load_state_dict(tensors)
     kl = _by_energy(meta["kl"], seeds)
-    return Row(_by_energy(list(flows), seeds), kl, meta["error"], meta["seconds"])
+    return Row(_by_energy(list(flows), seeds), kl, meta["error"], meta["steps"], meta["seconds"])
 
 
 def _by_energy(values: list[Any], seeds: int) -> list[list[Any]]:
@@ -238,6 +231,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--steps", type=int, help="in place of each recipe's own number")
     parser.add_argument("--flows", nargs="+", choices=list(FLOWS), default=list(FLOWS))
     parser.add_argument(
         "--out", type=Path, default=Path("runs/energies"), help="rows that are there are kept"
@@ -248,21 +242,20 @@ def main() -> None:
     print(f"{'flow':18s}" + "".join(f"{f'U{k}':>{width}s}" for k in ENERGIES), flush=True)
     rows = {}
     for name in options.flows:
-        rows[name] = row(name, options.seeds, options.batch, options.out)
-        cells = "".join(
-            f"{' '.join(f'{kl:6.4f}' for kl in of_energy):>{width}s}" for of_energy in rows[name].kl
-        )
+        rows[name] = row(name, options.seeds, options.batch, options.steps, options.out)
+        columns = [" ".join(f"{kl:6.4f}" for kl in of_energy) for of_energy in rows[name].kl]
+        cells = "".join(f"  {column:>{width - 2}s}" for column in columns)
         print(f"{name:18s}{cells}  +- {rows[name].error:.4f}, {rows[name].seconds:.0f} s of CPU")
-        (options.out / "energies.json").write_text(
-            json.dumps(
-                {
-                    name: {"kl": r.kl, "largest_error": r.error, "cpu_seconds": round(r.seconds)}
-                    for name, r in rows.items()
-                },
-                indent=1,
-            )
-            + "\n"
-        )
+        table = {
+            name: {
+                "kl": dict(zip([f"U{k}" for k in ENERGIES], found.kl, strict=True)),
+                "largest_error": found.error,
+                "steps": found.steps,
+                "cpu_seconds": round(found.seconds),
+            }
+            for name, found in rows.items()
+        }
+        (options.out / "energies.json").write_text(json.dumps(table, indent=1) + "\n")
     picture(rows).savefig(options.out / "energies.png")
 
 

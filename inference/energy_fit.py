@@ -13,10 +13,13 @@ from typing import Any
 
 import torch
 from torch import Size, Tensor, nn
+from torch.quasirandom import SobolEngine
 
 from ppgen.diagnostics.pareto import pareto_k
+from ppgen.distributions.standard_normal import StandardNormal, even_normal
 from ppgen.inference.training.randomness import seeded
 from ppgen.progress import Progress, interruptible
+from ppgen.transforms.pushforward import Pushforward
 
 _STEEPEST = 10.0  # norm of the gradient, at most
 _EVEN, _HEAVY = 0.95, 0.7  # effective share and k-hat beyond which weights mislead
@@ -81,7 +84,8 @@ def fit_energy(
 
     The flow draws, the energy judges, and the gradient goes through the draws. The energy counts
     for a part of itself at first: with all of it from the start a flow may settle on one of several
-    modes. Adam's rate falls to zero as a cosine.
+    modes. Adam's rate falls to zero as a cosine. The noise of a batch fills space evenly where the
+    flow starts from a `StandardNormal` (see `even_normal`); the result's draws are independent.
 
     How near it comes depends on the start: a fold of space in the wrong place is hard to undo. So
     give several flows of the same make; each is fitted, and the one with the largest bound is
@@ -109,6 +113,8 @@ def fit_energy(
     References:
         | Variational Inference with Normalizing Flows (Rezende & Mohamed, 2015)
         | https://arxiv.org/abs/1505.05770
+        | Quasi-Monte Carlo Variational Inference (Buchholz et al., 2018)
+        | https://arxiv.org/abs/1807.01604
 
     Example:
         >>> from ppgen.models import Flow
@@ -161,8 +167,9 @@ def _descend(
     trained = [p for p in flow.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=learning_rate, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    points = _even_points(flow, batch)
     for step in range(steps):
-        log_q, u = _pass(energy, flow, batch)
+        log_q, u = _pass(energy, flow, batch, points)
         loss = (log_q + min(1.0, share + step / (warm * steps)) * u).mean()
         yield step, loss.detach()
         optimizer.zero_grad()
@@ -172,9 +179,28 @@ def _descend(
         schedule.step()
 
 
-def _pass(energy: Callable[[Tensor], Tensor], flow: Any, count: int) -> tuple[Tensor, Tensor]:
+def _even_points(flow: Any, batch: int) -> Tensor | None:
+    """What base noise is made of, for a flow that starts from a standard normal."""
+    density = flow.density()
+    base = getattr(density, "base_dist", None)
+    if not isinstance(density, Pushforward) or not isinstance(base, StandardNormal):
+        return None
+    dim = base.event_shape[0]
+    if base.batch_shape or dim > SobolEngine.MAXDIM:
+        return None
+    points = SobolEngine(dim, scramble=True, seed=0).draw(batch, dtype=base.mean.dtype)
+    return points.to(base.mean.device)
+
+
+def _pass(
+    energy: Callable[[Tensor], Tensor], flow: Any, count: int, points: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Log densities of fresh draws, and their energies, ``(count,)`` each."""
-    x, log_q = flow.density().rsample_with_log_prob(Size([count]))
+    density = flow.density()
+    if points is None:
+        x, log_q = density.rsample_with_log_prob(Size([count]))
+    else:
+        x, log_q = density.push(even_normal(points))
     u = energy(x)
     if u.shape != log_q.shape:
         raise ValueError(

@@ -16,6 +16,7 @@ from ppgen.distributions.sphere import SphereUniform as SphereUniform
 from ppgen.distributions.sphere import VonMisesFisher as VonMisesFisher
 from ppgen.distributions.spherical_cauchy import SphericalCauchy as SphericalCauchy
 from ppgen.distributions.standard_normal import StandardNormal as StandardNormal
+from ppgen.distributions.standard_normal import even_normal as even_normal
 from ppgen.distributions.units import Beside as Beside
 from ppgen.distributions.units import Binary as Binary
 from ppgen.distributions.units import Gaussian as Gaussian

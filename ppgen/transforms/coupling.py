@@ -66,8 +66,8 @@ class Coupling(Bijection, TransformModule):
         order = torch.tensor(blocks[0] + blocks[1])
         self.in_blocks = bool((order == torch.arange(dim)).all())
         self.sizes = [len(block) for block in blocks]
-        self.register_buffer("order", order)
-        self.register_buffer("back", order.argsort())
+        self.register_buffer("order", order, persistent=False)
+        self.register_buffer("back", order.argsort(), persistent=False)
         self.periodic = scalar_map.domain is angle
         seen = (2 if self.periodic else 1) * len(stay)
         self.conditioner = MLP((seen, *hidden, len(move) * scalar_map.parameters))

@@ -41,7 +41,10 @@ class Pushforward(dist.TransformedDistribution):
 
         That is what a guide needs. Gradients flow through both.
         """
-        value = self.base_dist.rsample(sample_shape)
+        return self.push(self.base_dist.rsample(sample_shape))
+
+    def push(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Where a draw of the base arrives, and the log density there."""
         log_prob = self.base_dist.log_prob(value)
         dims = len(self.base_dist.event_shape)
         for transform in self.transforms:

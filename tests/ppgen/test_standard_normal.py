@@ -4,8 +4,9 @@ import pyro.distributions as dist
 import pytest
 import torch
 from scipy import stats
+from torch.quasirandom import SobolEngine
 
-from ppgen.distributions import StandardNormal
+from ppgen.distributions import StandardNormal, even_normal
 
 FAILURE_RATE = 2e-5
 
@@ -33,3 +34,17 @@ def test_draws_are_normal_in_each_coordinate():
 def test_what_is_no_vector_of_numbers_is_refused():
     with pytest.raises(ValueError, match="support"):
         StandardNormal(torch.zeros(2)).log_prob(torch.tensor([0.0, float("nan")]))
+
+
+def test_even_draws_are_normal_each_and_their_means_vary_less():
+    points = SobolEngine(3, scramble=True, seed=0).draw(64, dtype=torch.float64)
+    draws = even_normal(points, [2000])
+    assert draws.shape == (2000, 64, 3)
+    for column in draws[:, 5].T:  # one draw of each set: 2000 that are independent
+        assert stats.kstest(column.numpy(), "norm").pvalue > FAILURE_RATE
+    length = draws.square().sum(-1)
+    assert abs(length.mean() - 3) < 4.27 * length.mean(1).std() / 2000**0.5
+    # 6 / 64 for independent draws, whose estimate is good to 14 %; a third is more than promised
+    assert length.mean(1).var() < 6 / 64 / 3
+    ends = even_normal(torch.tensor([[0.0], [1.0 - 1e-7]], dtype=torch.float32), [5000])
+    assert ends.isfinite().all()
