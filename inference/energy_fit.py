@@ -87,9 +87,10 @@ def fit_energy(
     modes. Adam's rate falls to zero as a cosine. The noise of a batch fills space evenly where the
     flow starts from a `StandardNormal` (see `even_normal`); the result's draws are independent.
 
-    How near it comes depends on the start: a fold of space in the wrong place is hard to undo. So
-    give several flows of the same make; each is fitted, and the one with the largest bound is
-    returned. That is the nearest: the bounds are of one log Z.
+    How near it comes depends on the start: where a flow does not follow the target it retreats, and
+    hardly returns, for few of its draws are there. So give several flows of the same make; each is
+    fitted, and the one with the largest bound is returned. That is the nearest: the bounds are of
+    one log Z.
 
     Args:
         energy: U, differentiable, ``(B, *event) -> (B,)``, nats; for an unnormalised log density
