@@ -21,6 +21,7 @@ from torch.distributions import biject_to, constraints
 
 from ppgen.anatomy import Anatomy, Site, Subsample, innermost
 from ppgen.enumeration import Drawn, Factor, Term, draw_back, sum_out
+from ppgen.lean import plain_shapes
 from ppgen.types import Story
 
 
@@ -74,6 +75,7 @@ def sandbox(
         pyro.poutine.block(),
         _OwnParameters(),
         default_dtype(dtype),
+        plain_shapes(),
     ):
         yield
 

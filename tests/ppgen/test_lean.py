@@ -5,6 +5,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
+from ppgen.lean import plain_shapes
 from ppgen.program import Program
 
 LOGITS = torch.tensor([-800.0, -60.0, -39.0, -1e-9, 0.0, 0.7, 39.0, 41.0, 60.0, 800.0])
@@ -43,3 +44,17 @@ def test_weights_of_a_cross_entropy_are_not_forgotten():
     each = torch.nn.functional.softplus(at[0]) - at[0] * y
     truth = dist.Normal(0.0, 1.0).log_prob(at[0]).sum() - (each * torch.tensor([1.0, 2, 5])).mean()
     torch.testing.assert_close(value[0], truth)
+
+
+@pytest.mark.parametrize(
+    "shapes", [(), ((),), ((2, 1), (3,)), (4, (5, 1)), (torch.Size([1, 0]), (7, 1)), ((1,), (1, 1))]
+)
+def test_plain_shapes_broadcast_as_torchs_do_and_are_given_back(shapes):
+    own = torch.broadcast_shapes
+    with plain_shapes():
+        joint = torch.broadcast_shapes(*shapes)
+        with pytest.raises(RuntimeError, match="broadcast"):
+            torch.broadcast_shapes((2,), (3,))
+    assert joint == own(*shapes)
+    assert isinstance(joint, torch.Size)
+    assert torch.broadcast_shapes is own
