@@ -81,24 +81,15 @@ class MoleculeVAE(TokenVAE):
 
     @pyro_method
     def model(self, x: Tensor, y: Tensor | None = None) -> None:
-        x = check_tokens(x, self.vocabulary)
-        prior = self.prior()
-        data = pyro.plate("data", len(x))
-        with data:
-            z = pyro.sample("z", prior)
-        # outside the plate, so that Pyro passes the networks' parameters by no plate
-        strings = self.decode(z)
-        properties = None if y is None else self.properties_given_code(z)
-        with data:
-            pyro.sample("x", strings, obs=x)
-            if properties is not None and y is not None:
+        data, z = self._generate(x)
+        if y is not None:
+            properties = self.properties_given_code(z)
+            with data:
                 pyro.sample("y", properties, obs=self._properties(y, len(x)))
 
     @pyro_method
     def guide(self, x: Tensor, y: Tensor | None = None) -> None:
-        code = self.encode(x)
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", code)
+        super().guide(x)
 
     def encode(self, x: Tensor) -> TorchDistribution:
         return self.posterior(self.decoder.code(check_tokens(x, self.vocabulary)))

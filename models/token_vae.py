@@ -56,15 +56,21 @@ class TokenVAE(PyroModule):
 
     @pyro_method
     def model(self, x: Tensor) -> None:
+        self._generate(x)
+
+    def _generate(self, x: Tensor) -> tuple[Any, Tensor]:
+        """The sites of code and rows; the plate that they stand in, and the code."""
         x = check_tokens(x, self.vocabulary)
         prior = self.prior()
         data = pyro.plate("data", len(x))
         with data:
             z = pyro.sample("z", prior)
+        # outside the plate, so that Pyro passes the networks' parameters by no plate
         dropout = self.word_dropout if self.training else 0.0
         row = Sentence(self.decoder, z, x.shape[-1], word_dropout=dropout)
         with data:
             pyro.sample("x", row, obs=x)
+        return data, z
 
     @pyro_method
     def guide(self, x: Tensor) -> None:

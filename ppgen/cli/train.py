@@ -233,7 +233,7 @@ def _train(
     more, numbers = "", {}
     if settings["model"] == "sentences":
         held_out = held_out_likelihood(result.story, validation, common, _TEXT_DRAWS)
-        more, numbers = beside_ngrams(held_out, kept, validation, result.story.vocabulary)
+        more, numbers = beside_ngrams(held_out, kept, validation, tokenizer_of(settings).vocabulary)
     text = (
         f"{settings['model']}: {result.epochs} epochs, {result.steps} steps, {result.seconds:.1f} s"
         f"{more}{latent_sentence(result.story, validation, common)}"
