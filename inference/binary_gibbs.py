@@ -56,7 +56,8 @@ def binary_chains(
     target = Target(model, args, kwargs, _free_machines(first, model, args, kwargs))
     sites = [_site(msg) for msg in latent]
     for site in sites:
-        target.require_plates(site, first.values)
+        if site.plates:
+            target.require_plates(site, first.values)
     start = {
         name: torch.randint(2, (chains, *value.shape)).to(value)
         for name, value in first.values.items()
@@ -105,26 +106,35 @@ class Target:
 
     def require_plates(self, site: Site, values: Values) -> None:
         """Refuse a story that mixes the rows of a plate: they could not be drawn side by side."""
-        flipped = {**values, site.name: 1 - values[site.name]}
-        before, after = (self._parts(point, site)[1] for point in (values, flipped))
-        if not torch.equal(before, after):
-            raise ValueError(
-                f"site '{site.name}' is in the plate {' and '.join(site.plates)}, but a site "
-                "outside of it depends on its values: write it without the plate, with `.expand` "
-                "and `.to_event`"
+        value = values[site.name]
+        first = torch.zeros(site.batch, dtype=torch.bool)
+        first.view(-1)[0] = True
+        for rows in (first, ~first):
+            mask = rows.reshape(*rows.shape, *(1 for _ in site.event)).to(value.device)
+            off, on = (
+                self._parts({**values, site.name: value.masked_fill(mask, state)}, site)
+                for state in (0.0, 1.0)
             )
+            same = torch.isclose(off[0], on[0]) | rows.to(value.device)
+            if not (same.all() and torch.isclose(off[1], on[1])):
+                raise ValueError(
+                    f"site '{site.name}' is in the plate {' and '.join(site.plates)}, but its rows "
+                    "are not independent of each other: a site depends on several of them. Write "
+                    "it without the plate, with `.expand` and `.to_event`"
+                )
 
     def _parts(self, values: Values, site: Site) -> tuple[Tensor, Tensor]:
-        inside, outside = torch.zeros(site.batch), torch.zeros(())
+        inside, outside = [], []
         for plates, term in self._terms(values):
             if set(site.plates) <= set(plates):
                 kept = [plates[name] for name in site.plates]
                 rest = [d for d in range(-term.dim(), 0) if d not in kept]
                 summed = term.sum(rest, keepdim=True) if rest else term
-                inside = inside + summed.reshape(site.batch)
+                inside.append(summed.reshape(site.batch))
             else:
-                outside = outside + term.sum()
-        return inside, outside
+                outside.append(term.sum())
+        own = torch.stack(inside).sum(0)  # the site itself is among them
+        return own, torch.stack(outside).sum() if outside else own.new_zeros(())
 
     def _terms(self, values: Values) -> list[tuple[dict[str, int], Tensor]]:
         """The log density of each site, with the dimensions of its plates in full."""
@@ -195,7 +205,11 @@ def _read(state: dict[str, Tensor], *, target: Target) -> Reading:
 
 
 def _binary(fn: Any) -> bool:
-    support, law = fn.support, innermost(fn)
+    law = innermost(fn)
+    try:
+        support = fn.support
+    except NotImplementedError:
+        return False
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     whole = law.units.binary if isinstance(law, RestrictedBoltzmann) else True

@@ -273,6 +273,12 @@ def mixes_rows(law, y):
     pyro.sample("y", dist.Normal(z.sum(), 1.0), obs=y)
 
 
+def mixes_rows_inside(law, y):
+    with pyro.plate("data", 3):
+        z = pyro.sample("z", law)
+        pyro.sample("y", dist.Normal(z.sum(-1).cumsum(0), 1.0), obs=y)
+
+
 def depends(y):
     on = pyro.sample("on", dist.Bernoulli(0.5))
     z = pyro.sample("z", RestrictedBoltzmann(on + torch.ones(25, 25), torch.zeros(25),
@@ -285,7 +291,16 @@ def depends(y):
     [
         (RBM(4, 3).model, (torch.ones(4),), r"shape \(N, 4\)"),
         (RBM(4, 3).model, (torch.full((2, 4), 0.5),), "0 or 1, got 0.5 in row 0"),
-        (mixes_rows, (RestrictedBoltzmann(torch.ones(2, 2), *torch.ones(2, 2)), NAN * 0), "plate"),
+        (
+            mixes_rows,
+            (RestrictedBoltzmann(torch.ones(2, 2), *torch.ones(2, 2)), torch.zeros(())),
+            "plate",
+        ),
+        (
+            mixes_rows_inside,
+            (RestrictedBoltzmann(torch.ones(2, 2), *torch.ones(2, 2)), torch.zeros(3)),
+            "not independent of each other",
+        ),
         (depends, (torch.tensor(1.0),), "log Z of a machine with 25 x 25 units is unknown"),
         (lambda: None, (), "no latent site"),
         (lambda: pyro.sample("x", dist.Normal(0.0, 1.0)), (), "Gibbs needs a story that declares"),
