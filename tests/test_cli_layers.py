@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from ppgen.cli import exits, run
+import ppgen
+from ppgen.cli import demo, exits, run
 from ppgen.inference.train import TrainResult
+from ppgen.progress import quiet
 
 DBM = ["dbm", "--epochs", "1", "--pretraining-epochs", "2"]
 DBN = ["dbn", "--epochs", "2"]
@@ -54,3 +56,13 @@ def test_an_interrupted_layer_ends_the_run_and_says_how_to_go_on(tmp_path, monke
     assert run(command) == exits.INTERRUPTED
     assert calls == [Path("run/layers/layer-1")]
     assert "layer 1 was trained; continue with: ppgen resume run" in capsys.readouterr().err
+
+
+def test_the_demo_trains_layers_without_a_run_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ppgen, "log_likelihood", lambda *_, **__: None)  # most of the seconds
+    monkeypatch.setitem(demo._SETTINGS, "dbn", demo._SETTINGS["dbn"] | {"hidden": [4], "epochs": 1})
+    with demo.interruptible() as interrupt, quiet():
+        entries = demo.train_digits(0, interrupt, ["dbn"])
+    assert [entry.name for entry in entries] == ["base rates", "dbn"]
+    assert not list(tmp_path.iterdir())

@@ -118,7 +118,7 @@ def train_digits(
         start = time.perf_counter()
         story = build(settings, train)
         if name == "dbn":
-            pretrain(story, settings, train, "cpu", own["epochs"])
+            pretrain(story, settings, train, "cpu", own["epochs"], None)
         result = ppgen.train(
             story,
             train,

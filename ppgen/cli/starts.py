@@ -120,9 +120,17 @@ def trains_top_alone(settings: dict[str, Any]) -> bool:
 
 
 def pretrain(
-    story: Any, settings: dict[str, Any], examples: Dataset, device: str, epochs: int, out: Path
+    story: Any,
+    settings: dict[str, Any],
+    examples: Dataset,
+    device: str,
+    epochs: int,
+    out: Path | None,
 ) -> TrainResult | None:
-    """Greedy layer-wise training of a DBN's layers, or of a DBM's by duplicated RBMs."""
+    """Greedy layer-wise training of a DBN's layers, or of a DBM's by duplicated RBMs.
+
+    Without a run folder nothing is kept, and a layer that stops cannot go on.
+    """
     import torch
 
     from ppgen.inference import ContrastiveDivergence, greedy
@@ -148,9 +156,9 @@ def pretrain(
         averaging=settings["averaging"],
         seed=settings["seed"],
         device=device,
-        out=out / LAYERS,
-        resume=True,
-        checkpoint_every=settings["checkpoint_every"],
+        out=None if out is None else out / LAYERS,
+        resume=out is not None,
+        checkpoint_every=settings.get("checkpoint_every"),
         **options,
     )
     stopped = results[-1].stopped
