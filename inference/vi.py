@@ -37,7 +37,7 @@ from ppgen.types import Story
 _CHECKED = 1024  # draws that compare two states of the guide
 _BATCHES = 16  # of rows, that these draws are spread over
 _ON_ALL_ROWS = 64  # draws that tell the ELBO of all rows
-_FIXED = 256  # draws of the plain function that independent normals are first fitted to
+_FIXED = 1024  # draws of the plain function that independent normals are first fitted to
 _NEAR, _SHORT = (
     2,
     50,
