@@ -74,8 +74,9 @@ print(f"Alice right and Bob wrong: {table[0, 1]:.2f} and {pair[0, 1]:.2f}")
 # %% [markdown]
 # ## Model: an energy and the Boltzmann distribution
 #
-# Sums are easier than products, so take logarithms. The **energy** is
-# $E(x) = -\sum_c \log \psi_c(x_c)$, and
+# Sums are easier than products, so take logarithms: natural ones, whose unit is the **nat**. One
+# nat more is a factor of $e = 2.7$ in probability. The **energy** is $E(x) = -\sum_c \log
+# \psi_c(x_c)$, and
 #
 # $$
 # p(x) = \frac{e^{-E(x)}}{Z} .
@@ -244,7 +245,9 @@ figure
 # ## Training: minimise the free energy over a family
 #
 # Where $Z$ is out of reach, restrict $q$ to a family in which energy and entropy are easy. The
-# plainest is **mean field**, four independent coins. For every $q$
+# plainest is **mean field**, four independent coins. How far is $q$ from $p$? The
+# **Kullback-Leibler (KL) divergence**, $\mathrm{KL}(q \,\|\, p) = E_q[\log q - \log p]$, is never
+# negative and zero only where both are the same. For every $q$
 #
 # $$
 # \mathcal F[q] = -\log Z + \mathrm{KL}(q \,\|\, p) \;\ge\; -\log Z ,

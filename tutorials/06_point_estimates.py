@@ -26,6 +26,7 @@ FAST = os.environ.get("PPGEN_FAST") == "1"
 torch.manual_seed(0)
 torch.set_default_dtype(torch.float64)
 torch.set_num_threads(1)
+hmc = HMC(chains=32, draws=100, warmup=150) if FAST else HMC()
 
 sets = 2_000 if FAST else 20_000
 normal = dist.Normal(torch.zeros(()), torch.ones(()))
@@ -196,11 +197,11 @@ figure
 #
 # The prior can be put on the variance $v = 1 / \tau$ instead of the precision, as an inverse gamma:
 # the same joint law of data and parameters, the same posterior, the same predictions. But a density
-# is per unit of its variable, and changing the variable multiplies it by a Jacobian that moves the
-# mode. With posterior shape $a_N$ and rate $b_N$, the mode is at $\tau = (a_N - \tfrac12) / b_N$ as
-# a density of $(\mu, \tau)$, at $(a_N + \tfrac12) / b_N$ as one of $(\mu, \log \tau)$, and at $(a_N
-# + \tfrac32) / b_N$ as one of $(\mu, v)$. The likelihood is no density of parameters, so the MLE
-# stays.
+# is per unit of its variable, and changing the variable multiplies it by a Jacobian, the slope of
+# the one in the other, which moves the mode. With posterior shape $a_N$ and rate $b_N$, the mode is
+# at $\tau = (a_N - \tfrac12) / b_N$ as a density of $(\mu, \tau)$, at $(a_N + \tfrac12) / b_N$ as
+# one of $(\mu, \log \tau)$, and at $(a_N + \tfrac32) / b_N$ as one of $(\mu, v)$. The likelihood is
+# no density of parameters, so the MLE stays.
 
 
 # %%
@@ -219,7 +220,7 @@ with quiet():
         "MLE, precision": ppgen.fit(story.model, few, using=MLE())["tau"],
         "MLE, variance": 1 / ppgen.fit(by_variance, few, using=MLE())["v"],
     }
-    by_hmc = 1 / ppgen.fit(by_variance, few, using=HMC())["v"]
+    by_hmc = 1 / ppgen.fit(by_variance, few, using=hmc)["v"]
 modes = {name: float(value.squeeze()) for name, value in modes.items()}
 for name, value in modes.items():
     print(f"{name:<18} tau = {value:.3f}, sigma = {value**-0.5:.3f}")
@@ -245,7 +246,7 @@ log_post = marginal + dist.HalfCauchy(5.0).log_prob(taus)
 density = (log_post - torch.logsumexp(log_post, 0)).exp() / (taus[1] - taus[0])
 mass_above_3 = float(density[taus > 3].sum() / density.sum())
 with quiet():
-    nuts = ppgen.fit(eight_schools, **data, using=HMC())
+    nuts = ppgen.fit(eight_schools, **data, using=hmc)
     try:
         complaint = ppgen.fit(eight_schools_centred, **data, using=MAP()).headline()
     except ValueError as error_:

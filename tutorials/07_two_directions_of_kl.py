@@ -115,7 +115,8 @@ print("probability on the grid:", {name: f"{mass:.6f}" for name, mass in masses.
 # ## Model and training
 #
 # The family: independent normals, four parameters. Both divergences are sums over the grid,
-# minimised by L-BFGS from several starts.
+# minimised by L-BFGS, which estimates curvature from the gradients and needs no learning rate, from
+# several starts.
 
 
 # %%

@@ -65,7 +65,7 @@ def normal(mean, raw, full):
 
 
 @torch.no_grad()
-def judge(story, x, q, draws=2000):
+def judge(story, x, q, draws=500 if FAST else 2000):
     """ELBO and importance-weighted bound of each row under q, nats."""
     z = q.sample((draws,))
     log_w = log_joint(story, x, z) - q.log_prob(z)
@@ -90,7 +90,7 @@ def dissect(story):
     return levels
 
 
-ages = (20, 60) if FAST else (20, 60, 200, 400)
+ages = (12, 36) if FAST else (20, 60, 200, 400)
 stages, stories = {}, {}
 for age in ages:
     torch.manual_seed(0)
@@ -164,7 +164,7 @@ figure
 few = held_out.x[:25]
 with quiet():
     annealed = ppgen.log_likelihood(
-        vae, few, annealing=Annealing(chains=8, temperatures=100 if FAST else 300), seed=1
+        vae, few, annealing=Annealing(chains=8, temperatures=40 if FAST else 300), seed=1
     )
 with torch.no_grad():
     guess = vae.encode(few)

@@ -21,7 +21,7 @@ from ppgen.chemistry import reconstruction
 from ppgen.data import molecules
 from ppgen.inference import ELBO
 from ppgen.models import MoleculeVAE
-from ppgen.plots import canvas, label, property_ascent
+from ppgen.plots import canvas, colour_bar, label, property_ascent
 from ppgen.progress import quiet
 
 FAST = os.environ.get("PPGEN_FAST") == "1"
@@ -132,7 +132,7 @@ figure, (left_ax, right_ax) = canvas(
     "Left: the two main axes of the codes, coloured by the stored log P.", columns=2,
 )  # fmt: skip
 points = left_ax.scatter(*plane.T.tolist(), c=stored.tolist(), s=4, cmap="viridis")
-figure.colorbar(points, ax=left_ax, label="log P")
+colour_bar(left_ax, points, "log P")
 label(left_ax, "first main axis", "second main axis")
 right_ax.plot(stored, predicted, ".", markersize=3, color="#0072B2")
 right_ax.axline((2.0, 2.0), slope=1, color="#5b6570", linewidth=1)

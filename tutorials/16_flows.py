@@ -42,7 +42,8 @@ with quiet():
     ppgen.train(flow, x, epochs=10 if FAST else 40, batch_size=200, learning_rate=5e-3)
 normal = MultivariateNormal(x.mean(0), x.T.cov())
 
-first, second = torch.linspace(-5, 5, 301), torch.linspace(-4, 20, 481)
+fine = 1 if FAST else 2
+first, second = torch.linspace(-5, 5, 150 * fine + 1), torch.linspace(-4, 20, 240 * fine + 1)
 grid = torch.stack(torch.meshgrid(first, second, indexing="ij"), -1)  # (301, 481, 2)
 cell = float((first[1] - first[0]) * (second[1] - second[0]))
 truth = banana_log_prob(grid)

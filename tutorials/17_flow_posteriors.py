@@ -275,6 +275,8 @@ for name in ("mean-field", "full-rank"):
     assert funnel.verdicts[name].level in ("fail", "unknown")
 for found in table.values():
     assert found.lower > found.details["elbo"]
+for latent, (_, error) in gain.items():  # both see the same pictures
+    assert error < table[latent, "normal"].details["examples_error"]
 if not FAST:
     assert kl["flow"][0] < 0.05
     assert elbo["flow"] > max(elbo["mean-field"], elbo["full-rank"])
