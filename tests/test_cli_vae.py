@@ -8,6 +8,7 @@ import torch
 
 from ppgen.cli import exits, run
 from ppgen.cli.runs import load_data, read_settings, restored
+from ppgen.plots import pictures
 
 QUICK = ["--data", "digits", "--epochs", "1", "--hidden", "8", "--latent", "3", "--quiet"]
 
@@ -70,7 +71,12 @@ def test_grey_levels_are_modelled_as_they_are(train, pixels):
 
 
 @pytest.mark.parametrize("pixels", ["logistic", "categorical"])
-def test_whole_grey_levels_have_bits_per_dimension(train, tmp_path, capsys, pixels):
+def test_whole_grey_levels_have_bits_per_dimension(train, tmp_path, capsys, monkeypatch, pixels):
+    shown = []
+    draw = pictures._mosaic
+    monkeypatch.setattr(
+        pictures, "_mosaic", lambda x, *a, **k: (shown.append(x.max()), draw(x, *a, **k))[1]
+    )
     story = train("whole", "--pixels", pixels)
     assert story.likelihood.levels == 17  # the 8x8 digits are sums of 16 bits
     assert story.sample(9).unique().numel() > 5
@@ -84,7 +90,10 @@ def test_whole_grey_levels_have_bits_per_dimension(train, tmp_path, capsys, pixe
     assert run(["evaluate", place, "--samples", "3", "--json", "--quiet"]) == exits.DONE
     found = json.loads(capsys.readouterr().out)
     assert found["bits_per_dimension"] == pytest.approx(-found["lower"] / (64 * math.log(2)))
-    assert run(["interpolate", place, "--pairs", "2", "--steps", "3", "--quiet"]) == exits.DONE
+    for command in ("interpolate", "reconstruct", "sample"):
+        assert run([command, place, "--quiet"]) == exits.DONE
+    assert len(shown) == 5  # samples and reconstructions of the page, and these three
+    assert max(shown) <= 1  # what pictures take for white
 
 
 @pytest.mark.parametrize(

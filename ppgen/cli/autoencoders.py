@@ -92,6 +92,11 @@ def as_modelled(examples: Dataset, settings: dict[str, Any]) -> Dataset:
         raise ValueError(f"{error}; {hint}") from error
 
 
+def as_grey(x: Any, settings: dict[str, Any]) -> Any:
+    """Numbers of the run's pixels on the scale of pictures, from 0 to 1."""
+    return x / (settings["levels"] - 1) if settings.get("pixels") in _WHOLE else x
+
+
 def check_pixels(examples: Dataset, settings: dict[str, Any]) -> None:
     """Whether the run's pixels can have these values.
 

@@ -11,9 +11,10 @@ if TYPE_CHECKING:
 _SHOWN = 20
 
 
-def code_section(story: Any, examples: Dataset) -> Section:
+def code_section(story: Any, examples: Dataset, settings: dict[str, Any]) -> Section:
     """Of a VAE on held-out images, or on other data, where there is nothing to be looked at."""
     from ppgen import latent, plots
+    from ppgen.cli.autoencoders import as_grey
     from ppgen.report import Picture, Section
 
     like = next(story.parameters())
@@ -21,7 +22,7 @@ def code_section(story: Any, examples: Dataset) -> Section:
     pictures = []
     if examples.image_shape is not None:
         x = examples.x[:_SHOWN].to(like)
-        found = latent.reconstruct(story, x).cpu().numpy()
-        figure = plots.reconstructions(x.cpu().numpy(), found, examples.image_shape)
+        pair = (as_grey(v.cpu().numpy(), settings) for v in (x, latent.reconstruct(story, x)))
+        figure = plots.reconstructions(*pair, examples.image_shape)
         pictures.append(Picture(figure, "Held-out data, and below them their mean codes decoded."))
     return Section("The code", text=text, pictures=pictures)

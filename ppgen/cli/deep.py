@@ -122,7 +122,7 @@ def sample(
             show_samples(x, settings, out, common)
             return DONE
         path = out or default_place(run, "samples", examples)
-        write_images(path, x, examples, lambda _: picture(x, examples, settings["model"]))
+        write_images(path, x, examples, lambda _: picture(x, examples, settings))
     common.print(f"{count} samples: {path}", {"samples": count, "path": str(path)})
     return DONE
 

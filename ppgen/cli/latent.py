@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from ppgen.cli.autoencoders import as_grey
 from ppgen.cli.exits import DONE
 from ppgen.cli.options import Common
 from ppgen.cli.runs import (
@@ -74,8 +75,9 @@ def interpolate(
         between = story.decode(way(ends[:pairs], ends[pairs:], steps)).mean.transpose(0, 1)
         found = between.detach().cpu().numpy()
         place = out or default_place(run, "interpolations", examples)
+        shown = as_grey(found, settings)
         write_images(
-            place, found, examples, lambda shape: plots.interpolations(found, shape, path=path)
+            place, found, examples, lambda shape: plots.interpolations(shown, shape, path=path)
         )
     common.print(
         f"{pairs} {path} interpolations of {steps} steps: {place}",
@@ -124,9 +126,8 @@ def reconstruct(
         found = latent.reconstruct(story, x).cpu().numpy()
         before = x.cpu().numpy()
         place = out or default_place(run, "reconstructions", examples)
-        write_images(
-            place, found, examples, lambda shape: plots.reconstructions(before, found, shape)
-        )
+        pair = as_grey(before, settings), as_grey(found, settings)
+        write_images(place, found, examples, lambda shape: plots.reconstructions(*pair, shape))
     # probabilities of pixels, or grey levels: how far they are from the data in the mean
     error = float(abs(before - found).mean())
     common.print(

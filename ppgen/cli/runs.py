@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ppgen.cli import molecules
-from ppgen.cli.autoencoders import as_modelled, bits_per_dimension
+from ppgen.cli.autoencoders import as_grey, as_modelled, bits_per_dimension
 from ppgen.cli.options import Common, note
 from ppgen.cli.sentences import is_text, load_text, tokenizer_of
 from ppgen.cli.stories import BUNDLED
@@ -162,12 +162,13 @@ def draw_examples(story: Any, examples: Dataset, count: int, gibbs_steps: int, s
         return x[:, : story.visible].cpu().numpy()
 
 
-def picture(x: Any, examples: Dataset, model: str) -> Any:
+def picture(x: Any, examples: Dataset, settings: dict[str, Any]) -> Any:
     """Samples as images."""
     from ppgen import plots
 
     assert examples.image_shape is not None
-    return plots.images(x, examples.image_shape, title=f"Samples of the {model}")
+    shown = as_grey(x, settings)
+    return plots.images(shown, examples.image_shape, title=f"Samples of the {settings['model']}")
 
 
 def default_place(run: Path, name: str, examples: Dataset) -> Path:
@@ -222,7 +223,7 @@ def write_page(
     pictures = []
     if examples.image_shape:
         x = draw_examples(story, examples, 64, 1000, common.seed)
-        figure = picture(x, examples, settings["model"])
+        figure = picture(x, examples, settings)
         figure.savefig(out / "samples.png", dpi=110)
         pictures.append(Picture(figure, "New examples drawn from the model."))
     if curve := read_likelihoods(out):
@@ -236,7 +237,7 @@ def write_page(
     if settings["model"] in MACHINES:
         more.append(machine_section(story, load_data(settings, "train"), examples, common.seed))
     if settings["model"] == "vae":
-        more.append(code_section(story, examples))
+        more.append(code_section(story, examples, settings))
     if is_text(settings):
         x = torch.as_tensor(draw_examples(story, examples, 20, 0, common.seed))
         drawn = [[sentence] for sentence in tokenizer_of(settings).decode(x)]
