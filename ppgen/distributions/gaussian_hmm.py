@@ -67,7 +67,7 @@ def joined(steps: Tensor, start: Tensor, hidden: int) -> Tensor:
     if not recording():
         return _swept(steps, start, hidden).log_integral
     found = _swept(steps.detach(), start.detach(), hidden)
-    moments, first = _moments(found, steps.shape[:-3], hidden)
+    moments, first = _moments(found, hidden)
     tilt = (moments * steps).sum((-3, -2, -1)) + (first * start).sum((-2, -1))
     return found.log_integral - 0.5 * (tilt - tilt.detach())
 
@@ -95,7 +95,7 @@ def _swept(steps: Tensor, start: Tensor, hidden: int) -> _Sweep:
     return _Sweep(total - logs.sum(-1) - 0.5 * rest[..., 0, 0], forms, root)
 
 
-def _moments(found: _Sweep, batch: torch.Size, hidden: int) -> tuple[Tensor, Tensor]:
+def _moments(found: _Sweep, hidden: int) -> tuple[Tensor, Tensor]:
     r"""The way down: E[v v'] of each step's :math:`v = (z_{t-1}, z_t, 1)`, and of ``(z_0, 1)``.
 
     They are minus twice the gradient of the log integral (Fisher's identity), at a third of the
@@ -105,7 +105,7 @@ def _moments(found: _Sweep, batch: torch.Size, hidden: int) -> tuple[Tensor, Ten
     begin = _places(hidden, [0, 2], 2).to(found.root)
     whole = _widened(torch.ones_like(found.root[..., :1, :1]), found.root, 2 * hidden)
     first = begin @ whole @ begin.mT
-    moments = whole.unsqueeze(-3)
+    moments, batch = whole.unsqueeze(-3), whole.shape[:-2]
     for form in reversed(found.forms):
         wide = _widened(moments, form, hidden).flatten(-2)
         moments = (wide @ places.mT).reshape(*batch, -1, 2 * hidden + 1, 2 * hidden + 1)
