@@ -47,7 +47,8 @@ def rhat(x: Any) -> Array:
     """Rank-normalised split R-hat, the larger of bulk and folded.
 
     Infinite when half a chain stands still at a value that no other chain takes: among many chains
-    the variances alone would not notice it. One chain is compared with itself, half against half.
+    the variances alone would not notice it; and where all stand still and disagree, as chains of
+    discrete sites do. One chain is compared with itself, half against half.
     """
     return per_scalar(x, _rank_rhat)[0]
 
@@ -168,9 +169,11 @@ def _rank_rhat(v: Array) -> Array:
 
 
 def _rhat(v: Array) -> Array:
+    """Of normal scores, whose scale is one: what is less than 1e-20 is rounding."""
     draws = v.shape[2]
     between = v.mean(2).var(1, ddof=1)
     within = v.var(2, ddof=1).mean(1)
+    between, within = (np.where(part < 1e-20, 0.0, part) for part in (between, within))
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.sqrt(between / within + (draws - 1) / draws)
 
@@ -186,7 +189,8 @@ def _stands_still(v: Array) -> np.ndarray:
             others = v[i, np.arange(chains) != c]
             moving = others[np.ptp(others, axis=1) > 0]
             # discrete draws may rest at a value that is common elsewhere: that is no standstill
-            stuck[i] |= not (moving == piece[i, c, 0]).any()
+            company = moving if len(moving) else others
+            stuck[i] |= not (company == piece[i, c, 0]).any()
     return stuck
 
 

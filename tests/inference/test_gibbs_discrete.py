@@ -222,6 +222,18 @@ def test_standard_errors_of_binary_chains_are_calibrated():
         assert abs(float(found.mean()) / 222.2 - 1) < 0.1
 
 
+def test_chains_that_stand_still_and_disagree_have_an_infinite_rhat():
+    """Units that are 0 in some chains and 1 in others for good; a rare one that moves has none."""
+    x = torch.zeros(30, 40, 3)
+    x[:7, :, 0] = 1.0
+    x[3, :, 1] = 1.0
+    x[5, 12, 2] = 1.0
+    found = diagnostics.rhat(x.numpy())
+    assert (found[:2] == math.inf).all()
+    assert abs(found[2] - 1) < 0.01
+    assert (diagnostics.ess_bulk(x.numpy())[:2] < 60).all()
+
+
 def test_a_machine_with_two_modes_is_not_converged():
     rbm = RBM(6, 2, weight_scale=0.0).requires_grad_(False)
     rbm.weight += 8.0
