@@ -22,7 +22,8 @@ def code_section(story: Any, examples: Dataset, settings: dict[str, Any]) -> Sec
     pictures = []
     if examples.image_shape is not None:
         x = examples.x[:_SHOWN].to(like)
-        pair = (as_grey(v.cpu().numpy(), settings) for v in (x, latent.reconstruct(story, x)))
-        figure = plots.reconstructions(*pair, examples.image_shape)
+        both = x, latent.reconstruct(story, x)
+        above, below = (as_grey(v.cpu().numpy(), settings) for v in both)
+        figure = plots.reconstructions(above, below, examples.image_shape)
         pictures.append(Picture(figure, "Held-out data, and below them their mean codes decoded."))
     return Section("The code", text=text, pictures=pictures)

@@ -90,7 +90,7 @@ def train(
             file, one a line, or grammar; for molecules a .smi file, one a line, or molecules, the
             ones that ship.
         folder: where the files of a named data set lie.
-        binarisation: of grey images; static for the named data sets.
+        binarisation: of grey images; static for the named data sets, none for grey --pixels.
         epochs: passes over the training data.
         batch_size: examples of one step.
         learning_rate: 0.05 for an RBM, 0.1 for a DBM, 0.02 for a DBN (0.05 for its layers before),
