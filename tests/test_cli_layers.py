@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import ppgen
+from ppgen import checkpoint
 from ppgen.cli import demo, exits, run
 from ppgen.inference.train import TrainResult
 from ppgen.progress import quiet
@@ -31,9 +32,31 @@ def _complaints(models, kills):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_a_run_killed_in_a_layer_ends_as_a_whole_one():
-    # More than 2 s, nearly all of it the imports of a process that can be killed.
-    assert _complaints([DBM], [20]) == []
+class Killed(BaseException):
+    """Passes through everything, as death does; the processes below really die."""
+
+
+def test_a_run_killed_in_a_layer_ends_as_a_whole_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ppgen.cli.train.write_page", lambda *_: None)
+    train = ["train", *DBM, "--hidden", "6", "--persistent", "--batch-size", "400", "--quiet"]
+    assert run([*train, "--out", "whole"]) == exits.DONE
+    replace, left = os.replace, iter(range(20))
+
+    def killing(*args):
+        replace(*args)
+        if next(left, None) is None:
+            raise Killed
+
+    monkeypatch.setattr(os, "replace", killing)
+    with pytest.raises(Killed):
+        run([*train, "--out", "killed"])
+    monkeypatch.setattr(os, "replace", replace)
+    assert sorted(p.name for p in Path("killed/layers").iterdir()) == ["layer-1", "layer-2"]
+    assert not checkpoint.exists(Path("killed/ckpt"))
+    assert run(["resume", "killed", "--quiet"]) == exits.DONE
+    ends = [checkpoint.pack(checkpoint.load(Path(out) / "ckpt")[0]) for out in ("whole", "killed")]
+    assert ends[0] == ends[1]
 
 
 @pytest.mark.slow
