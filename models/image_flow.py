@@ -33,6 +33,7 @@ class ImageFlow(DequantizedFlow):
         | https://arxiv.org/abs/1807.03039
 
     Example:
+        >>> import torch
         >>> flow = ImageFlow((1, 8, 8), levels=17, steps=2, hidden=8)
         >>> flow.log_weights(torch.zeros(5, 64), samples=3).shape
         torch.Size([3, 5])

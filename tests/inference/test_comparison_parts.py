@@ -181,6 +181,7 @@ def model(y):
     pyro.sample("y", dist.Normal(mu, 1e3), obs=y)
 
 
+@pytest.mark.slow
 def test_a_hierarchy_is_written_non_centred_where_the_reference_does_not_converge():
     # The planted engine fails on the story as written, and draws exactly from the other one,
     # which has no likelihood: so mu, log tau and (x - mu) / tau are independent.

@@ -101,6 +101,7 @@ def test_compare_finds_the_coordinates_by_itself_and_names_the_gain():
     assert "full-rank" not in found.repairs
 
 
+@pytest.mark.slow
 def test_a_heavy_run_proposes_them_and_auto_takes_them():
     few = VI(max_steps=300)
     asked = ppgen.fit(heights, X, Y, using=few)

@@ -197,6 +197,7 @@ def test_modes_far_apart_are_not_called_converged():
     assert "R-hat" in posterior.headline()
 
 
+@pytest.mark.slow
 def test_a_run_that_almost_mixes_goes_on_until_it_has_and_one_that_does_not_stops():
     """Few draws of many chains: R-hat is short of its limit, and nothing else is wrong."""
     sigma = torch.tensor([1.0, 1e-2, 1e-4])

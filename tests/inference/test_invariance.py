@@ -111,6 +111,7 @@ CASES = [
     for kernel in KERNELS
     if kernel != "langevin" or kind == "real"
 ]
+COSTLY = ("gaussian hidden", "rectified hidden")  # to draw
 
 
 def p_value(made, x):
@@ -157,18 +158,12 @@ def moved(kind, kernel, steps):
     return p_value(made, params["x"])
 
 
-def cases(slow):
-    """All of them, marked slow where the kind is costly to draw and the table says so."""
-    costly = ("gaussian hidden", "rectified hidden")
-    return [pytest.param(*c, marks=[pytest.mark.slow] * (slow and c[0] in costly)) for c in CASES]
-
-
 @pytest.mark.parametrize(
     ("kind", "kernel", "steps"),
     [
-        pytest.param(*case.values, steps, marks=case.marks)
+        pytest.param(*case, steps, marks=[pytest.mark.slow] * (steps > 4))
         for steps in (1, 4, 16)
-        for case in cases(slow=steps > 4)
+        for case in CASES
     ],
 )
 def test_exact_draws_stay_exact(kind, kernel, steps):
@@ -227,7 +222,10 @@ def geweke(kind, kernel, rounds=10):
     return min(share, *(p_value(made, x[theta == index]) for index, made in enumerate(pair)))
 
 
-@pytest.mark.parametrize(("kind", "kernel"), cases(slow=True))
+@pytest.mark.parametrize(
+    ("kind", "kernel"),
+    [pytest.param(*c, marks=[pytest.mark.slow] * (c[0] in COSTLY)) for c in CASES],
+)
 def test_geweke_s_joint_test(kind, kernel):
     assert geweke(kind, kernel) > FAILURE_RATE / 3
 

@@ -132,6 +132,7 @@ def test_a_hierarchy_of_three_levels_is_found_in_order():
     ]
 
 
+@pytest.mark.slow
 def test_the_data_decide_how_far_to_go():
     """Known noise: a group of n says n / (n + 1 / tau^2) of what is known about its mean."""
     sizes = torch.tensor([1e-3] * 5 + [1e4] * 5)

@@ -173,6 +173,7 @@ def skew(n, dims, seed):
     return (np.random.default_rng(seed).gamma(4, size=(n, dims)) - 4) / 2
 
 
+@pytest.mark.slow
 def test_classifier_p_values_are_uniform_when_nothing_is_wrong():
     """More columns than rows, where a discriminant fits its own points perfectly."""
     tests = [d.c2st(normals(25, 2, seed=i), normals(30, 2, seed=9_000 + i), 99) for i in range(300)]

@@ -31,6 +31,7 @@ def test_the_p_value_is_at_most_the_level_exactly_where_the_band_is_left():
         assert left == (uniformity(u) <= 0.2)
 
 
+@pytest.mark.slow
 def test_p_values_of_uniform_samples_are_no_smaller_than_uniform():
     rng = np.random.default_rng(2)
     p = np.array([uniformity(rng.random(40)) for _ in range(400)])
