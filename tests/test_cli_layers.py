@@ -21,8 +21,9 @@ DBN = ["dbn", "--epochs", "2"]
 
 def _complaints(models, kills):
     script = Path(__file__).parent / "layers_killed.py"
+    start = [sys.executable, "-P", str(script)]  # -P: tests/ppgen is not the package
     done = subprocess.run(
-        [sys.executable, str(script), json.dumps(models), json.dumps(kills)],
+        [*start, json.dumps(models), json.dumps(kills)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
