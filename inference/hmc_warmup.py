@@ -40,9 +40,7 @@ _LONG = 200  # draws of a chain
 _MARGIN = 1.5  # over what R-hat asks of shorter ones: the estimate from the warm-up is optimistic
 _THINNED_LEAPFROGS = 100.0  # gradients that a kept draw may cost on account of thinning
 _APART = 1.5  # R-hat of the draws of a stage
-_FALLEN = (
-    0.5  # share of the excess of R-hat that is left in the next stage where chains come nearer
-)
+_FALLEN = 0.5  # share of R-hat's excess that a next stage leaves where chains come nearer
 _DIVERGING = 0.005  # share of the transitions of a stage
 _LAST = 20  # iterations that follow where there is no hope
 _PRIOR_DRAWS = 10.0  # weight of the metric in force when it is renewed, in draws
