@@ -10,7 +10,7 @@ export VENV PYTHON TORCH PIP_ARGS
 BIN := $(VENV)/bin
 READY := $(VENV)/.ppgen-ready
 # One thread for each of the two workers: with more, they fight over the cores.
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 # What the VAE of MNIST and its flow posteriors have in common.
 PLAIN_VAE = --hidden 400 --latent 32 --batch-size 128 --decay --averaging 0.999

@@ -142,7 +142,7 @@ def test_exit_codes_and_what_is_said(files, capsys, command, code, says):
         assert len(printed.err.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize("model", ["dbm", "dbn"])
+@pytest.mark.parametrize("model", ["dbm", pytest.param("dbn", marks=pytest.mark.slow)])
 def test_deep_machines_are_trained_evaluated_sampled_and_resumed(model, files, capsys):
     train = ["train", model, "--epochs", "1", "--hidden", "6", "--out", "run", "--quiet"]
     assert run(train) == exits.DONE

@@ -13,7 +13,7 @@ from ppgen.data.molecule_strings import MOLECULES, PROPERTIES, Vocabulary
 from ppgen.data.tokens import EOS, PAD, split_tokens
 
 
-@pytest.mark.parametrize("notation", ["smiles", "selfies"])
+@pytest.mark.parametrize("notation", ["selfies", pytest.param("smiles", marks=pytest.mark.slow)])
 def test_tokens_come_back_as_the_very_strings(notation):
     train, test = molecules("train", notation), molecules("test", notation)
     assert train.vocabulary == test.vocabulary
