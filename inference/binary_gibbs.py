@@ -19,7 +19,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from ppgen.anatomy import Subsample, innermost
+from ppgen.anatomy import Subsample, innermost, rows_taken
 from ppgen.distributions import Boltzmann, RestrictedBoltzmann
 from ppgen.inference.discrete_chains import Chains, Reading
 from ppgen.story import without_validation
@@ -171,9 +171,9 @@ class _Run(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         fn = msg["fn"]
         if isinstance(fn, Subsample):
-            if fn.subsample_size is not None and fn.subsample_size < fn.size:
+            if (taken := rows_taken(fn)) is not None:
                 raise ValueError(
-                    f"plate '{msg['name']}' is subsampled ({fn.subsample_size} of {fn.size}): "
+                    f"plate '{msg['name']}' is subsampled ({taken} of {fn.size}): "
                     "Gibbs needs all data"
                 )
             msg["value"], msg["done"] = torch.arange(fn.size), True

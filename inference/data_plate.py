@@ -11,11 +11,10 @@ from typing import Any
 
 import torch
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.subsample_messenger import _Subsample as Subsample
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ppgen.anatomy import Anatomy, dissect
+from ppgen.anatomy import Anatomy, Subsample, dissect, rows_taken
 from ppgen.program import Program
 from ppgen.story import sandbox
 from ppgen.types import Story
@@ -165,11 +164,12 @@ class _Subsampled(Messenger):
         self.plates: list[DataPlate] = []
 
     def _pyro_sample(self, msg: Any) -> None:
-        if isinstance(msg["fn"], Subsample) and msg["value"] is None:
-            size, taken = msg["fn"].size, msg["fn"].subsample_size
-            if taken is not None and taken < size:
-                self.plates.append(DataPlate(msg["name"], size, taken, own=True))
-                msg["value"], msg["done"] = torch.arange(taken), True
+        plate = msg["fn"]
+        if not isinstance(plate, Subsample) or msg["value"] is not None:
+            return
+        if (taken := rows_taken(plate)) is not None:
+            self.plates.append(DataPlate(msg["name"], plate.size, taken, own=True))
+            msg["value"], msg["done"] = torch.arange(taken), True
 
 
 def _find(

@@ -14,13 +14,13 @@ import pyro
 import torch
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, config_enumerate
 from pyro.infer.autoguide import AutoGuide
-from pyro.poutine.subsample_messenger import _Subsample as Subsample
 from torch import Tensor
 from torch.distributions import biject_to
 from torch.func import vmap
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
+from ppgen.anatomy import Subsample
 from ppgen.inference.mode import Batched
 from ppgen.inference.point import as_program
 from ppgen.inference.stochastic_ascent import Ascent, Schedule, Step, ascend

@@ -7,9 +7,9 @@ from typing import Any
 import pyro
 import torch
 from pyro.distributions import Delta
-from pyro.poutine.subsample_messenger import _Subsample as Subsample
 from torch import Tensor
 
+from ppgen.anatomy import Subsample
 from ppgen.types import Story
 
 

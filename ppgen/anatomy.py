@@ -214,13 +214,18 @@ def _is_discrete(msg: Any) -> bool:
     return discrete
 
 
+def rows_taken(plate: Subsample) -> int | None:
+    """How many rows a plate takes, where they are not all."""
+    taken = plate.subsample_size
+    return taken if taken is not None and taken < plate.size else None
+
+
 def _refuse_subsampling(msg: Any) -> None:
-    size, taken = msg["fn"].size, msg["fn"].subsample_size
-    if taken is not None and taken < size:
+    if (taken := rows_taken(msg["fn"])) is not None:
         raise Subsampling(
-            f"plate '{msg['name']}' is subsampled ({taken} of {size}): the log density would be "
-            "noise, and MCMC would sample from the wrong distribution; give it all data, or fit "
-            "with VI, which draws the rows itself"
+            f"plate '{msg['name']}' is subsampled ({taken} of {msg['fn'].size}): the log density "
+            "would be noise, and MCMC would sample from the wrong distribution; give it all data, "
+            "or fit with VI, which draws the rows itself"
         )
 
 
