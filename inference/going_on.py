@@ -27,6 +27,13 @@ def longest(draws: int, max_draws: int | None, engine: str) -> int:
     return most
 
 
+def length(kept: int, draws: int, why: str = "") -> list[str]:
+    """What is to be said where a chain has fewer or more draws than were asked for."""
+    if kept < draws:
+        return [f"stopped after {kept} of {draws} draws{why}"]
+    return [f"{kept} draws of each chain: {draws} had not converged"] if kept > draws else []
+
+
 def missing(posterior: Posterior, most: int) -> int:
     """Draws to add to each chain, or none: it has converged, or would not within `most`.
 

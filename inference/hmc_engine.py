@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ppgen.inference import chees
-from ppgen.inference.going_on import longest, missing
+from ppgen.inference.going_on import length, longest, missing
 from ppgen.inference.hmc import Info, State, step
 from ppgen.inference.hmc_warmup import JITTER, MetricName, Tuned, warm_up
 from ppgen.inference.target import Target
@@ -22,6 +22,7 @@ from ppgen.types import Story
 
 _MEMORY = 8e9  # bytes that draws and statistics may take
 _FEWEST = 25  # draws of each chain where the warm-up has shown that there is no hope
+_FUNNEL = ": all through the warm-up chains stayed apart and trajectories diverged (a funnel)"
 _LOOK = 10  # iterations between numbers beside the progress bar
 
 
@@ -160,15 +161,7 @@ class HMC:
             )
         if tuned.thin > 1:
             said.append(f"{tuned.thin} transitions to a draw")
-        if kept < self.draws:
-            why = (
-                ": all through the warm-up chains stayed apart and trajectories diverged (a funnel)"
-            )
-            said.append(
-                f"stopped after {kept} of {self.draws} draws{why if tuned.hopeless else ''}"
-            )
-        if kept > self.draws:
-            said.append(f"{kept} draws of each chain: {self.draws} had not converged")
+        said += length(kept, self.draws, _FUNNEL if tuned.hopeless else "")
         if round(0.75 * tuned.trajectory / tuned.step_size) > self.max_leapfrog:
             said.append(
                 f"trajectories need more than max_leapfrog={self.max_leapfrog} steps: "

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppgen.inference.going_on import longest, missing
+from ppgen.inference.going_on import length, longest, missing
 from ppgen.inference.hmc_warmup import MetricName
 from ppgen.inference.nuts_metric import Whitened
 from ppgen.inference.nuts_tree import POSITION, Array, Indices, Trees
@@ -131,12 +131,7 @@ class NUTS:
                 run.go_on(more, interrupt, progress)
 
     def _messages(self, stats: dict[str, Tensor]) -> tuple[str, ...]:
-        said = []
-        kept = stats["lp"].shape[1]
-        if kept < self.draws:
-            said.append(f"stopped after {kept} of {self.draws} draws")
-        if kept > self.draws:
-            said.append(f"{kept} draws of each chain: {self.draws} had not converged")
+        said = length(stats["lp"].shape[1], self.draws)
         deepest = int(stats["reached_max_treedepth"].sum())
         if deepest:
             said.append(
