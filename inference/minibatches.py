@@ -37,6 +37,7 @@ from ppgen.types import Story
 _PASSES = 8  # over all rows, at most, that look for the anchor
 _NEAR = 0.1  # of a standard deviation in each dimension, between two anchors: near enough
 _MANY = 65  # points to a call beside those of the steps: 64 and the anchor
+_BATCHES = 16  # of rows, that `estimates` are spread over
 _AFFORDABLE = 2e7  # rows times draws whose log densities are computed
 _LENGTHS = (1.0, 0.5, 0.25, 0.1, 1.5)  # of the move to the next anchor
 
@@ -83,6 +84,18 @@ class Minibatches(Batched):
         turn = at.gradient - gradients[-1]
         values = values[:-1] - values[-1] + at.value + (z - at.z) @ turn
         return values, gradients[:-1] + turn
+
+    def next(self) -> None:
+        """The next batch of the epoch."""
+        self.data.next()
+
+    def estimates(self, z: Tensor) -> Tensor:
+        """Values at many points, ``(N,)``, spread over batches at random."""
+        parts = []
+        for some in z.split(-(-len(z) // _BATCHES)):
+            self.data.draw()
+            parts.append(self(some)[0])
+        return torch.cat(parts)
 
     def _of_batch(self, z: Tensor) -> tuple[Tensor, Tensor]:
         if len(z) <= self.rows:
@@ -140,11 +153,11 @@ class Minibatches(Batched):
         """
         if self.anchor is not None:
             return find_frame(self, self._around(self.anchor.z), dense=dense)
-        self.data.next()
+        self.next()
         frame = find_frame(self, self.program.initial(_MANY), dense=dense)
         self.anchor = self._anchored(frame.centre[None])
         for _ in range(_PASSES):
-            self.data.next()
+            self.next()
             frame = find_frame(self, self._around(frame.centre, frame), dense=dense)
             move = frame.centre - self.anchor.z
             far = float(frame.back((frame.centre + move)[None]).square().mean().sqrt())

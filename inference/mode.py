@@ -49,6 +49,13 @@ class Batched:
     def _plain(self, z: Tensor) -> tuple[Tensor, Tensor]:
         return self.program.value_and_grad(z, part=self.part)
 
+    def next(self) -> None:
+        """Before a step: here every step sees all rows."""
+
+    def estimates(self, z: Tensor) -> Tensor:
+        """Values at many points, ``(N,)``: their mean is to be that of all rows."""
+        return self(z)[0]
+
     def log_density(self, z: Tensor) -> Tensor | None:
         """Values ``(N,)`` at the points `z`, ``(N, D)``, nats; None where that takes too long."""
         return self(z)[0]

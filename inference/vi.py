@@ -35,13 +35,10 @@ from ppgen.progress import Interrupt, Progress, interruptible
 from ppgen.types import Story
 
 _CHECKED = 1024  # draws that compare two states of the guide
-_BATCHES = 16  # of rows, that these draws are spread over
 _ON_ALL_ROWS = 64  # draws that tell the ELBO of all rows
 _FIXED = 1024  # draws of the plain function that independent normals are first fitted to
-_NEAR, _SHORT = (
-    2,
-    50,
-)  # drops of the learning rate with which they go on from there; steps to a look
+_NEAR = 2  # drops of the learning rate with which they go on from there
+_SHORT = 50  # steps between two looks then
 _AGREE = 0.1  # nats of the ELBO by which restarts may differ
 
 
@@ -245,8 +242,7 @@ class _Fit:
 
     def step(self, count: int) -> Step:
         """A stochastic gradient of the ELBO."""
-        if isinstance(self.function, Minibatches):
-            self.function.data.next()
+        self.function.next()
         noise = self.noise(count)
         u, log_q = self.guide(noise)
         value, gradient = self.function(self.frame.push(u.detach()))
@@ -275,13 +271,7 @@ class _Fit:
     def log_weights(self, count: int) -> Tensor:
         """``log p - log q`` at draws, ``(count,)``; their mean estimates the ELBO."""
         z, log_q = self.sample(count, antithetic=True)
-        if not isinstance(self.function, Minibatches):
-            return self.function(z)[0] - log_q
-        parts = []
-        for some in z.split(-(-count // _BATCHES)):
-            self.function.data.draw()
-            parts.append(self.function(some)[0])
-        return torch.cat(parts) - log_q
+        return self.function.estimates(z) - log_q
 
     @torch.no_grad()
     def log_weights_of_all_rows(self, count: int) -> Tensor:
