@@ -13,7 +13,8 @@ from ppgen.inference.annealed_importance_sampling import (
 )
 from ppgen.inference.likelihood import ImportanceBound, importance_bound
 from ppgen.inference.reverse_annealing import raise_bounds
-from ppgen.types import Likelihood, UnnormalisedDensity
+from ppgen.likelihood import Likelihood
+from ppgen.types import UnnormalisedDensity
 
 _ERRORS = 4.3  # standard errors, a failure rate of 2e-5
 

@@ -12,7 +12,8 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from ppgen.inference import hmc
-from ppgen.types import DecoderModel, Likelihood
+from ppgen.likelihood import Likelihood
+from ppgen.types import DecoderModel
 
 TARGET = 0.65  # acceptance that the pilot run adapts the step size to
 GAIN = 0.15  # of the log step size, for each transition of the pilot run

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ppgen.inference.training.minibatches import Data, tensors_of
-from ppgen.types import ExactDensity, ImportanceWeighted, Likelihood, UnnormalisedDensity
+from ppgen.likelihood import Likelihood
+from ppgen.types import ExactDensity, ImportanceWeighted, UnnormalisedDensity
 
 _FEWER = 50  # times fewer draws for the examples that do not get all
 NUMBERS_PER_PIXEL = 16  # of a story's intermediate results, per pixel and draw; a guess

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from ppgen.inference.fit import fit as fit
     from ppgen.inference.likelihood import log_likelihood as log_likelihood
     from ppgen.inference.train import train as train
+    from ppgen.likelihood import Likelihood as Likelihood
     from ppgen.posterior import Posterior as Posterior
     from ppgen.program import Program as Program
-    from ppgen.types import Likelihood as Likelihood
 
 _HOME = {
     "Calibration": "ppgen.inference.calibration",
@@ -31,7 +31,7 @@ _HOME = {
     "train": "ppgen.inference.train",
     "Posterior": "ppgen.posterior",
     "Program": "ppgen.program",
-    "Likelihood": "ppgen.types",
+    "Likelihood": "ppgen.likelihood",
 }
 
 __all__ = ["__version__", *_HOME]

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ppgen.data import Dataset
-    from ppgen.types import Likelihood
+    from ppgen.likelihood import Likelihood
 
 GREY = ("grey", "gaussian", "logistic", "categorical")  # pixels that are not binary
 _WHOLE = GREY[2:]  # laws of whole levels

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ppgen.inference import Comparison
+    from ppgen.likelihood import Likelihood
     from ppgen.report import Section
-    from ppgen.types import Likelihood
 
 _MACHINE: dict[str, Any] = {"hidden": 200, "averaging": 0.99, "gibbs_steps": 5,
                             "persistent": True, "decay": True}  # fmt: skip

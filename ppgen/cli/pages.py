@@ -9,9 +9,9 @@ import numpy as np
 
 from ppgen import plots
 from ppgen.inference.calibration import Calibration
+from ppgen.likelihood import Likelihood
 from ppgen.posterior import Posterior
 from ppgen.report import Picture, Report, Section, Table, Verdict
-from ppgen.types import Likelihood
 
 
 def posterior_page(posterior: Posterior, story: str) -> Report:

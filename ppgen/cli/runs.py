@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ppgen.data import Dataset
-    from ppgen.types import Likelihood
+    from ppgen.likelihood import Likelihood
 
 LIKELIHOODS = "likelihood.jsonl"  # of a run that was measured while it was trained
 
@@ -103,7 +103,7 @@ def read_likelihoods(run: Path) -> dict[int, Likelihood]:
     """What was measured after which epoch; a line that was written twice counts once."""
     import json
 
-    from ppgen.types import Likelihood
+    from ppgen.likelihood import Likelihood
 
     if not (run / LIKELIHOODS).is_file():
         return {}

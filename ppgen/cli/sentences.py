@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ppgen.data import Dataset, Tokenizer
-    from ppgen.types import Likelihood
+    from ppgen.likelihood import Likelihood
 
 GRAMMAR = "grammar"  # as --data: `ppgen.data.small_english`
 _DRAWN = {"train": 10_000, "test": 1_000}  # sentences of the grammar

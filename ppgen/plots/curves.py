@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -11,6 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from ppgen.diagnostics.arrays import Array, as_array
+from ppgen.likelihood import Likelihood
 from ppgen.plots.density import window
 from ppgen.plots.style import (
     COLOURS,
@@ -24,9 +25,6 @@ from ppgen.plots.style import (
     shorten,
     styles,
 )
-
-if TYPE_CHECKING:
-    from ppgen.types import Likelihood  # at run time it would import torch, for a second or more
 
 
 def elbo_curve(histories: Mapping[str, Any], title: str = "Evidence lower bound") -> Figure:

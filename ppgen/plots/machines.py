@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -11,10 +11,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from ppgen.diagnostics.chains import autocorrelation as autocorrelation_of
+from ppgen.likelihood import Likelihood
 from ppgen.plots.style import MUTED, canvas, label, legend, styles
-
-if TYPE_CHECKING:
-    from ppgen.types import Likelihood  # at run time it would import torch, for a second or more
 
 
 def autocorrelation(

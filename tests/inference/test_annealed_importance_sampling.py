@@ -11,9 +11,9 @@ from ppgen.distributions.units import sample_units
 from ppgen.inference import annealed_importance_sampling as ais
 from ppgen.inference.annealed_importance_sampling import annealed_importance_sampling
 from ppgen.inference.boltzmann_likelihood import boltzmann_likelihood
+from ppgen.likelihood import Likelihood
 from ppgen.models.rbm import RBM
 from ppgen.progress import Progress
-from ppgen.types import Likelihood
 
 pytestmark = pytest.mark.usefixtures("silent")
 

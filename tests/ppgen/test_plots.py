@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from ppgen import plots
+from ppgen.likelihood import Likelihood
 from ppgen.plots import density
-from ppgen.types import Likelihood
 
 rng = np.random.default_rng(0)
 
