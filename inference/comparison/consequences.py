@@ -215,12 +215,11 @@ def _leave_one_out(
 
 def _elpd(posterior: Posterior, program: Program, draws: int) -> dict[str, tuple[Array, Array]]:
     """Pointwise leave-one-out log densities and their k-hat, by observed site."""
-    from arviz_stats.base.array import array_stats
-
     if posterior.unconstrained is None:
         return {}
     z = posterior.unconstrained.flatten(0, 1)
     rows = torch.linspace(0, len(z) - 1, min(draws, len(z))).round().long()
+    worth = _relative_ess(posterior)
     found = {}
     for site, term in program.log_likelihood(z[rows]).items():
         if site not in program.anatomy.of_kind("observed"):
@@ -229,10 +228,10 @@ def _elpd(posterior: Posterior, program: Program, draws: int) -> dict[str, tuple
         known = np.isfinite(pointwise).all(1)
         if not known.all():
             raise ValueError(f"the likelihood of {site} is not finite at some draws")
-        r_eff = _relative_ess(posterior)
-        parts = [array_stats.loo(row[None], r_eff=r_eff)[:2] for row in pointwise]
-        elpd, khat = np.array(parts, dtype=float).T
-        found[site] = (elpd, khat)
+        smoothed = [diagnostics.psis(-row, worth) for row in pointwise]
+        log_weights = np.stack([weights for weights, _ in smoothed])
+        elpd = np.logaddexp.reduce(log_weights + pointwise, axis=1)
+        found[site] = (elpd, np.array([khat for _, khat in smoothed]))
     return found
 
 

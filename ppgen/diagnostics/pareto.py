@@ -51,11 +51,12 @@ def pareto_k(log_weights: Any) -> ParetoK:
     return ParetoK(k, float(threshold), float(needed), float(ess), bool(k < threshold))
 
 
-def psis(log_weights: Any) -> tuple[Array, float]:
+def psis(log_weights: Any, relative_ess: float = 1.0) -> tuple[Array, float]:
     """Pareto smoothed, normalised log weights, and k-hat.
 
     Args:
         log_weights: log p - log q at draws from q, nats, of any shape, without NaN.
+        relative_ess: independent draws that one of a chain is worth; the tail is longer below 1.
 
     Shapes:
         the smoothed weights have the shape of `log_weights`; their exponentials sum to 1.
@@ -71,7 +72,7 @@ def psis(log_weights: Any) -> tuple[Array, float]:
             f"of which {int((~np.isfinite(raw)).sum())} not finite"
         )
     size = weights.size
-    tail = int(3 * size**0.5) if size > 225 else size // 5
+    tail = int(3 * (size / relative_ess) ** 0.5) if size * relative_ess > 225 else size // 5
     order = np.argsort(weights)
     largest = order[-tail:]
     cutoff = np.exp(weights[order[-tail - 1]])

@@ -218,11 +218,12 @@ def test_nested_rhat_sees_starts_that_are_not_forgotten_and_refuses_unequal_grou
         d.nested_rhat(x[:8], 3)
 
 
+@pytest.mark.parametrize("relative_ess", [1.0, 0.3])
 @pytest.mark.parametrize("size", [30, 225, 226, 5000])
-def test_pareto_smoothing_agrees_with_arviz(arviz, size):
+def test_pareto_smoothing_agrees_with_arviz(arviz, size, relative_ess):
     log_weights = np.random.default_rng(size).normal(size=size) * 2 + 1000
-    smoothed, k = d.psis(log_weights)
-    theirs, their_k = arviz.psislw(-log_weights)
+    smoothed, k = d.psis(log_weights, relative_ess)
+    theirs, their_k = arviz.psislw(-log_weights, r_eff=relative_ess)
     assert k == pytest.approx(float(their_k), rel=1e-10)
     np.testing.assert_allclose(smoothed, theirs, rtol=1e-10)
 
