@@ -25,6 +25,7 @@ ValueAndGrad = Callable[[Tensor], tuple[Tensor, Tensor]]
 """``z (C, D)`` -> log density ``(C,)`` in nats and its gradient ``(C, D)``.
 
 It may have a method ``slope``, ``z -> gradient``: a trajectory needs the value at its end alone.
+And one, ``trajectory``, that runs it as a whole (`compiled_trajectory.CompiledTarget`).
 """
 
 DIVERGENCE = 1000.0  # nats of energy error beyond which a trajectory counts as divergent
@@ -108,8 +109,13 @@ def leapfrog(
     Returns: the state at its end and the whitened momentum there, ``(C, D)``, not flipped.
     """
     slope = getattr(value_and_grad, "slope", lambda z: value_and_grad(z)[1])
+    whole = getattr(value_and_grad, "trajectory", lambda *_: None)
     z, r, gradient = state.z, momentum, state.gradient
     scaled = step_size * metric.factor
+    found = whole(z, r, gradient, scaled, leapfrogs)
+    if found is not None:
+        *end, r = found
+        return State(*end), r
     r = r + 0.5 * step_size * metric.pull(gradient)
     for k in range(leapfrogs):
         z = torch.addmm(z, r, scaled.mT) if metric.dense else torch.addcmul(z, r, scaled)

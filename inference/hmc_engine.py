@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ppgen.inference import chees
+from ppgen.inference.compiled_trajectory import CompiledTarget
 from ppgen.inference.going_on import length, longest, missing
 from ppgen.inference.hmc import Info, State, step
 from ppgen.inference.hmc_warmup import JITTER, MetricName, Tuned, warm_up
@@ -42,7 +43,8 @@ class HMC:
         max_leapfrog: the longest trajectory, in gradients.
         metric: ``"diag"``, ``"dense"``, or ``"auto"``: dense where parameters are strongly
             correlated (up to 200 dimensions).
-        compile: hand the gradient to ``torch.compile``: some 20 s once, then faster steps.
+        compile: hand whole trajectories to ``torch.compile``: some 10 s once, then steps that are
+            several times as fast. It pays for long runs.
         max_draws: where R-hat or ESS do not hold after `draws`, sampling goes on until they do, if
             that takes at most so many; four times `draws` when None, never more if equal to it.
 
@@ -91,11 +93,12 @@ class HMC:
         program = model if isinstance(model, Program) else Program(model, *args, **kwargs)
         self._check_size(program)
         recorded = program.seconds_recording
-        target = Target(program, compile=self.compile)
+        target = CompiledTarget(program) if self.compile else Target(program)
         total = self.warmup + self.draws
         with torch.no_grad(), interruptible() as interrupt, Progress("HMC", total) as progress:
             tuned = self._warm_up(target, interrupt, progress)
             recording = program.seconds_recording - recorded
+            compiling = target.seconds_compiling if isinstance(target, CompiledTarget) else 0.0
             middle = time.perf_counter()
             chain = _Chain(tuned, target, self.max_leapfrog, interrupt, progress)
             few = max(_FEWEST, self.draws // 8)
@@ -104,9 +107,9 @@ class HMC:
             most = min(longest(self.draws, self.max_draws, "HMC"), room)
             while True:
                 cost = Cost(
-                    recording=0.0 if self.compile else recording,
-                    compiling=recording if self.compile else 0.0,
-                    adapting=max(0.0, middle - begin - recording),
+                    recording=recording,
+                    compiling=compiling,
+                    adapting=max(0.0, middle - begin - recording - compiling),
                     sampling=time.perf_counter() - middle,
                     gradients=target.gradients,
                 )

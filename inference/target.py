@@ -18,8 +18,8 @@ class Target:
     positive definite) raises for the whole batch: the rows at fault get log density -infinity.
     """
 
-    def __init__(self, program: Program, *, compile: bool = False, part: Part = "density") -> None:
-        self.program, self.compile = program, compile
+    def __init__(self, program: Program, *, part: Part = "density") -> None:
+        self.program = program
         self.part: Part = part
         self.gradients = 0
         self._safe: Tensor | None = None  # a point where everything works, (D,)
@@ -38,12 +38,12 @@ class Target:
         return result
 
     def _evaluated(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        return self.program.value_and_grad(z, part=self.part, compile=self.compile)
+        return self.program.value_and_grad(z, part=self.part)
 
     def slope(self, z: Tensor) -> Tensor:
         """The gradient alone, ``(C, D)``: what the inner steps of a trajectory need."""
         try:
-            result = self.program.gradient(z, part=self.part, compile=self.compile)
+            result = self.program.gradient(z, part=self.part)
         except _LinAlgError:
             return self(z)[1]
         self.gradients += len(z)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from ppgen.anatomy import Anatomy, dissect
+from ppgen.compiling import compiling
 from ppgen.inputs import inputs, plain, slots, tensors
 from ppgen.recording import (
     Recording,
@@ -206,11 +207,20 @@ class Program:
         Args: as of `value_and_grad`, whose recording is used.
         """
         rows = self._rows(z)
-        recording = self._recorded(f"gradient of {part}", self._slope(part), rows, compile)
+        recording = self.recorded_gradient(rows, part=part, compile=compile)
         if recording is None:
             return self.value_and_grad(z, part=part)[1]
         with default_dtype(self.dtype), torch.no_grad():
             return self._cast(recording.gradient(rows)).reshape(z.shape)
+
+    def recorded_gradient(
+        self, rows: Tensor, *, part: Part = "density", compile: bool = False
+    ) -> Recording | None:
+        """Value and gradient of points of this shape, ``(N, D)``, as a graph of tensor operations.
+
+        None where the story is evaluated point by point.
+        """
+        return self._recorded(f"gradient of {part}", self._slope(part), rows, compile)
 
     def _slope(self, part: Part) -> Slope:
         return Slope(lambda point: _PARTS[part](self._single(point)))
@@ -353,7 +363,8 @@ class Program:
                     lambda z: self._single(z).log_density(), rows[0].clone(), roots, inner
                 )
                 recording = record(single, rows, read, compile=key[-1])
-            with default_dtype(self.dtype), torch.no_grad():
+            care = compiling if key[-1] else nullcontext
+            with default_dtype(self.dtype), torch.no_grad(), care():
                 refuse_disagreement(recording, partial(self._direct, single), rows)
             if key[0].startswith("gradient") and len(rows) > ROWS:
                 # of one row at a mode, say, rounding would hide the slope

@@ -20,6 +20,7 @@ from torch.func import functionalize, grad_and_value, vmap
 from torch.fx.node import map_arg
 from torch.utils._pytree import tree_map
 
+from ppgen.compiling import unchecked
 from ppgen.inputs import Getter
 from ppgen.simplify import mutates, tidy
 from ppgen.tape import Unrecordable, trace
@@ -66,13 +67,13 @@ class Recording:
         )
 
     def __call__(self, z: Tensor) -> Any:
-        return self.body(z, *self._current())
+        return self.body(z, *self.kept())
 
     def gradient(self, z: Tensor) -> Tensor:
         """Of a :class:`Slope` the gradient alone."""
-        return self(z)[1] if self.slope is None else self.slope(z, *self._current())
+        return self(z)[1] if self.slope is None else self.slope(z, *self.kept())
 
-    def _current(self) -> Any:
+    def kept(self) -> Any:
         """What does not depend on z, for the inputs as they are now."""
         inputs = [g() for g in self.getters]
         versions = [t._version for t in inputs]
@@ -180,7 +181,7 @@ def record(
     nodes = sum(n.op == "call_function" for n in body.graph.nodes)
     return Recording(
         prefix=prefix,
-        body=torch.compile(body, dynamic=False) if compile else body,
+        body=torch.compile(unchecked(body), dynamic=False) if compile else body,
         getters=[g for g, _ in inputs],
         signature=_signature(tensors),
         nodes=nodes,
