@@ -18,7 +18,7 @@ import torch
 from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor, nn
 
-from ppgen.simplify import tidy
+from ppgen.simplify import keep_apart, tidy
 from ppgen.tape import Unrecordable, trace_step
 
 _PURE = ("torch.nn.", "ppgen.")  # modules that read tensors and their own attributes alone
@@ -147,6 +147,7 @@ def _record(
     except (Unrecordable, RuntimeError, ValueError, TypeError):  # which its own run will explain
         return None
     tidy(graph.graph)
+    keep_apart(graph.graph)
     graph.recompile()
     return _Step(owner, graph.forward, looks, trained)
 

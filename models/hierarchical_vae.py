@@ -10,7 +10,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 
-from ppgen.diagnostics.latent import LatentUse, latent_use
+from ppgen.diagnostics.latent import LayeredUse, latent_use
 from ppgen.networks.likelihoods import BernoulliLikelihood, PixelLikelihood
 from ppgen.networks.mlp import MLP, hidden_layers
 from ppgen.networks.posteriors import DiagonalNormal, centre, scored
@@ -150,7 +150,7 @@ class HierarchicalVAE(PyroModule):
         return self.decode(centre(self.encode(self._data(x)))).mean
 
     @torch.no_grad()
-    def latent_use(self, x: Tensor) -> dict[str, LatentUse]:
+    def latent_use(self, x: Tensor) -> LayeredUse:
         """Of each layer, which units follow `x`, ``(N, D)``, and how far from what is above it."""
         lower = scored(self.encode(self._data(x)))
         z1 = lower.rsample(torch.Size([DRAWS]))
@@ -158,11 +158,11 @@ class HierarchicalVAE(PyroModule):
         z2 = upper.rsample()
         below = lower.log_prob(z1) - self.upper_decoder(z2).log_prob(z1)
         above = upper.log_prob(z2) - self.prior().log_prob(z2)
-        return {
-            "z1": latent_use(centre(lower), below.mean(0)),
+        return LayeredUse(
+            z1=latent_use(centre(lower), below.mean(0)),
             # at the mean of z1: a mean over draws would add their noise to its variance
-            "z2": latent_use(centre(self.upper_encoder(centre(lower))), above.mean(0)),
-        }
+            z2=latent_use(centre(self.upper_encoder(centre(lower))), above.mean(0)),
+        )
 
     def _data(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.visible:

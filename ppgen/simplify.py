@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import getitem
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -27,6 +28,10 @@ _FILLED = {
     _aten.ones_like.default: 1.0,
     _aten.new_zeros.default: 0.0,
     _aten.new_ones.default: 1.0,
+}
+_DRAWN = {  # what fills a new tensor, and what makes it filled, with the same numbers
+    _aten.normal_.default: _aten.randn.default,
+    _aten.uniform_.default: _aten.rand.default,
 }
 
 
@@ -58,6 +63,8 @@ def mutates_schema(operation: Any) -> bool:
 
 def tidy(graph: fx.Graph) -> None:
     """Drop what does nothing and compute equal things once; a graph that writes stays as it is."""
+    for node in list(graph.nodes):
+        _draw_at_once(graph, node)
     if any(mutates(n) for n in graph.nodes):
         return
     known: dict[Any, fx.Node] = {}
@@ -76,6 +83,49 @@ def tidy(graph: fx.Graph) -> None:
     graph.eliminate_dead_code()
 
 
+def keep_apart(graph: fx.Graph) -> None:
+    """Copy results that would be an input, or another result: who gets them may write to them."""
+    taken: set[fx.Node] = set()
+
+    def own(result: fx.Node) -> fx.Node:
+        source = _source(result)
+        if source not in taken and source.op == "call_function":
+            taken.add(source)
+            return result
+        with graph.inserting_before(graph.output_node()):
+            return graph.call_function(_aten.clone.default, (result,))
+
+    output = graph.output_node()
+    output.args = fx.map_arg(output.args, own)
+
+
+def _source(node: fx.Node) -> fx.Node:
+    """Whose memory a view looks at."""
+    while node.op == "call_function" and (
+        node.target is getitem or any(r.alias_info for r in _target(node)._schema.returns)
+    ):
+        node = cast("fx.Node", node.args[0])
+    return node
+
+
+def _draw_at_once(graph: fx.Graph, node: fx.Node) -> None:
+    """Write ``empty(...).normal_()`` as ``randn(...)``, which writes into nothing."""
+    made = node.args[0] if node.target in _DRAWN and len(node.args) == 1 else None
+    if not isinstance(made, fx.Node) or made.target is not _aten.empty.memory_format:
+        return
+    form = _form(node)
+    if node.kwargs or len(made.users) > 1 or form is None or not _in_order(form):
+        return
+    with graph.inserting_before(node):
+        drawn = graph.call_function(
+            _DRAWN[_target(node)], made.args, {"dtype": form.dtype, "device": form.device}
+        )
+    drawn.meta.update(node.meta)
+    node.replace_all_uses_with(drawn)
+    graph.erase_node(node)
+    graph.erase_node(made)
+
+
 def _form(node: Any) -> Form | None:
     return getattr(node, "meta", {}).get("form")
 
@@ -91,12 +141,14 @@ def _alike(a: Any, b: Any) -> bool:
 
 
 def _same_value(node: fx.Node) -> fx.Node | None:
-    """The argument of `node` that it returns unchanged, if it does."""
+    """The earlier node whose value `node` has unchanged, if there is one."""
     first = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
     if first is None or node.target in _SAME_VALUE:
         return first
     if _alike(node, first) and node.target in _SAME_VALUE_IF_SAME_SHAPE:
         return first
+    if node.target is _aten.t.default and first.target is _aten.t.default:
+        return cast("fx.Node", first.args[0])
     if node.target is _aten.permute.default:
         order = list(cast("list[int]", node.args[1]))
         return first if order == sorted(order) and min(order, default=0) >= 0 else None
@@ -106,10 +158,11 @@ def _same_value(node: fx.Node) -> fx.Node | None:
     if isinstance(second, (int, float)):
         neutral = {_aten.pow.Tensor_Scalar: 1, _aten.add.Tensor: 0, _aten.mul.Tensor: 1}
         return first if _alike(node, first) and neutral.get(_target(node)) == second else None
-    if node.target is _aten.add.Tensor:
-        if _is_zero(second) and _alike(node, first):
+    is_neutral = {_aten.add.Tensor: _is_zero, _aten.mul.Tensor: _is_one}.get(_target(node))
+    if is_neutral is not None:
+        if is_neutral(second) and _alike(node, first):
             return first
-        if _is_zero(first) and _alike(node, second) and isinstance(second, fx.Node):
+        if is_neutral(first) and _alike(node, second) and isinstance(second, fx.Node):
             return second
     return None
 
@@ -131,6 +184,14 @@ def _is_zero(node: Any) -> bool:
         return False
     filled = node.target is _aten.full.default and node.args[1] in (0, 0.0, False)
     return filled or node.target is _aten.zeros.default
+
+
+def _is_one(node: Any) -> bool:
+    """Likewise one."""
+    while isinstance(node, fx.Node) and node.target in _SAME_VALUE_IF_SAME_SHAPE:
+        node = node.args[0]
+    filled = isinstance(node, fx.Node) and node.target is _aten.full.default
+    return filled and node.args[1] in (1, 1.0, True)
 
 
 def _fill(graph: fx.Graph, node: fx.Node, form: Form) -> fx.Node:

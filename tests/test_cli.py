@@ -122,6 +122,7 @@ def test_a_failing_story_is_explained_by_line_shapes_and_sites(files, capsys):
         (["compare", "eight_schools", "--reference", "NUTS"], exits.USAGE, "not among"),
         (["train", "eight_schools"], exits.USAGE, "rbm, dbm, dbn, vae, flow"),
         (["train", "rbm", "--epochs", "0"], exits.USAGE, "epochs"),
+        (["train", "dbm", "--patience", "3"], exits.USAGE, "--likelihood-every"),
         (["train", "rbm", "--data", "broken.csv"], exits.BAD_DATA, "row 3"),
         (["resume", "nowhere"], None, "nowhere"),
         (["evaluate", "nowhere"], None, "nowhere"),

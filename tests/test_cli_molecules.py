@@ -103,7 +103,7 @@ def test_without_rdkit_samples_are_shown_as_they_are(folder, monkeypatch, capsys
             "row 3: 'CX1' is not",
         ),
         (["train", "molecules", "--data", "few.smi", "--warm-up", "9"], exits.USAGE, "--beta 1"),
-        (["evaluate", "run", "--data", "few.smi"], exits.BAD_DATA, "--split train"),
+        (["evaluate", "run", "--data", "few.smi"], exits.BAD_DATA, "--split validation"),
         (
             ["evaluate", "run", "--data", "new.smi", "--split", "train"],
             exits.BAD_DATA,

@@ -76,6 +76,9 @@ def test_sentences_are_drawn_reconstructed_and_walked_between(folder, capsys):
     seen = asked(capsys, "reconstruct", place, "--count", 3, "--split", "train")
     assert sorted(before for before, _ in seen["reconstructions"]) == sorted(TEXT.splitlines())
     assert 0 <= seen["exact"] <= 1
+    held_out = asked(capsys, "evaluate", place, "--samples", 5, "--split", "validation")
+    assert held_out["examples"] == 1
+    assert held_out["data"].startswith(f"{folder / 'text.txt'}, 1 held out of all")
     assert run(["sample", str(place), "--out", str(folder / "new.txt"), "--quiet"]) == exits.DONE
     assert len((folder / "new.txt").read_text().split("\n")) == 65  # 64 lines, each ended
     assert "drawn from the model" in (place / "report.html").read_text()
@@ -100,7 +103,7 @@ def test_on_the_grammar_the_gap_to_its_entropy_is_said(tmp_path, capsys):
         (["train", "sentences", "--data", "no.txt"], exits.MISSING, "no such file"),
         (["train", "sentences", "--data", "one.txt"], exits.BAD_DATA, "one sentence"),
         (["train", "sentences", "--data", "text.txt", "--word-dropout", "1"], exits.USAGE, "share"),
-        (["evaluate", "run", "--data", "text.txt"], exits.BAD_DATA, "--split train"),
+        (["evaluate", "run", "--data", "text.txt"], exits.BAD_DATA, "--split validation"),
         (["evaluate", "run", "--data", "long.txt", "--split", "train"], exits.BAD_DATA, "row 1"),
         (["sample", "run", "--out", "x.png"], exits.USAGE, "to a .txt file"),
     ],

@@ -124,7 +124,7 @@ plots.pair(samples, ["effect of school 1 (points)", "log tau"], reference="HMC")
 # %%
 def planar(latent):
     """A diagonal normal, then eight planar layers; all parameters from the encoder's features."""
-    return FlowPosterior(100, latent, VectorChain([Planar(latent) for _ in range(8)]))
+    return FlowPosterior(100, latent, VectorChain([Planar(latent)] * 8))
 
 
 train, test = data.load("digits").x, data.load("digits", "test").x

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
 
 from ppgen.cli import molecules
 from ppgen.cli.autoencoders import bits_per_dimension
 from ppgen.cli.exits import DONE
-from ppgen.cli.options import Binarisation, Common, Run
+from ppgen.cli.options import Binarisation, Common, Run, Split
 from ppgen.cli.runs import (
     chosen,
     default_place,
@@ -36,7 +35,7 @@ def evaluate(
     data: str | None = None,
     folder: Path | None = None,
     binarisation: Binarisation | None = None,
-    split: Literal["train", "test"] = "test",
+    split: Split = "test",
     samples: int | None = None,
     thorough: int | None = None,
     chains: int = 100,
@@ -53,7 +52,7 @@ def evaluate(
         data: other data than the run was trained on.
         folder: where the files of a named data set lie.
         binarisation: other than that of the training.
-        split: of the data.
+        split: of the data; validation is the tenth of the training data that was held out.
         samples: of importance sampling, for all but an RBM; 5000 when not given, 100 for a DBM or
             a DBN, whose guides leave out less than log Z is uncertain by, 20 for molecules.
         thorough: of so many examples; all get a fiftieth, and the mean is raised by what the others

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from ppgen.cli.autoencoders import as_grey
 from ppgen.cli.exits import DONE
-from ppgen.cli.options import Common
+from ppgen.cli.options import Common, Split
 from ppgen.cli.runs import (
     chosen,
     default_place,
@@ -37,7 +37,7 @@ def interpolate(
     path: Literal["spherical", "linear"] = "spherical",
     data: str | None = None,
     folder: Path | None = None,
-    split: Literal["train", "test"] = "test",
+    split: Split = "test",
     out: Path | None = None,
     common: Common | None = None,
 ) -> int:
@@ -53,7 +53,7 @@ def interpolate(
         path: along a great circle, which keeps the length of codes, or a straight line.
         data: other data than the run was trained on.
         folder: where the files of a named data set lie.
-        split: of the data.
+        split: of the data; validation is the tenth of the training data that was held out.
         out: a .png or .npy file; interpolations.png in the run folder when not given. Sentences
             are printed, or written to a .txt file.
     """
@@ -93,7 +93,7 @@ def reconstruct(
     count: int = 20,
     data: str | None = None,
     folder: Path | None = None,
-    split: Literal["train", "test"] = "test",
+    split: Split = "test",
     out: Path | None = None,
     common: Common | None = None,
 ) -> int:
@@ -107,7 +107,7 @@ def reconstruct(
         count: of examples, drawn at random.
         data: other data than the run was trained on.
         folder: where the files of a named data set lie.
-        split: of the data.
+        split: of the data; validation is the tenth of the training data that was held out.
         out: a .png or .npy file; reconstructions.png in the run folder when not given. Sentences
             are printed, or written to a .txt file.
     """
@@ -140,7 +140,7 @@ def reconstruct(
 def _opened(
     settings: dict[str, Any],
     run: Path,
-    split: Literal["train", "test"],
+    split: Split,
     count: int,
     common: Common,
 ) -> tuple[Any, Dataset, Tensor]:

@@ -43,7 +43,7 @@ def strings(settings: dict[str, Any], split: Split) -> list[str]:
     if path.suffix != ".smi":
         raise DataError(f'molecules come from a .smi file, one a line, or from "{SHIPPED}"', path)
     if split == "test":
-        raise DataError("a file of molecules has no test split: use --split train", path)
+        raise DataError("a file of molecules has no test split: use --split validation", path)
     found = chemistry.read_smiles(path, settings["notation"])
     if len(found) < 2:
         raise DataError("one molecule: at least two are needed to train on", path)

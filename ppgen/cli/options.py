@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ DataFile = Annotated[
 
 Run = Annotated[Path, Parameter(help="A run folder that `ppgen train` wrote.")]
 Binarisation = Literal["static", "dynamic", "threshold", "none"]
+Split = Literal["train", "validation", "test"]  # validation: the tenth of train that is held out
 
 
 @Parameter(name="*")
@@ -59,8 +61,8 @@ class Common:
             yield
 
     def print(self, text: str, data: dict[str, Any]) -> None:
-        """The result, on stdout."""
-        print(json.dumps(data, default=str, allow_nan=False) if self.json else text)
+        """The result, on stdout; JSON has no infinity and no NaN, which become null."""
+        print(json.dumps(_finite(data), default=str, allow_nan=False) if self.json else text)
 
     def code(self, passed: bool) -> int:
         """The exit code."""
@@ -75,6 +77,14 @@ def new_folder(path: Path, overwrite: bool) -> Path:
         raise ValueError(f"{path} is not empty: name another folder with --out, or --overwrite")
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def note(text: str) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from ppgen.cli import molecules
 from ppgen.cli.autoencoders import as_grey, as_modelled, bits_per_dimension
-from ppgen.cli.options import Common, note
+from ppgen.cli.options import Common, Split, note
 from ppgen.cli.sentences import is_text, load_text, tokenizer_of
 from ppgen.cli.stories import BUNDLED
 from ppgen.cli.training import MACHINES, build, hold_out
@@ -37,10 +37,12 @@ def read_settings(run: Path) -> dict[str, Any]:
     return dict(settings)
 
 
-def load_data(settings: dict[str, Any], split: Literal["train", "test"]) -> Dataset:
-    """The data that a run was trained on, or its held-out part."""
+def load_data(settings: dict[str, Any], split: Split) -> Dataset:
+    """The data that a run was trained on, what it held out of them, or the test split."""
     from ppgen.data import load
 
+    if split == "validation":
+        return hold_out(load_data(settings, "train"))[1]
     if is_text(settings):
         return load_text(settings, split)
     examples = load(
@@ -61,9 +63,7 @@ def chosen(data: str | None, folder: Path | None) -> dict[str, Any]:
     return place if data is None else {"data": data, **place}
 
 
-def something_to_start_from(
-    settings: dict[str, Any], run: Path, split: Literal["train", "test"] = "train"
-) -> Dataset:
+def something_to_start_from(settings: dict[str, Any], run: Path, split: Split = "train") -> Dataset:
     """The data; where they are not here, the examples that shipped weights bring along."""
     import torch
 

@@ -171,7 +171,7 @@ def _sentences(settings: dict[str, Any], split: Split) -> list[str]:
     if path.suffix != ".txt":
         raise DataError('sentences come from a .txt file, one a line, or from "grammar"', path)
     if split == "test":
-        raise DataError("a file of text has no test split: use --split train", path)
+        raise DataError("a file of text has no test split: use --split validation", path)
     found = read_sentences(path, longest=_LONGEST)
     if len(found) < 2:
         raise DataError("one sentence: at least two are needed to train on", path)

@@ -103,7 +103,8 @@ def train(
         start_from: an earlier run. A VAE begins with its parameters, by name and shape. The layers
             of an RBM, or of a DBM or DBN with no more layers, become the lowest of a DBM or DBN; a
             DBN then trains its top layer alone, but all of them where the run has as many.
-        patience: stop after so many epochs without a better validation.
+        patience: stop after so many epochs without a better validation, and keep the best; not of
+            a Boltzmann machine, whose validation, the free-energy gap, begins at its smallest.
         out: the run folder; runs/MODEL-DATA when not given.
         overwrite: replace the run that is there.
         checkpoint_every: steps between checkpoints; once an epoch when not given.
@@ -112,6 +113,11 @@ def train(
     if model not in BUNDLED or BUNDLED[model].kind != "deep":
         names = ", ".join(n for n, b in BUNDLED.items() if b.kind == "deep")
         raise ValueError(f"no model {model!r} to train: there are {names}")
+    if patience is not None and model in MACHINES:
+        raise ValueError(
+            f"--patience {patience}: the validation of a {model} is its free-energy gap, which is "
+            "smallest before training; watch the likelihood itself with --likelihood-every"
+        )
     flow = flow or FlowOptions()
     units = flows.usual_hidden(flow.layer) if model == "flow" else _HIDDEN.get(model, 200)
     out = out or Path("runs") / f"{model}-{Path(data).stem}"

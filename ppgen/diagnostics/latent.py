@@ -54,6 +54,13 @@ class LatentUse:
         return text
 
 
+class LayeredUse(dict[str, LatentUse]):
+    """That of each layer of a code, by the name of its site; printed, a line each."""
+
+    def __str__(self) -> str:
+        return "\n".join(f"{name}: {use}" for name, use in self.items())
+
+
 def latent_use(means: Any, divergences: Any, *, threshold: float = ACTIVE) -> LatentUse:
     """Active units and divergence of an encoder on data.
 

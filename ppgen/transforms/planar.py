@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ppgen.transforms.hyperbolic import tanh_root, tanh_slope
+from ppgen.transforms.ridge import Ridges, push
 from ppgen.transforms.vector import RAW_ONE, positive, unit
 
 _SHORTEST = 1e-3  # of w; a shorter one is stretched to it, unless it is zero and does nothing
@@ -48,14 +49,16 @@ class Planar:
         return torch.cat([w, RAW_ONE * w / w.square().sum(), torch.randn(1)])
 
     def to_data(self, x: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
-        w, u, m, b = self._split(raw)
-        s = (w * x).sum(-1) + b
-        return x + u * torch.tanh(s)[..., None], torch.log1p(m * tanh_slope(s))
+        return push(x, self.ridges(raw[None]))
 
     def to_base(self, y: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
         w, u, m, b = self._split(raw)
         s = tanh_root((w * y).sum(-1) + b, m)
         return y - u * torch.tanh(s)[..., None], -torch.log1p(m * tanh_slope(s))
+
+    def ridges(self, raw: Tensor) -> Ridges:
+        w, u, m, b = self._split(raw)
+        return Ridges(u[..., None], w[..., None, :], b[..., None], m[..., None])
 
     def _split(self, raw: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """``w, u-hat, m, b``."""

@@ -7,9 +7,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ppgen.transforms.hyperbolic import tanh_root, tanh_slope
-from ppgen.transforms.vector import RAW_ONE, positive, times, unit
+from ppgen.transforms.ridge import Ridges, push
+from ppgen.transforms.vector import RAW_ONE, positive, times
 
 _STEEPEST = 3.0  # nats: the largest |log S_ii|
+_SHORTEST = 1e-18  # half the square of a mirror's normal
 
 
 class Sylvester:
@@ -75,14 +77,11 @@ class Sylvester:
         return torch.cat([random[0], above_r, above_s, m + RAW_ONE, scale, random[1]])
 
     def to_data(self, x: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
-        mirrors, R, S, m, b = self._split(raw)
-        s = times(S, self._rotate(x, mirrors)) + b
-        y = x + self._rotate_back(times(R, torch.tanh(s)), mirrors)
-        return y, torch.log1p(m * tanh_slope(s)).sum(-1)
+        return push(x, self.ridges(raw[None]))
 
     def to_base(self, y: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
-        mirrors, R, S, m, b = self._split(raw)
-        goal = self._rotate(y, mirrors)
+        V, X, R, S, m, b = self._split(raw)
+        goal = self._select(y) - times(X.mT, times(V, y))  # Q^T y
         v = s = h = goal[..., :0]  # those solved so far, the last coordinates
         for i in reversed(range(self.columns)):
             rest = goal[..., i] - (R[..., i, i + 1 :] * h).sum(-1)
@@ -91,38 +90,49 @@ class Sylvester:
             pushed = rest - R[..., i, i] * torch.tanh(root)
             s, v = _before(root, s), _before(pushed, v)
             h = torch.tanh(s)
-        x = y - self._rotate_back(times(R, h), mirrors)
+        x = y - times(self._outward(V, X, R), h)
         return x, -torch.log1p(m * tanh_slope(s)).sum(-1)
 
-    def _split(self, raw: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """``mirrors, R, S, m, b``; mirrors are unit vectors, ``(*, reflections, D)``."""
+    def ridges(self, raw: Tensor) -> Ridges:
+        V, X, R, S, m, b = self._split(raw)
+        inward = self._spread(S) - (S @ X.mT) @ V
+        return Ridges(self._outward(V, X, R), inward, b, m)
+
+    def _outward(self, V: Tensor, X: Tensor, R: Tensor) -> Tensor:
+        """``Q R``, ``(*, D, M)``."""
+        return self._spread(R.mT).mT - V.mT @ (X @ R)
+
+    def _split(self, raw: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        r"""``V, X, R, S, m, b``, the first two for :math:`Q = E - V^T X`.
+
+        E are M columns of the identity and the rows of V the mirrors' normals, r of them, of any
+        length: the product of all reflections is :math:`I - V^T T V`, where :math:`T^{-1}` is the
+        upper triangle of :math:`V V^T` with its diagonal halved (Puglisi, 1992), and X is T V E.
+        """
         mirrors, above_r, above_s, m, scale, b = raw.split(self._sizes, -1)
-        mirrors = unit(mirrors.unflatten(-1, (self.reflections, self.dim)))
+        V = mirrors.unflatten(-1, (self.reflections, self.dim))
+        gram = V @ V.mT
+        half = gram.diagonal(dim1=-2, dim2=-1) / 2
+        half = torch.where(half > _SHORTEST, half, 1.0)  # one without a direction mirrors nothing
+        X = torch.linalg.solve_triangular(
+            gram.triu(1) + torch.diag_embed(half), self._select(V), upper=True
+        )
         m = positive(m) - 1
         scale = torch.exp(_STEEPEST * torch.tanh(scale / _STEEPEST))
         R = self._triangle(above_r) + torch.diag_embed(m / scale)
-        return mirrors, R, self._triangle(above_s) + torch.diag_embed(scale), m, b
+        return V, X, R, self._triangle(above_s) + torch.diag_embed(scale), m, b
 
     def _triangle(self, above: Tensor) -> Tensor:
         return F.pad(above, (1, 0))[..., self._index]
 
-    def _rotate(self, x: Tensor, mirrors: Tensor) -> Tensor:
-        """``Q^T x``, ``(*, D) -> (*, M)``."""
-        for k in range(self.reflections):
-            x = _reflect(x, mirrors[..., k, :])
+    def _select(self, x: Tensor) -> Tensor:
+        """The coordinates in E, ``(*, D) -> (*, M)``."""
         return (x.flip(-1) if self.flip else x)[..., : self.columns]
 
-    def _rotate_back(self, v: Tensor, mirrors: Tensor) -> Tensor:
-        """``Q v``, ``(*, M) -> (*, D)``."""
+    def _spread(self, v: Tensor) -> Tensor:
+        """Back at their places, and zeros: ``(*, M) -> (*, D)``."""
         x = F.pad(v, (0, self.dim - self.columns))
-        x = x.flip(-1) if self.flip else x
-        for k in reversed(range(self.reflections)):
-            x = _reflect(x, mirrors[..., k, :])
-        return x
-
-
-def _reflect(x: Tensor, mirror: Tensor) -> Tensor:
-    return x - 2 * (x * mirror).sum(-1, keepdim=True) * mirror
+        return x.flip(-1) if self.flip else x
 
 
 def _before(first: Tensor, others: Tensor) -> Tensor:

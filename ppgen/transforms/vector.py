@@ -19,6 +19,7 @@ from torch.distributions import constraints
 from torch.nn import functional as F
 
 from ppgen.transforms.bijection import Bijection
+from ppgen.transforms.ridge import RidgeMap, push
 
 MIN_SLOPE = 1e-3  # the least slope along a map's direction: at 0 it would not be invertible
 
@@ -54,7 +55,11 @@ class VectorMap(Protocol):
 
 
 class VectorChain:
-    """Several maps, one after the other, from base to data; their raw parameters side by side."""
+    """Several maps, one after the other, from base to data; their raw parameters side by side.
+
+    A planar or Sylvester map that is there several times, as ``VectorChain([Planar(L)] * 80)``, is
+    prepared for all layers at once.
+    """
 
     def __init__(self, maps: Sequence[VectorMap]) -> None:
         if not maps or len({m.dim for m in maps}) > 1:
@@ -71,6 +76,9 @@ class VectorChain:
         return torch.cat([m.initial() for m in self.maps])
 
     def to_data(self, x: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
+        first = self.maps[0]
+        if isinstance(first, RidgeMap) and all(m is first for m in self.maps):
+            return push(x, first.ridges(raw.unflatten(-1, (len(self.maps), -1)).movedim(-2, 0)))
         total = x.new_zeros(())
         for m, part in zip(self.maps, raw.split(self.sizes, -1), strict=True):
             x, log_det = m.to_data(x, part)

@@ -89,6 +89,7 @@ def test_two_layers_train_by_importance_weighting_and_say_what_they_use():
         assert sum(map(len, loss._steps._steps.values())) == 1
     use = vae.latent_use(x)
     assert (len(use["z1"].variance), len(use["z2"].variance)) == (3, 2)
+    assert str(use).splitlines()[1] == f"z2: {use['z2']}"
     weights = vae.log_weights(x, 4000).detach()
     reconstruction = vae.decode(vae.encode(x).sample((4000,))).log_prob(x).mean()
     total = use["z1"].divergence + use["z2"].divergence

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.func import vmap
 
-from ppgen.simplify import mutates, tidy
-from ppgen.tape import Unrecordable, trace
+from ppgen.simplify import keep_apart, mutates, tidy
+from ppgen.tape import Unrecordable, trace, trace_step
 
 DATA = torch.arange(12.0, dtype=torch.float64).reshape(3, 4)
 
@@ -135,6 +135,38 @@ def test_tidying_keeps_the_layout_that_views_rest_on():
     graph.recompile()
     z = torch.randn(3, 4)
     torch.testing.assert_close(graph(z), function(z))
+
+
+def test_tidying_draws_the_same_numbers_and_leaves_no_write():
+    def function():
+        noise = torch.empty(3, 4).normal_() * torch.ones_like(DATA)
+        return (noise + torch.rand(4)).t().t() * DATA
+
+    graph, _ = trace_step(function, [DATA])
+    tidy(graph.graph)
+    graph.recompile()
+    assert not any(mutates(n) for n in graph.graph.nodes)
+    assert sum(n.op == "call_function" for n in graph.graph.nodes) == 4  # two draws, add, mul
+    torch.manual_seed(0)
+    expected = function()
+    torch.manual_seed(0)
+    assert torch.equal(graph(DATA)[0], expected)
+
+
+def test_results_of_a_step_are_neither_inputs_nor_each_other():
+    def step():
+        double = DATA * 2
+        return DATA * 1, DATA + DATA, double, double.t(), (DATA * 2).exp(), double.chunk(2)
+
+    graph, _ = trace_step(step, [DATA])
+    tidy(graph.graph)
+    keep_apart(graph.graph)
+    graph.recompile()
+    found, expected = graph(DATA)[0], step()
+    for a, b in zip((*found[:5], *found[5]), (*expected[:5], *expected[5]), strict=True):
+        assert torch.equal(a, b)
+    places = {t.untyped_storage().data_ptr() for t in (*found[:5], *found[5], DATA)}
+    assert len(places) == 8
 
 
 def test_a_look_at_the_data_is_noted():

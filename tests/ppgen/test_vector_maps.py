@@ -57,6 +57,25 @@ def test_each_row_may_have_its_own_parameters(name):
     assert torch.allclose(log_det_back, -log_det, atol=1e-8)
 
 
+@pytest.mark.parametrize("name", ["planar", "sylvester of two columns", "radial"])
+@pytest.mark.parametrize("rows", [(), (1,), (5,), (7, 1), (7, 5)])
+def test_a_repeated_map_is_that_map_layer_by_layer(name, rows):
+    vector_map = MAPS[name](4)
+    chain = VectorChain([vector_map] * 3)
+    raw = chain.initial() + torch.randn(*rows, chain.parameters)
+    x = torch.randn(2, 7, 5, 4)
+    y, log_det = chain.to_data(x, raw)
+    z, total = x, 0
+    for part in raw.chunk(3, -1):
+        z, log_det_part = vector_map.to_data(z, part)
+        total = total + log_det_part
+    torch.testing.assert_close(y, z)
+    torch.testing.assert_close(log_det, total)
+    back, log_det_back = chain.to_base(y, raw)
+    torch.testing.assert_close(back, x)
+    torch.testing.assert_close(log_det_back, -log_det)
+
+
 @pytest.mark.parametrize("name", MAPS)
 def test_rows_of_parameters_broadcast_against_one_value(name):
     vector_map = MAPS[name](3)
