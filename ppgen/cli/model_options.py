@@ -91,7 +91,7 @@ class CodeOptions:
     "Share of the tokens before that the decoder of sentences does not see."
 
     least: int = 1
-    "Times that a word of sentences must occur in the text; rarer ones are read as <unk>."
+    "Times that a word of sentences must occur in the text; rarer ones are read as unknown."
 
     characters: Annotated[bool, Parameter(negative="")] = False
     "Tokens of sentences are characters instead of words."

@@ -50,7 +50,8 @@ class FlowPosterior(nn.Module):
         self.base = DiagonalNormal(features, latent)
         self.head = nn.Linear(features, vector_map.parameters)
         with torch.no_grad():
-            self.head.weight.mul_(0.1)
+            # 80 planar layers on a trained encoder cost 20 nats at a tenth, 0.2 at a hundredth
+            self.head.weight.mul_(0.01)
             self.head.bias.copy_(vector_map.initial())
 
     def forward(self, features: Tensor) -> Pushforward:
