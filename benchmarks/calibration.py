@@ -31,7 +31,10 @@ LEVEL = 0.001  # of a story
 X = torch.linspace(-1.0, 1.0, 15, dtype=torch.float64)[:, None]
 
 # short runs: calibration is of the draws, whose number of independent ones is measured
-ENGINES = {"HMC": HMC(chains=16, draws=60, warmup=100), "NUTS": NUTS(chains=8, draws=100)}
+ENGINES = {
+    "HMC": HMC(chains=16, draws=60, warmup=100),
+    "NUTS": NUTS(chains=32, draws=30, warmup=100, max_draws=30),
+}
 STORIES: dict[str, tuple[Callable[..., None], dict[str, Any]]] = {
     "normal, unknown mean and precision": (
         NormalGamma(0.0, 0.5, 3.0, 2.0).model, {"x": torch.zeros(6, dtype=torch.float64)},

@@ -52,7 +52,7 @@ OURS, NUMPYRO, NUTPIE = "ours.py", "numpyro_stories.py", "pymc_stories.py"
 ENGINES = {
     "HMC": (OURS, 200, 1000),
     "HMC, 256 chains": (OURS, 50, 200),
-    "NUTS": (OURS, 500, 5000),
+    "NUTS": (OURS, 200, 1000),
     "Pyro": (OURS, 1000, 40_000),
     "NumPyro, parallel": (NUMPYRO, 500, 15_000),
     "NumPyro, vectorised": (NUMPYRO, 200, 4000),

@@ -35,7 +35,6 @@ class CompiledTarget(Target):
 
     def __init__(self, program: Program) -> None:
         super().__init__(program)
-        self.seconds_compiling = 0.0
         self._compiled: dict[tuple[torch.Size, torch.Size], Whole | None] = {}
         self._kept: tuple[Any, list[Tensor]] = None, []
 

@@ -1,47 +1,50 @@
-"""NUTS: the familiar reference among samplers, all chains at once on the recorded program.
+r"""NUTS: the familiar reference among samplers, all chains at once on the recorded program.
 
 Every batched gradient advances each chain by one leapfrog. Chains do not wait for each other: one
 that has finished its trajectory begins the next, so that only the tail of the slowest is lost.
+
+Starts, metric and step size are those of `HMC`, whose warm-up costs a tenth of one in which each
+chain adapts by itself, with trees. A search of its own for the step size of trees pays for itself
+only where it accepts so little that hard posteriors diverge (eight schools: 12 of 12,800 draws).
+
+The trees live in whitened coordinates `w`, where the metric is the identity:
+
+.. math:: z = a + L w, \quad L L^T = M^{-1}
 """
 
 from __future__ import annotations
 
-import time
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ppgen.inference.going_on import length, longest, missing
-from ppgen.inference.hmc_warmup import MetricName
-from ppgen.inference.nuts_metric import Whitened
+from ppgen.inference.hmc_warmup import Tuned
+from ppgen.inference.many_chains import ManyChains, show
 from ppgen.inference.nuts_tree import POSITION, Array, Indices, Trees
-from ppgen.inference.nuts_warmup import Tuner
 from ppgen.inference.target import Target
-from ppgen.posterior import Cost, Posterior
-from ppgen.program import Program
-from ppgen.progress import Interrupt, Progress, interruptible
-from ppgen.types import Story
+from ppgen.progress import Interrupt, Progress
 
-_KINDS = {"n_steps": np.int64, "tree_depth": np.int64, "diverging": np.bool_}  # else float
-_STATS = ("lp", "acceptance_rate", "step_size", "n_steps", "tree_depth", "diverging", "energy")
 _DEEPEST = 30  # a tree of a thousand million gradients
-_LOOK = 100  # leapfrogs between looks at the progress
+_FIRST_LEAPFROGS = 256  # of a trajectory of the warm-up, at most
 _BLOCK = 2**16  # random numbers that are drawn at once
+_NUMBERS: tuple[str, ...] = ("lp", "acceptance_rate", "n_steps", "diverging", "energy")
 
 
 @dataclass(frozen=True)
-class NUTS:
-    """The No-U-Turn sampler, as in Stan: multinomial, with checks across subtrees.
+class NUTS(ManyChains):
+    """The No-U-Turn sampler with the trees of Stan: multinomial, with checks across subtrees.
+
+    Starts, metric and step size come from all chains together, and are frozen before the first
+    draw; the starts are dispersed, so that R-hat keeps something to see.
 
     Args:
-        chains: run side by side, each from its own dispersed start with its own adaptation.
-            Where data are few, 16 cost no more time than four and are worth four times the draws.
+        chains: run side by side; where data are few, 64 cost little more than one.
         draws: kept of each chain.
-        warmup: iterations of adaptation (step size and metric), discarded.
-        target_accept: mean acceptance that the step size aims at.
+        warmup: iterations of adaptation at most, discarded; fewer where nothing changes any more.
+        target_accept: that of `HMC`, whose steps accept trees a little more often; raise it
+            towards 1 against divergences.
         max_tree_depth: a trajectory has at most ``2**max_tree_depth - 1`` steps.
         metric: ``"diag"``, ``"dense"``, or ``"auto"``: dense where parameters are strongly
             correlated (up to 200 dimensions).
@@ -54,202 +57,132 @@ class NUTS:
           | https://arxiv.org/abs/1701.02434
     """
 
-    chains: int = 16
-    draws: int = 1000
-    warmup: int = 1000
-    target_accept: float = 0.8
     max_tree_depth: int = 10
-    metric: MetricName = "auto"
-    max_draws: int | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("chains", 1), ("draws", 1), ("warmup", 1), ("max_tree_depth", 1)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(
-                    f"NUTS({name}=...) must be a whole number of at least {least}, got {value!r}"
-                )
-        longest(self.draws, self.max_draws, "NUTS")
+        super().__post_init__()
+        self._check_whole("max_tree_depth", 1)
         if self.max_tree_depth > _DEEPEST:
-            raise ValueError(
-                f"NUTS(max_tree_depth=...) must be at most {_DEEPEST}, got {self.max_tree_depth}"
-            )
-        if self.metric not in ("auto", "diag", "dense"):
-            raise ValueError(
-                f"NUTS(metric=...) must be 'auto', 'diag' or 'dense', got {self.metric!r}"
-            )
-        if not 0.0 < self.target_accept < 1.0:
-            raise ValueError(
-                f"NUTS(target_accept=...) must lie between 0 and 1, got {self.target_accept!r}"
-            )
+            raise self._wrong("max_tree_depth", f"at most {_DEEPEST}")
 
-    def run(self, model: Story | Program, *args: Any, **kwargs: Any) -> Posterior:
-        """Sample the posterior of a story with its data, or of a ready `Program`.
+    @property
+    def _leapfrogs(self) -> int:
+        return min(_FIRST_LEAPFROGS, 2**self.max_tree_depth - 1)
 
-        Ctrl-C keeps the draws that every chain has. The seconds of sampling begin when the last
-        chain has warmed up.
-
-        Raises:
-            ValueError: where the story has no latent site or no starting point.
-            KeyboardInterrupt: when stopped before every chain has a draw.
-        """
-        begin = time.perf_counter()
-        program = model if isinstance(model, Program) else Program(model, *args, **kwargs)
-        if program.dim == 0:
-            raise ValueError("the story has no latent site to sample: every site is observed")
-        recorded = program.seconds_recording
-        target = Target(program)
-        total = self.chains * (self.warmup + self.draws)
-        with torch.no_grad(), interruptible() as interrupt, Progress("NUTS", total) as progress:
-            run = _Run(self, program.initial(self.chains), target)
-            middle = run.go_on(self.draws, interrupt, progress)
-            recording = program.seconds_recording - recorded
-            most = longest(self.draws, self.max_draws, "NUTS")
-            while True:
-                z, stats = run.read()
-                stats["reached_max_treedepth"] = stats["n_steps"] >= 2**self.max_tree_depth - 1
-                cost = Cost(
-                    recording=recording,
-                    adapting=max(0.0, middle - begin - recording),
-                    sampling=time.perf_counter() - middle,
-                    gradients=target.gradients,
-                )
-                posterior = Posterior.from_program(
-                    program,
-                    z,
-                    engine="NUTS",
-                    kind="chains",
-                    options=asdict(self),
-                    messages=self._messages(stats),
-                    log_density=stats["lp"],
-                    stats=stats,
-                    cost=cost,
-                )
-                more = 0 if interrupt else missing(posterior, most)
-                if not more:
-                    return posterior
-                run.go_on(more, interrupt, progress)
-
-    def _messages(self, stats: dict[str, Tensor]) -> tuple[str, ...]:
-        said = length(stats["lp"].shape[1], self.draws)
-        deepest = int(stats["reached_max_treedepth"].sum())
-        if deepest:
-            said.append(
-                f"{deepest} draws reached max_tree_depth={self.max_tree_depth}: slow, not wrong; "
-                "parameters of very different scales, or strongly correlated"
-            )
-        if bool(stats["diverging"].any()):
-            said.append(
-                f"some trajectories diverged: raise target_accept={self.target_accept} towards 1; "
-                "if they still do, there is a funnel"
-            )
-        return tuple(said)
+    def _chains(
+        self, tuned: Tuned, target: Target, interrupt: Interrupt, progress: Progress
+    ) -> _Chains:
+        return _Chains(self, tuned, target, interrupt, progress)
 
 
-class _Run:
-    """Chains on their way, each at an iteration of its own."""
+class _Chains:
+    """Chains on their way, each at a transition of its own."""
 
-    def __init__(self, options: NUTS, start: Tensor, target: Target) -> None:
-        chains, dim = start.shape
-        position = start.cpu().numpy()
-        self.device, self.options = start.device, options
-        self.whitened = Whitened(target, position)
-        origin = np.zeros_like(position)
-        self.trees = Trees(origin, *self.whitened(origin), max_depth=options.max_tree_depth)
-        self.tuners = [
-            Tuner(options.warmup, dim, target_accept=options.target_accept, metric=options.metric)
-            for _ in range(chains)
-        ]
-        self.step_size = np.array([tuner.step_size for tuner in self.tuners])
-        self.noise = _Noise(chains, dim, start.dtype)
-        self.warm = np.zeros(chains, np.bool_)
+    def __init__(
+        self,
+        options: NUTS,
+        tuned: Tuned,
+        target: Target,
+        interrupt: Interrupt,
+        progress: Progress,
+    ) -> None:
+        self.options, self.target = options, target
+        self.interrupt, self.progress = interrupt, progress
+        z, log_density, gradient = tuned.state
+        self.metric, self.origin = tuned.metric, z.mean(0)
+        self.trees = Trees(
+            self.metric.whiten(z - self.origin).cpu().numpy(),
+            log_density.cpu().numpy(),
+            self.metric.pull(gradient).cpu().numpy(),
+            max_depth=options.max_tree_depth,
+        )
+        chains, dim = z.shape
+        self.noise = _Noise(chains, dim, z.dtype)
         self.kept = np.zeros(chains, np.int64)
         self.wanted = 0  # draws of each chain
-        self.z = np.empty((chains, 0, dim), position.dtype)
-        self.stats = {name: np.zeros((chains, 0), _KINDS.get(name, np.float64)) for name in _STATS}
-        self._begin(np.arange(chains))
+        self.w = np.empty((chains, 0, dim), self.trees.draw.dtype)
+        self.numbers = np.empty((chains, 0, len(_NUMBERS)))
+        self.step_size = tuned.step_size
+        self.trees.begin(np.arange(chains), self.noise.momenta(chains))
 
-    def go_on(self, draws: int, interrupt: Interrupt, progress: Progress) -> float:
+    def _whitened(self, w: Array) -> tuple[Array, Array]:
+        """``(C, D)`` -> log density ``(C,)`` in nats and its gradient by ``w``, ``(C, D)``."""
+        value, gradient = self.target(self._positions(w))
+        return value.cpu().numpy(), self.metric.pull(gradient).cpu().numpy()
+
+    def _positions(self, w: Array) -> Tensor:
+        return self.origin + self.metric.push(torch.from_numpy(w).to(self.origin.device))
+
+    def go_on(self, draws: int) -> None:
         """Run until every chain has so many more draws, or somebody stops it.
 
         No trajectory is broken off: where another one was the last to end, it is still under way.
-
-        Returns: when the last chain had warmed up, on the clock of `time.perf_counter`.
         """
-        middle, shown, leapfrogs = None, 0, 0
+        trees = self.trees
         self.wanted += draws
-        self.z = _longer(self.z, draws)
-        self.stats = {name: _longer(values, draws) for name, values in self.stats.items()}
-        while not interrupt and int(self.kept.min()) < self.wanted:
-            over = self.trees.grow(self.whitened, self.step_size, self.noise.uniforms())
+        self.w, self.numbers = _longer(self.w, draws), _longer(self.numbers, draws)
+        shown = slowest = int(self.kept.min())
+        while not self.interrupt and slowest < self.wanted:
+            over = trees.grow(self._whitened, self.step_size, self.noise.uniforms())
             ended = np.flatnonzero(over)
-            if ended.size:
-                self._finish(ended)
-                self._begin(ended)
-            if middle is None and self.warm.all():
-                middle = time.perf_counter()
-            leapfrogs += 1
-            if leapfrogs % _LOOK == 0:
-                shown += self._show(progress, shown)
-        self._show(progress, shown)
-        return middle or time.perf_counter()
+            record = ended[self.kept[ended] < self.wanted]
+            at = (record, self.kept[record])
+            self.w[at] = trees.draw[record, POSITION]
+            self.numbers[at] = self._transitions(record)
+            self.kept[record] += 1
+            trees.begin(ended, self.noise.momenta(len(ended)))
+            slowest = int(self.kept.min())
+            for t in range(shown, slowest):
+                show(self.progress, t, self.step_size, self._rates())
+            shown = slowest
 
-    def _finish(self, ended: Indices) -> None:
-        """Adapt to the trajectories that ended, or keep their draws."""
-        record = ended[self.warm[ended] & (self.kept[ended] < self.wanted)]
-        for chain in ended[~self.warm[ended]]:
-            self._adapt(int(chain))
-        if not record.size:
-            return
-        trees, at = self.trees, (record, self.kept[record])
-        steps = trees.leaves[record]
-        self.z[at] = self.whitened.positions(trees.draw[record, POSITION], record)
-        values = {
-            "lp": trees.log_density[record],
-            "acceptance_rate": trees.acceptance[record] / steps,
-            "step_size": self.step_size[record],
-            "n_steps": steps,
-            "tree_depth": np.frexp(steps)[1],  # doublings, the last perhaps left half done
-            "diverging": trees.diverging[record],
-            "energy": trees.energy[record],
-        }
-        for name, value in values.items():
-            self.stats[name][at] = value
-        self.kept[record] += 1
+    def _transitions(self, chains: Indices) -> Array:
+        """What `_NUMBERS` names, of trajectories that have ended, ``(N, 5)``."""
+        trees = self.trees
+        leaves = trees.leaves[chains]
+        columns = (
+            trees.log_density[chains],
+            trees.acceptance[chains] / leaves,
+            leaves,
+            trees.diverging[chains],
+            trees.energy(chains),
+        )
+        return np.stack(columns, 1, dtype=np.float64)
 
-    def _adapt(self, chain: int) -> None:
-        trees, tuner = self.trees, self.tuners[chain]
-        acceptance = float(trees.acceptance[chain] / trees.leaves[chain])
-        spread = tuner.hear(acceptance, trees.draw[chain, POSITION])
-        if spread is not None:
-            self.whitened.renew(chain, trees.draw[chain], spread)
-        self.step_size[chain] = tuner.step_size
-        self.warm[chain] = tuner.done
-
-    def _begin(self, chains: Indices) -> None:
-        tuners = [self.tuners[chain] for chain in chains]
-        depth = np.array([tuner.depth for tuner in tuners])
-        trial = np.array([tuner.trying for tuner in tuners])
-        self.trees.begin(chains, self.noise.momenta(len(chains)), depth, trial)
-
-    def _show(self, progress: Progress, shown: int) -> int:
-        """Report iterations that are new; returns how many."""
-        new = sum(tuner.iteration for tuner in self.tuners) + int(self.kept.sum()) - shown
-        if new:
-            rate = self.trees.acceptance / np.maximum(self.trees.leaves, 1)
-            progress.advance(
-                new, acceptance=float(rate.mean()), step_size=float(np.median(self.step_size))
-            )
-        return new
+    def _rates(self) -> Tensor:
+        """Acceptance on the way to the newest draw of each chain, ``(C,)``."""
+        column = _NUMBERS.index("acceptance_rate")
+        return torch.from_numpy(self.numbers[np.arange(len(self.kept)), self.kept - 1, column])
 
     def read(self) -> tuple[Tensor, dict[str, Tensor]]:
         """Draws ``(chains, draws, D)`` that every chain has, and their statistics."""
         kept = int(self.kept.min())
-        if not kept:
+        if kept < 1:
             raise KeyboardInterrupt("NUTS was stopped before every chain had its first draw")
-        z = torch.from_numpy(self.z[:, :kept].copy())
-        stats = {n: torch.from_numpy(x[:, :kept].copy()) for n, x in self.stats.items()}
-        return z.to(self.device), {n: x.to(self.device) for n, x in stats.items()}
+        numbers = torch.from_numpy(self.numbers[:, :kept].copy()).to(self.origin.device)
+        stats: dict[str, Tensor] = dict(zip(_NUMBERS, numbers.unbind(-1), strict=True))
+        stats["diverging"] = stats["diverging"].bool()
+        stats["n_steps"] = leaves = stats["n_steps"].long()
+        # doublings, the last perhaps left half done
+        stats["tree_depth"] = torch.frexp(leaves.double()).exponent.long()
+        stats["reached_max_treedepth"] = leaves >= 2**self.options.max_tree_depth - 1
+        stats["step_size"] = torch.full_like(stats["lp"], self.step_size)
+        return self._positions(self.w[:, :kept].copy()), stats
+
+    def messages(self, stats: dict[str, Tensor]) -> list[str]:
+        said, options = [], self.options
+        deepest = int(stats["reached_max_treedepth"].sum())
+        if deepest:
+            said.append(
+                f"{deepest} draws reached max_tree_depth={options.max_tree_depth}: slow, not "
+                "wrong; parameters of very different scales, or strongly correlated"
+            )
+        if bool(stats["diverging"].any()):
+            said.append(
+                f"some trajectories diverged: raise target_accept={options.target_accept} towards "
+                "1; if they still do, there is a funnel"
+            )
+        return said
 
 
 def _longer(values: np.ndarray, draws: int) -> np.ndarray:

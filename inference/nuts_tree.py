@@ -13,7 +13,7 @@ one merge on average. A (sub)tree with leaves :math:`i..j` has turned where
 
 or where the same holds from either half of it to the first leaf of the other half: two halves that
 are each closed would pass the test for the whole. Positions are whitened by the inverse mass matrix
-(see `nuts_metric`), so that the momenta `r` are standard normal and are their own velocities.
+(see `nuts`), so that the momenta `r` are standard normal and are their own velocities.
 
 Leaves are drawn in proportion to :math:`e^{-H}`: uniformly so within a new subtree, and between the
 old trajectory and the new subtree with a bias towards the new.
@@ -67,8 +67,7 @@ class Trees:
         self.acceptance = np.zeros(chains)  # min(1, exp(-energy error)), summed over the leaves
         self.leaves = np.zeros(chains, np.int64)  # beyond the start
         self.diverging = np.zeros(chains, np.bool_)
-        self._depth = max_depth
-        self._most = np.zeros(chains, np.int64)  # leaves of this trajectory
+        self._most = 2**max_depth - 1  # leaves of a trajectory
         self._start = np.zeros(chains)  # energy that the trajectory starts with, nats
         self._weight = np.zeros(chains)  # log of the sum of exp(-energy error): of the trajectory
         self._branch_weight = np.zeros(chains)  # and of the subtree that grows
@@ -82,39 +81,32 @@ class Trees:
         self._nodes = np.zeros((chains, max_depth + 2, 3, dim), position.dtype)
         self._all = np.arange(chains)
 
-    @property
-    def energy(self) -> Array:
-        """Energy of the draw with its momentum, ``(C,)``, nats."""
-        return _kinetic(self.draw[:, MOMENTUM]) - self.log_density
+    def energy(self, chains: Indices) -> Array:
+        """Energies of draws with their momenta, ``(N,)``, nats."""
+        return _kinetic(self.draw[chains, MOMENTUM]) - self.log_density[chains]
 
-    def begin(
-        self, chains: Indices, momenta: Array, depth: Indices, trial: Mask | bool = False
-    ) -> None:
+    def begin(self, chains: Indices, momenta: Array) -> None:
         """Start new trajectories at the draws of the last.
 
         Args:
             chains: which, ``(N,)``.
             momenta: standard normal, ``(N, D)``.
-            depth: these trajectories have at most ``2**depth - 1`` leaves beyond their starts, if
-                that is fewer than the trees have room for, ``(N,)``.
-            trial: trajectories that only try: their draw stays at the start, ``(N,)``.
         """
         self.draw[chains, MOMENTUM] = momenta
         self._ends[:, chains] = self.draw[chains]
         self._nodes[chains, 1, _SUM] = momenta
         self._start[chains] = _kinetic(momenta) - self.log_density[chains]
-        self._weight[chains] = np.where(trial, np.inf, 0.0)
-        self._most[chains] = 2 ** np.minimum(depth, self._depth) - 1
+        self._weight[chains] = 0.0
         self._branch_weight[chains] = -np.inf
         self.acceptance[chains] = 0.0
         self.leaves[chains] = 0
 
-    def grow(self, value_and_grad: ValueAndGrad, step_size: Array, uniforms: Array) -> Mask:
+    def grow(self, value_and_grad: ValueAndGrad, step_size: float, uniforms: Array) -> Mask:
         """One leapfrog of every chain.
 
         Args:
             value_and_grad: of the target, whitened.
-            step_size: of each chain, ``(C,)``.
+            step_size: of all chains.
             uniforms: random numbers in [0, 1): for the direction where a trajectory is about to
                 double, for the new leaf, and for a subtree that is complete, ``(3, C)``.
 
@@ -145,7 +137,7 @@ class Trees:
 
     def _leapfrog(self, value_and_grad: ValueAndGrad, step: Array) -> Array:
         z, r, gradient = (self._point[:, k] for k in (POSITION, MOMENTUM, GRADIENT))
-        step = step.astype(z.dtype)[:, None]
+        step = step[:, None]
         half = 0.5 * step
         r += half * gradient
         z += step * r

@@ -22,6 +22,7 @@ class Target:
         self.program = program
         self.part: Part = part
         self.gradients = 0
+        self.seconds_compiling = 0.0
         self._safe: Tensor | None = None  # a point where everything works, (D,)
 
     def __call__(self, z: Tensor) -> tuple[Tensor, Tensor]:

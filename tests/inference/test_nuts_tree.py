@@ -42,7 +42,7 @@ def log_gamma(z):
 
 def start(target, z, momenta, *, depth=10):
     trees = Trees(z, *target(z), max_depth=depth)
-    trees.begin(np.arange(len(z)), momenta, np.full(len(z), depth))
+    trees.begin(np.arange(len(z)), momenta)
     return trees
 
 
@@ -53,7 +53,7 @@ def transition(target, z, step_size, rng, *, depth=10):
     open_ = np.ones(len(z), bool)
     leaves, acceptance = np.zeros(len(z)), np.zeros(len(z))
     while open_.any():
-        over = trees.grow(target, np.full(len(z), step_size), rng.random((3, len(z)))) & open_
+        over = trees.grow(target, step_size, rng.random((3, len(z)))) & open_
         result[over] = trees.draw[over, POSITION]
         leaves[over] = trees.leaves[over]
         acceptance[over] = trees.acceptance[over] / trees.leaves[over]
@@ -168,7 +168,7 @@ def test_the_trees_are_those_of_the_recursion(step_size, chains):
     visited = [[] for _ in range(chains)]
     waiting = set(range(chains))
     for row in uniforms:
-        over = trees.grow(quartic, np.full(chains, step_size), row)
+        over = trees.grow(quartic, step_size, row)
         for c in sorted(waiting):
             visited[c].append(trees._point[c, POSITION].copy())
         for c in [c for c in waiting if over[c]]:
@@ -231,10 +231,10 @@ def test_position_density_and_gradient_of_a_draw_stay_together():
         np.testing.assert_allclose(trees.log_density, value, atol=1e-13)
         np.testing.assert_allclose(trees.draw[:, GRADIENT], gradient, atol=1e-13)
         kinetic = 0.5 * (trees.draw[:, MOMENTUM] ** 2).sum(1)
-        np.testing.assert_allclose(trees.energy, kinetic - value, atol=1e-12)
+        np.testing.assert_allclose(trees.energy(np.arange(len(z))), kinetic - value, atol=1e-12)
         moved[ended] |= (trees.draw[ended, MOMENTUM] != momenta[ended]).any(1)
         new = rng.standard_normal((len(ended), 2))
-        trees.begin(ended, new, np.full(len(ended), 10))
+        trees.begin(ended, new)
         momenta[ended] = new
     assert moved.all()
 
@@ -327,7 +327,7 @@ def test_a_trajectory_that_explodes_ends_as_divergent_where_it_began():
     target = gaussian(np.eye(3) * 1e6)
     z, r = np.full((20, 3), 1e-3), np.ones((20, 3))
     trees = start(target, z, r)
-    over = trees.grow(target, np.full(20, 1.0), np.full((3, 20), 0.3))
+    over = trees.grow(target, 1.0, np.full((3, 20), 0.3))
     assert over.all()
     assert trees.diverging.all()
     assert (trees.acceptance == 0).all()
@@ -339,18 +339,8 @@ def test_the_depth_limits_the_leaves(depth, leaves):
     flat = gaussian(np.zeros((2, 2)))
     trees = start(flat, np.zeros((3, 2)), np.ones((3, 2)), depth=depth)
     grown = 1
-    while not trees.grow(flat, np.ones(3), np.full((3, 3), 0.4)).all():
+    while not trees.grow(flat, 1.0, np.full((3, 3), 0.4)).all():
         grown += 1
     assert grown == leaves
     # every leaf has the same energy: the last half is at least as heavy, and always taken
     assert (trees.acceptance == leaves).all()
-
-
-def test_a_trial_leaves_its_draw():
-    rng = np.random.default_rng(0)
-    z = rng.standard_normal((50, 2))
-    trees = Trees(z, *quartic(z), max_depth=10)
-    trees.begin(np.arange(50), rng.standard_normal((50, 2)), np.ones(50, int), trial=True)
-    assert trees.grow(quartic, np.full(50, 0.1), np.zeros((3, 50))).all()
-    np.testing.assert_array_equal(trees.draw[:, POSITION], z)
-    assert (trees.acceptance > 0.5).all()

@@ -254,7 +254,7 @@ def test_errors_of_the_story_are_not_hidden():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", [HMC(), NUTS(draws=500)], ids=["HMC", "NUTS"])
+@pytest.mark.parametrize("engine", [HMC(), NUTS()], ids=["HMC", "NUTS"])
 def test_auto_samples_centred_eight_schools_as_the_non_centred_story(engine):
     """Within the Monte Carlo errors of both: 10 means, p = 2e-5 together at 4.9."""
     auto = ppgen.fit(eight_schools_centred, *SCHOOLS, using=engine, reparametrise="auto")

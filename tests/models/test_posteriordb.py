@@ -268,7 +268,7 @@ def test_the_reference_moments_that_ship_are_those_of_quadrature():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", [HMC(), NUTS(chains=8)])
+@pytest.mark.parametrize("engine", [HMC(), NUTS()])
 def test_samplers_find_the_reference_moments_of_eight_schools(engine):
     with quiet(True):
         posterior = ppgen.fit(eight_schools, using=engine, **eight_schools_data())
