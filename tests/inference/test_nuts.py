@@ -146,13 +146,13 @@ def test_a_dense_metric_removes_correlations():
 @pytest.mark.parametrize("dense", [False, True])
 def test_chains_leave_the_target_invariant_whatever_the_metric(dense):
     """From exact draws, with a metric that is not the target's and draws far from the origin."""
-    target = torch.tensor([[1.0, 0.0], [1.5, 0.4]])
+    target = torch.tensor([[1.0, 0.0], [1.0, 0.6]])
     story = dist.MultivariateNormal(torch.tensor([3.0, -40.0]), scale_tril=target)
     program = Program(lambda: pyro.sample("x", story))
-    chains, draws = 4000, 3
+    chains, draws = 2000, 4
     value_and_grad = Target(program)
-    factor = torch.tensor([[1.2, 0.0], [1.0, 0.6]]) if dense else torch.tensor([1.0, 1.6])
-    step_size = 0.4 if dense else 0.2
+    factor = torch.tensor([[1.2, 0.0], [0.8, 0.8]]) if dense else torch.tensor([1.0, 1.3])
+    step_size = 0.6 if dense else 0.4
     exact = init(story.sample((chains,)), value_and_grad)
     tuned = Tuned(exact, Metric(factor), step_size, 1.0, moved=0, thin=1)
     with torch.no_grad(), Progress("NUTS") as progress:
@@ -164,9 +164,13 @@ def test_chains_leave_the_target_invariant_whatever_the_metric(dense):
     assert 0.75 < stats["acceptance_rate"].mean() < 0.99, "the gradient is that of the target"
     assert (z[:, -1] != exact.z).any(1).double().mean() > 0.9
     white = torch.linalg.solve_triangular(target, (z[:, -1] - story.loc).mT, upper=False)
-    for column in white:
-        assert scipy_stats.kstest(column, scipy_stats.norm.cdf).pvalue > FAILURE_RATE / 3
-    assert abs(np.corrcoef(white)[0, 1]) * chains**0.5 < z_limit(3)
+    # one draw of each chain, independent: the standard errors are known
+    for values, truth, sd in (
+        *((x, 0.0, 1.0) for x in white),
+        *((x.square(), 1.0, 2**0.5) for x in white),
+        (white.prod(0), 0.0, 1.0),
+    ):
+        assert abs(values.mean() - truth) < z_limit(5) * sd / chains**0.5
 
 
 def test_a_conjugate_posterior_is_found():
