@@ -74,7 +74,7 @@ class CompiledTarget(Target):
         """The compiled trajectory, if it does on `inputs` what it has to do."""
         begin = time.perf_counter()
         body = unchecked(recording.body)
-        slope = None if recording.slope is None else unchecked(recording.slope)
+        slope = None if recording.halves is None else unchecked(recording.halves[1])
         plain = trajectory_of(body, slope or (lambda *z: body(*z)[1]))
         with torch.no_grad():
             one_step = (*inputs[:4], torch.zeros_like(inputs[4]), *inputs[5:])

@@ -31,7 +31,7 @@ from ppgen.inference.laplace import log_prob, sample
 from ppgen.inference.mode import spectrum
 from ppgen.inference.point import as_program
 from ppgen.inference.second_opinion import with_second_opinion
-from ppgen.inference.target import Target, in_pieces
+from ppgen.inference.target import InPieces, Target
 from ppgen.inference.vi_start import find_frame
 from ppgen.posterior import Posterior
 from ppgen.program import Program
@@ -97,7 +97,7 @@ class DADVI:
                 f"takes at most {_DENSE}: use DADVI(linear_response=False)"
             )
         target, clock = Target(program), Clock(program)
-        function = in_pieces(target, _ROWS)
+        function = InPieces(target, _ROWS)
         with Progress("DADVI", None) as progress:
             frame = find_frame(function, program.initial(_ROWS), dense=False)
             half = torch.randn(self.fixed // 2, program.dim).to(frame.centre)
@@ -113,7 +113,7 @@ class DADVI:
                 program,
                 frame.push(u),
                 log_guide - frame.log_det,
-                log_density=lambda z: function(z)[0],
+                log_density=function.value,
                 cost=lambda: clock.cost(target.gradients),
                 engine="DADVI",
                 options=asdict(self),

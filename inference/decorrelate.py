@@ -38,7 +38,7 @@ from ppgen.inference.independent import Clock
 from ppgen.inference.nuts import NUTS
 from ppgen.inference.point import ROWS, as_program
 from ppgen.inference.reparametrisation import Reparametrisation
-from ppgen.inference.target import Target, in_pieces
+from ppgen.inference.target import InPieces, Target
 from ppgen.inference.verdict import RATIO_FAIL
 from ppgen.inference.vi import VI
 from ppgen.inference.vi_guides import describe
@@ -101,7 +101,7 @@ def decorrelated(model: Story | Program, *args: Any, **kwargs: Any) -> Decorrela
     if not 1 < program.dim <= _LARGEST:
         return None
     target, clock = Target(program), Clock(program)
-    frame = find_frame(in_pieces(target, ROWS), program.initial(ROWS), dense=True)
+    frame = find_frame(InPieces(target, ROWS), program.initial(ROWS), dense=True)
     if frame.factor.ndim == 1:  # independent normals are the best that there are
         return None
     precision = torch.cholesky_inverse(frame.factor).diagonal()

@@ -118,7 +118,7 @@ class ForwardKL:
             program,
             z,
             q.log_prob(z),
-            log_density=lambda z: function(z)[0],
+            log_density=function.value,
             cost=lambda: clock.cost(function.gradients),
             engine="ForwardKL",
             options={

@@ -24,8 +24,9 @@ from torch import Tensor
 ValueAndGrad = Callable[[Tensor], tuple[Tensor, Tensor]]
 """``z (C, D)`` -> log density ``(C,)`` in nats and its gradient ``(C, D)``.
 
-It may have a method ``slope``, ``z -> gradient``: a trajectory needs the value at its end alone.
-And one, ``trajectory``, that runs it as a whole (`compiled_trajectory.CompiledTarget`).
+It may have a method ``slope``, ``z -> gradient``: a trajectory needs the value at its end alone;
+one, ``trajectory``, that runs it as a whole (`compiled_trajectory.CompiledTarget`); and one,
+``value``, ``z -> log density``: an estimate of an ELBO needs no gradient.
 """
 
 DIVERGENCE = 1000.0  # nats of energy error beyond which a trajectory counts as divergent
@@ -82,12 +83,25 @@ class Metric(NamedTuple):
 
     def inside(self, value_and_grad: ValueAndGrad) -> ValueAndGrad:
         """The target in whitened coordinates ``r``, ``z = L r``, with its Jacobian."""
+        return _Whitened(value_and_grad, self)
 
-        def whitened(r: Tensor) -> tuple[Tensor, Tensor]:
-            value, gradient = value_and_grad(self.push(r))
-            return value + self.log_det, self.pull(gradient)
 
-        return whitened
+class _Whitened:
+    def __init__(self, value_and_grad: ValueAndGrad, metric: Metric) -> None:
+        self.function, self.metric = value_and_grad, metric
+
+    def __call__(self, r: Tensor) -> tuple[Tensor, Tensor]:
+        log_density, gradient = self.function(self.metric.push(r))
+        return log_density + self.metric.log_det, self.metric.pull(gradient)
+
+    def value(self, r: Tensor) -> Tensor:
+        return value(self.function, self.metric.push(r)) + self.metric.log_det
+
+
+def value(value_and_grad: ValueAndGrad, z: Tensor) -> Tensor:
+    """Log densities ``(C,)`` at ``z (C, D)``, without gradients where the target can."""
+    alone = getattr(value_and_grad, "value", None)
+    return value_and_grad(z)[0] if alone is None else alone(z)
 
 
 def init(z: Tensor, value_and_grad: ValueAndGrad) -> State:

@@ -19,7 +19,7 @@ from ppgen.inference import lbfgs
 from ppgen.inference.hmc import Metric, State, ValueAndGrad, init
 from ppgen.inference.lbfgs import choose
 from ppgen.inference.pathfinder import Paths, search
-from ppgen.inference.target import in_pieces
+from ppgen.inference.target import InPieces
 
 _NOTHING = 0.1  # nats that matter to no posterior
 _NEGLIGIBLE = 10.0  # nats of the ELBO, D apart, below the best path: no mass to start from
@@ -111,7 +111,7 @@ def median(state: State) -> int:
 
 def paths(value_and_grad: ValueAndGrad, z: Tensor, frame: Metric) -> Paths:
     """The best normal on each path up from ``z (C, D)``, in the coordinates ``L^{-1} z``."""
-    target = frame.inside(in_pieces(value_and_grad, len(z)))
+    target = frame.inside(InPieces(value_and_grad, len(z)))
     noise = z.new_empty(_ELBO_DRAWS // 2, 1, z.shape[-1]).normal_()
     noise = torch.cat([noise, -noise]).expand(-1, len(z), -1)
     return search(frame.whiten(z), target, noise, iterations=_ITERATIONS)

@@ -67,7 +67,7 @@ def draw(normal: Normal, function: Batched, count: int) -> Sample:
     log_proposal = torch.logaddexp(
         normal.log_prob(z) + math.log(1 - _SHARE), normal.log_student(z) + math.log(_SHARE)
     )
-    value = function(z)[0]
+    value = function.value(z)
     weights = (value - log_proposal).nan_to_num(nan=-torch.inf, posinf=-torch.inf)
     if not bool(torch.isfinite(weights).any()):
         raise ValueError(

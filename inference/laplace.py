@@ -69,7 +69,7 @@ class Laplace:
                 program,
                 z,
                 log_guide,
-                log_density=lambda z: function(z)[0],
+                log_density=function.value,
                 cost=lambda: clock.cost(function.gradients),
                 engine="Laplace",
                 options=dataclasses.asdict(self),

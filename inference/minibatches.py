@@ -85,6 +85,9 @@ class Minibatches(Batched):
         values = values[:-1] - values[-1] + at.value + (z - at.z) @ turn
         return values, gradients[:-1] + turn
 
+    def value(self, z: Tensor) -> Tensor:
+        return self(z)[0]
+
     def next(self) -> None:
         """The next batch of the epoch."""
         self.data.next()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ppgen.inference.hmc import ValueAndGrad
 from ppgen.inference.hmc_starts import climb
-from ppgen.inference.target import Target, in_pieces
+from ppgen.inference.target import InPieces, Target
 from ppgen.program import Part, Program
 
 _DENSE = 1000  # dimensions up to which Hessians are formed
@@ -43,27 +43,41 @@ class Batched:
         self.particles = rows  # points that a step takes
         self.part: Part = part
         self.gradients = 0  # points evaluated so far
-        whole = Target(program, part=part) if tolerant else self._plain
-        self._whole = in_pieces(whole, rows)
-
-    def _plain(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        return self.program.value_and_grad(z, part=self.part)
+        self._whole = InPieces(
+            Target(program, part=part) if tolerant else _Plain(program, part), rows
+        )
 
     def next(self) -> None:
         """Before a step: here every step sees all rows."""
 
     def estimates(self, z: Tensor) -> Tensor:
         """Values at many points, ``(N,)``: their mean is to be that of all rows."""
-        return self(z)[0]
+        return self.value(z)
 
     def log_density(self, z: Tensor) -> Tensor | None:
         """Values ``(N,)`` at the points `z`, ``(N, D)``, nats; None where that takes too long."""
-        return self(z)[0]
+        return self.value(z)
+
+    def value(self, z: Tensor) -> Tensor:
+        """Values ``(N,)`` at the points `z`, ``(N, D)``."""
+        self.gradients += len(z)
+        return self._whole.value(z)
 
     def __call__(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Values ``(N,)`` and gradients ``(N, D)`` at the points `z`, ``(N, D)``."""
         self.gradients += len(z)
         return self._whole(z)
+
+
+class _Plain(NamedTuple):
+    program: Program
+    part: Part
+
+    def __call__(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        return self.program.value_and_grad(z, part=self.part)
+
+    def value(self, z: Tensor) -> Tensor:
+        return self.program.value(z, part=self.part)
 
 
 class Mode(NamedTuple):

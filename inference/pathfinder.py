@@ -153,7 +153,7 @@ def step(paths: Paths, value_and_grad: ValueAndGrad, noise: Tensor, active: Tens
 def elbos(found: Normals, value_and_grad: ValueAndGrad, noise: Tensor) -> Tensor:
     """ELBO of each normal from standard normal `noise`, ``(K, C, D) -> (C,)``, nats."""
     z = found.push(noise)
-    values = value_and_grad(z.flatten(0, 1))[0].reshape(z.shape[:-1])
+    values = hmc.value(value_and_grad, z.flatten(0, 1)).reshape(z.shape[:-1])
     elbo = (values - standard_normal(noise)).mean(0) + found.log_det
     return elbo.nan_to_num(nan=-torch.inf, posinf=-torch.inf)
 

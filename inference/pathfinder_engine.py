@@ -17,7 +17,7 @@ from ppgen.inference.independent import Clock, independent
 from ppgen.inference.pathfinder import Normals, Paths, search
 from ppgen.inference.point import as_program
 from ppgen.inference.psis import repair, trustworthy, warning
-from ppgen.inference.target import Target, in_pieces
+from ppgen.inference.target import InPieces, Target
 from ppgen.posterior import Posterior
 from ppgen.program import Program
 from ppgen.progress import Progress
@@ -76,7 +76,7 @@ class Pathfinder:
     def run(self, model: Story | Program, *args: Any, **kwargs: Any) -> Posterior:
         program = as_program(model, args, kwargs)
         target, clock = Target(program), Clock(program)
-        function = in_pieces(target, _ROWS)
+        function = InPieces(target, _ROWS)
         with Progress("Pathfinder", None) as progress:
             mixture = self._fit(function, program.initial(_ROWS)[: self.paths])
             progress.advance(target.gradients, elbo=float(mixture.elbo.max()))
@@ -86,7 +86,7 @@ class Pathfinder:
             program,
             z,
             log_guide,
-            log_density=lambda z: function(z)[0],
+            log_density=function.value,
             cost=lambda: clock.cost(target.gradients),
             engine="Pathfinder",
             options=asdict(self),

@@ -36,7 +36,7 @@ from ppgen.inference.independent import Clock
 from ppgen.inference.pathfinder_engine import Pathfinder
 from ppgen.inference.point import as_program
 from ppgen.inference.reparametrisation import Reparametrisation
-from ppgen.inference.target import in_pieces
+from ppgen.inference.target import InPieces
 from ppgen.posterior import Posterior
 from ppgen.program import Program
 from ppgen.types import Story
@@ -144,7 +144,7 @@ def _shares(pilot: Program, found: tuple[Hierarchy, ...]) -> tuple[dict[str, Ten
     near = Pathfinder(draws=_PILOT).run(pilot)
     z = pilot.initial(_POINTS) if near.unconstrained is None else near.unconstrained.flatten(0, 1)
     z = z[torch.linspace(0, len(z) - 1, _POINTS).long()]
-    slope = in_pieces(lambda z: pilot.value_and_grad(z, part="likelihood"), _ROWS)
+    slope = InPieces(lambda z: pilot.value_and_grad(z, part="likelihood"), _ROWS)
     shares = {}
     for h in found:
         site = pilot.anatomy.sites[f"{h.name}_decentred"]

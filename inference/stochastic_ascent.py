@@ -2,7 +2,7 @@ r"""Stochastic gradient ascent that notices when it has settled.
 
 Steps at one learning rate go on until the objective no longer rises within its own noise; then
 the iterates of the last windows are averaged, the learning rate drops, and so on, until a drop
-gains less than the tolerance.
+gains no more than the tolerance, as far as can be told.
 
 References:
     | A Framework for Improving the Reliability of Black-box Variational Inference
@@ -147,8 +147,8 @@ class _Run:
         for level in range(self.schedule.level, _LEVELS):
             self.rate = self.schedule.rate * _FACTOR**level
             self.settle()
-            gain = self.difference(_copy(self.parameters), before)
-            if level > 0 and gain < self.schedule.tolerance:
+            gain, error = self.difference(_copy(self.parameters), before)
+            if level > 0 and gain - error < self.schedule.tolerance:
                 if gain < 0:  # the last level was noise
                     _assign(self.parameters, before)
                 return
@@ -166,7 +166,8 @@ class _Run:
             if len(windows) < 2 or _rising(windows, self.schedule.tolerance):
                 continue
             # common random numbers see what the noise of the steps hides
-            if self.difference(averages[-1], averages[-2]) < self.schedule.tolerance:
+            gain, error = self.difference(averages[-1], averages[-2])
+            if gain - error < self.schedule.tolerance:
                 pairs = zip(averages[-1], averages[-2], strict=True)
                 _assign(self.parameters, [(a + b) / 2 for a, b in pairs])
                 return
@@ -207,8 +208,11 @@ class _Run:
             f"{taken}: a smaller learning_rate may help"
         )
 
-    def difference(self, here: Sequence[Tensor], there: Sequence[Tensor]) -> float:
-        """Objective at `here` less that at `there`, under common random numbers, nats."""
+    def difference(self, here: Sequence[Tensor], there: Sequence[Tensor]) -> tuple[float, float]:
+        """Objective at `here` less that at `there`, and its standard error, nats.
+
+        Both are evaluated with the same random numbers.
+        """
         now = _copy(self.parameters)
         with torch.no_grad():
             _assign(self.parameters, here)
@@ -219,7 +223,9 @@ class _Run:
         _assign(self.parameters, now)
         change = new - old
         change = change[torch.isfinite(change)]
-        return float(change.mean()) if len(change) else -math.inf
+        if len(change) < 2:
+            return -math.inf, 0.0
+        return float(change.mean()), float(change.std()) / math.sqrt(len(change))
 
 
 def _rising(windows: list[list[float]], tolerance: float) -> bool:

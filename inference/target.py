@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ppgen.inference.hmc import ValueAndGrad
+from ppgen.inference.hmc import ValueAndGrad, value
 from ppgen.program import Part, Program
 
 _LinAlgError = torch.linalg.LinAlgError  # pyright: ignore[reportPrivateImportUsage]
@@ -50,6 +50,15 @@ class Target:
         self.gradients += len(z)
         return result
 
+    def value(self, z: Tensor) -> Tensor:
+        """The log density alone, ``(C,)`` nats; each point counts as if it had a gradient."""
+        try:
+            result = self.program.value(z, part=self.part)
+        except _LinAlgError:
+            return self(z)[0]
+        self.gradients += len(z)
+        return result
+
     def _one_by_one(self, z: Tensor, safe: Tensor) -> tuple[Tensor, Tensor]:
         """Halve the batch until the failing rows stand alone; shapes stay as recorded."""
         value = z.new_full(z.shape[:1], -torch.inf)
@@ -69,16 +78,23 @@ class Target:
         return value, gradient
 
 
-def in_pieces(value_and_grad: ValueAndGrad, rows: int) -> ValueAndGrad:
+class InPieces:
     """The same function of any number of points, by calls of `rows`: the shape it is recorded for.
 
     What is missing in the last call is filled up with its last point.
     """
 
-    def whole(z: Tensor) -> tuple[Tensor, Tensor]:
-        padded = torch.cat([z, z[-1:].expand(-len(z) % rows, -1)])
-        parts = [value_and_grad(piece) for piece in padded.split(rows)]
+    def __init__(self, value_and_grad: ValueAndGrad, rows: int) -> None:
+        self.function, self.rows = value_and_grad, rows
+
+    def __call__(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        parts = [self.function(piece) for piece in self._pieces(z)]
         values, gradients = (torch.cat(part)[: len(z)] for part in zip(*parts, strict=True))
         return values, gradients
 
-    return whole
+    def value(self, z: Tensor) -> Tensor:
+        """Values alone, ``(N,)``."""
+        return torch.cat([value(self.function, piece) for piece in self._pieces(z)])[: len(z)]
+
+    def _pieces(self, z: Tensor) -> tuple[Tensor, ...]:
+        return torch.cat([z, z[-1:].expand(-len(z) % self.rows, -1)]).split(self.rows)

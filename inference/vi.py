@@ -205,7 +205,7 @@ class VI:
         fit = _Fit(guide, frame, function, self.path_gradient and guide.has_score)
         ascent = ascend(
             lambda: fit.step(function.particles),
-            lambda: fit.log_weights(_CHECKED),
+            lambda: fit.paired_log_weights(_CHECKED),
             list(guide.parameters()),
             schedule,
             interrupt,
@@ -272,6 +272,11 @@ class _Fit:
         """``log p - log q`` at draws, ``(count,)``; their mean estimates the ELBO."""
         z, log_q = self.sample(count, antithetic=True)
         return self.function.estimates(z) - log_q
+
+    def paired_log_weights(self, count: int) -> Tensor:
+        """Their means over antithetic pairs, ``(count / 2,)``: independent of each other."""
+        first, second = self.log_weights(count).chunk(2)
+        return 0.5 * (first + second)
 
     @torch.no_grad()
     def log_weights_of_all_rows(self, count: int) -> Tensor:

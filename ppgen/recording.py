@@ -20,7 +20,9 @@ from torch.func import functionalize, grad_and_value, vmap
 from torch.fx.node import map_arg
 from torch.utils._pytree import tree_map
 
+from ppgen.allocation import keep_freed_memory
 from ppgen.compiling import unchecked
+from ppgen.expansion import shrink
 from ppgen.inputs import Getter
 from ppgen.simplify import mutates, tidy
 from ppgen.tape import Unrecordable, trace
@@ -39,7 +41,8 @@ class Recording:
     signature: tuple[Any, ...]  # shapes and dtypes of the inputs
     nodes: int
     constants: list[tuple[Getter, Tensor, int]]  # baked in, each with its version
-    slope: Callable[..., Tensor] | None = None  # as `body`, of a Slope without its value
+    # value and gradient of a Slope, each alone
+    halves: tuple[Callable[..., Tensor], Callable[..., Tensor]] | None = None
     _seen: list[Tensor] = field(default_factory=list)
     _versions: list[int] = field(default_factory=list)
     _kept: Any = None
@@ -63,15 +66,19 @@ class Recording:
             for getter, t in ((g, g()) for g in self.getters)
         ]
         return Recording(
-            self.prefix, self.body, getters, self.signature, self.nodes, self.constants, self.slope
+            self.prefix, self.body, getters, self.signature, self.nodes, self.constants, self.halves
         )
 
     def __call__(self, z: Tensor) -> Any:
         return self.body(z, *self.kept())
 
+    def value(self, z: Tensor) -> Tensor:
+        """Of a :class:`Slope` the value alone."""
+        return self(z)[0] if self.halves is None else self.halves[0](z, *self.kept())
+
     def gradient(self, z: Tensor) -> Tensor:
         """Of a :class:`Slope` the gradient alone."""
-        return self(z)[1] if self.slope is None else self.slope(z, *self.kept())
+        return self(z)[1] if self.halves is None else self.halves[1](z, *self.kept())
 
     def kept(self) -> Any:
         """What does not depend on z, for the inputs as they are now."""
@@ -164,6 +171,7 @@ def record(
         Unrecordable: where Python looks at the point, or an operation has no batched form.
         ValueError: where the function draws random numbers.
     """
+    keep_freed_memory()
     tensors = [t for _, t in inputs]
     try:
         with torch.no_grad(), warnings.catch_warnings():
@@ -177,6 +185,8 @@ def record(
     if any(torch.Tag.nondeterministic_seeded in _tags(n) for n in traced.graph.nodes):
         raise ValueError(_NOISE)
     tidy(traced.graph)
+    shrink(traced.graph)
+    tidy(traced.graph)
     prefix, body = _split(traced)
     nodes = sum(n.op == "call_function" for n in body.graph.nodes)
     return Recording(
@@ -186,17 +196,21 @@ def record(
         signature=_signature(tensors),
         nodes=nodes,
         constants=[(g, t, t._version) for g, t in inputs] if looked else [],
-        slope=_second_alone(body) if isinstance(single, Slope) and not compile else None,
+        halves=_halved(body) if isinstance(single, Slope) and not compile else None,
     )
 
 
-def _second_alone(body: fx.GraphModule) -> fx.GraphModule | None:
-    """The same graph without what only its first result needs; None where it writes."""
+def _halved(body: fx.GraphModule) -> tuple[fx.GraphModule, fx.GraphModule] | None:
+    """The graph for its first result alone, and for its second; None where it writes."""
     if any(mutates(n) for n in body.graph.nodes):
         return None
+    return _alone_in(body, 0), _alone_in(body, 1)
+
+
+def _alone_in(body: fx.GraphModule, which: int) -> fx.GraphModule:
     graph = fx.Graph()
     result: Any = graph.graph_copy(body.graph, {})
-    graph.output(result[1])
+    graph.output(result[which])
     graph.eliminate_dead_code()
     return fx.GraphModule(body, graph)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import pyro
@@ -31,7 +32,12 @@ class Evaluation:
 
     values: dict[str, Tensor]  # latent and deterministic sites, constrained
     log_jacobian: Tensor  # log |d values / d z|, ()
-    terms: list[Term]  # log density terms; a term with observed sites is likelihood
+    find_terms: Callable[[], list[Term]]  # asked once, and only where densities are needed
+
+    @cached_property
+    def terms(self) -> list[Term]:
+        """Log density terms; one with observed sites is likelihood."""
+        return self.find_terms()
 
     def log_prior(self) -> Tensor:
         return _total(self.log_jacobian, [t for t in self.terms if not t.observed])
@@ -196,14 +202,20 @@ def evaluate(
     """
     if anatomy.of_kind("enumerated"):
         handler = _enumerated(model, anatomy, z, args, kwargs)
-        terms = sum_out([_factor(anatomy, msg) for msg in handler.visited])
-        return Evaluation(handler.values, handler.log_jacobian, terms)
+        return Evaluation(
+            handler.values,
+            handler.log_jacobian,
+            lambda: sum_out([_factor(anatomy, msg) for msg in handler.visited]),
+        )
     handler = _Evaluate(anatomy, z)
     with handler:
         model(*args, **kwargs)
     handler.refuse_absent()
-    terms = [_direct_term(anatomy, msg) for msg in handler.visited]
-    return Evaluation(handler.values, handler.log_jacobian, terms)
+    return Evaluation(
+        handler.values,
+        handler.log_jacobian,
+        lambda: [_direct_term(anatomy, msg) for msg in handler.visited],
+    )
 
 
 def _enumerated(

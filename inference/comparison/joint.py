@@ -27,7 +27,7 @@ from ppgen.diagnostics.classifier import ClassifierTest
 from ppgen.diagnostics.kernels import KernelTest
 from ppgen.inference.comparison.coordinates import Coordinates, coordinates, of_program, worth
 from ppgen.inference.point import ROWS
-from ppgen.inference.target import Target, in_pieces
+from ppgen.inference.target import InPieces, Target
 from ppgen.posterior import Posterior
 from ppgen.program import Program
 
@@ -217,9 +217,7 @@ def _ksd(
         return None
     x = as_array(posterior.unconstrained)
     z = thin(_flat(x), min(_SIZE, worth(posterior, both.ours)))
-    _, score = in_pieces(Target(program), ROWS)(
-        torch.as_tensor(z).to(program.device, program.dtype)
-    )
+    _, score = InPieces(Target(program), ROWS)(torch.as_tensor(z).to(program.device, program.dtype))
     if not bool(torch.isfinite(score).all()):
         missing.append("the score is not finite at some draws: no KSD")
         return None
@@ -248,7 +246,7 @@ def _sandwich(
     if log_p is not None:
         log_p = log_p[:, ::step]
     elif program is not None:
-        log_p = in_pieces(Target(program), ROWS)(z.flatten(0, 1))[0].reshape(z.shape[:2])
+        log_p = InPieces(Target(program), ROWS).value(z.flatten(0, 1)).reshape(z.shape[:2])
     else:
         missing.append("log p is not known at the reference's draws: no upper bound")
         return None

@@ -703,7 +703,7 @@ def test_empty_data_are_an_error_that_names_the_argument():
         Program(lambda: 1 // 0)
 
 
-def test_the_gradient_alone_is_that_of_the_pair_in_fewer_operations():
+def test_value_and_gradient_alone_are_those_of_the_pair_in_fewer_operations():
     def story(x, y):
         b = pyro.sample("b", dist.Normal(torch.zeros(2), 1.0).to_event(1))
         s = pyro.sample("s", dist.HalfCauchy(1.0))
@@ -717,11 +717,32 @@ def test_the_gradient_alone_is_that_of_the_pair_in_fewer_operations():
     program = Program(story, torch.randn(20, 2), torch.randn(20))
     z = torch.randn(2, 3, program.dim)
     assert torch.equal(program.gradient(z), program.value_and_grad(z)[1])
+    assert torch.equal(program.value(z), program.value_and_grad(z)[0])
     moved = program.with_data(torch.randn(20, 2), torch.randn(20))  # the recording is shared
     assert torch.equal(moved.gradient(z), moved.value_and_grad(z)[1])
+    assert torch.equal(moved.value(z), moved.value_and_grad(z)[0])
     assert not torch.equal(moved.gradient(z), program.gradient(z))
     (recording,) = program._recordings.values()
-    assert len(recording.slope.graph.nodes) < len(recording.body.graph.nodes)
+    assert all(len(h.graph.nodes) < len(recording.body.graph.nodes) for h in recording.halves)
+    z = torch.tensor([[1.0], [-1.0]])
+    direct = Program(branching, torch.tensor(1.0))
     with pytest.warns(UserWarning, match="point by point"):
-        direct = Program(branching, torch.tensor(1.0)).gradient(torch.tensor([[1.0], [-1.0]]))
-    torch.testing.assert_close(direct, torch.tensor([[-1.0], [7.0]]))
+        slope = direct.gradient(z)
+    torch.testing.assert_close(slope, torch.tensor([[-1.0], [7.0]]))
+    torch.testing.assert_close(direct.value(z), torch.tensor([-0.5, -5.0]) - math.log(2 * math.pi))
+
+
+def test_many_draws_are_constrained_in_pieces_that_fit_into_memory():
+    def story(x, y):
+        b = pyro.sample("b", dist.LogNormal(0.0, 1.0))
+        mean = pyro.deterministic("mean", b * x)
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+    program = Program(story, torch.arange(3.0), torch.randn(3))
+    z = torch.randn(2, 301, 1, dtype=torch.float64)
+    found = program.constrain(z, deterministic=True)
+    torch.testing.assert_close(found["b"], z[..., 0].exp())
+    torch.testing.assert_close(found["mean"], z.exp() * program.args[0])
+    ((_, shape, *_),) = program._recordings  # all 602 rows of data at once were too many
+    assert shape[0] < 301

@@ -1,0 +1,115 @@
+"""Expansions follow the operations on what they expand: the same values at a lower cost."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+
+from ppgen import expansion
+from ppgen.program import Program
+from ppgen.simplify import tidy
+from ppgen.tape import trace
+
+ROWS = 40
+
+
+def shrunk(function, *inputs):
+    """The graph of ``function(*inputs)``, as a recording tidies it, and what it computed before."""
+    plain, _ = trace(lambda z: function(z, *inputs[1:]), inputs[0], list(inputs[1:]))
+    small, _ = trace(lambda z: function(z, *inputs[1:]), inputs[0], list(inputs[1:]))
+    tidy(small.graph)
+    expansion.shrink(small.graph)
+    small.recompile()
+    return plain, small
+
+
+def computed(graph, name):
+    """Numbers that the operations of that name make."""
+    found = [n for n in graph.graph.nodes if n.op == "call_function" and name in str(n.target)]
+    return sum(n.meta["form"].shape.numel() for n in found)
+
+
+def normal(z, x):
+    scale = z[:, :1].exp().expand(len(z), ROWS)
+    return (-(x.square()) / (2 * scale**2) - scale.log()).sum(-1)
+
+
+FUNCTIONS = {
+    "a shared scale": normal,
+    "a number against a tensor": lambda z, x: (z.sum().expand(len(z), ROWS) * 2 + x).sum(-1),
+    "seen as another shape": lambda z, x: z[:, :1].expand(len(z), ROWS).exp().view(-1) + x.view(-1),
+    "shared weights": lambda z, x: (
+        z[:, None].expand(len(z), ROWS, 3).log_softmax(-1) + x[..., None]
+    ).logsumexp(-1),
+    "softmax along what is repeated": lambda z, x: (
+        z[:, :1].expand(len(z), ROWS).log_softmax(-1) * x
+    ).sum(-1),
+    "a factor of a sum": lambda z, x: -(x * z[:, :1].expand(len(z), ROWS) * 3).sum(1),
+    "a quotient and its opposite": lambda z, x: (1 / (z[:, :1].expand(len(z), ROWS)) - x).sum(1),
+    "what a sum repeats": lambda z, x: (z[:, :1].expand(len(z), ROWS) * z[:, 1:2]).sum(1),
+    "two terms": lambda z, x: (x * z[:, :1] + x.cos() * z[:, 1:2]).sum(1, keepdim=True),
+    "used twice": lambda z, x: (x * z[:, :1]).sum(1) + (x * z[:, :1])[:, 0],
+    "over both": lambda z, x: (x * z[:, :1]).sum((0, 1)) + x.sum(),
+    "a sum of rounded numbers": lambda z, x: (x.float() * z[:, :1]).sum(1),
+    "a number of another kind": lambda z, x: (
+        (z.sum().expand(len(z), ROWS) * z[:, :1].float().expand(len(z), ROWS)).cos() + x
+    ),
+    "mixed numbers": lambda z, x: (z[:, :1].float().expand(len(z), ROWS) * x).sum(1),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_the_values_stay(name):
+    z, x = torch.rand(5, 3).double() + 0.1, torch.randn(5, ROWS).double()
+    plain, small = shrunk(FUNCTIONS[name], z, x)
+    for inputs in ((z, x), (z.roll(1, 0), 0.5 * x)):
+        found, expected = small(*inputs), plain(*inputs)
+        torch.testing.assert_close(found, expected)
+        assert found.stride() == expected.stride()
+
+
+def test_what_rows_share_is_computed_once():
+    z, x = torch.rand(5, 3) + 0.1, torch.randn(5, ROWS)
+    plain, small = shrunk(normal, z, x)
+    assert computed(plain, "aten.log") == 5 * ROWS
+    assert computed(small, "aten.log") == 5
+    plain, small = shrunk(FUNCTIONS["a factor of a sum"], z, x)
+    assert computed(plain, "aten.mul") == 2 * 5 * ROWS
+    assert computed(small, "aten.mul") == 2 * 5
+
+
+def test_a_story_records_its_scale_once_for_all_rows():
+    def story(x, y):
+        slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+        weights = pyro.sample("weights", dist.Dirichlet(torch.ones(2)))
+        scale = pyro.sample("scale", dist.HalfNormal(torch.ones(2)).to_event(1))
+        parts = dist.Normal((slope * x)[:, None], scale)
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.MixtureSameFamily(dist.Categorical(weights), parts), obs=y)
+
+    program = Program(story, torch.randn(ROWS), torch.randn(ROWS))
+    z = torch.randn(6, program.dim, dtype=torch.float64)
+    value, gradient = program.value_and_grad(z)
+    (recording,) = program._recordings.values()
+    assert computed(recording.body, "aten._log_softmax.default") == 6 * 2
+    assert computed(recording.body, "aten.log.default") < 6 * ROWS
+    with torch.enable_grad():
+        point = z[0].clone().requires_grad_()
+        with program.sandbox():
+            direct = program._single(point).log_density()
+        (slope,) = torch.autograd.grad(direct, point)
+    torch.testing.assert_close(value[0], direct.detach())
+    torch.testing.assert_close(gradient[0], slope)
+
+
+def test_a_graph_that_writes_stays_as_it_is():
+    class Writing(nn.Module):
+        def forward(self, z):
+            return torch.zeros(2, ROWS).add_(z.expand(2, ROWS).exp())
+
+    graph = torch.fx.symbolic_trace(Writing()).graph
+    graph.call_function(torch.ops.aten.add_.Tensor, (next(iter(graph.nodes)), 1))
+    before = len(graph.nodes)
+    expansion.shrink(graph)
+    assert len(graph.nodes) == before
