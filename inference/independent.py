@@ -18,11 +18,11 @@ class Clock:
     def __init__(self, program: Program) -> None:
         self.program, self.recorded = program, program.seconds_recording
         self.begin = self.adapted = time.perf_counter()
-        self.recording = 0.0
+        self.recording = self.compiling = 0.0
 
-    def fitted(self) -> None:
-        """What follows is drawing."""
-        self.adapted = time.perf_counter()
+    def fitted(self, *, compiling: float = 0.0) -> None:
+        """What follows is drawing; `compiling` are seconds of what went before."""
+        self.adapted, self.compiling = time.perf_counter(), compiling
         self.recording = self.program.seconds_recording - self.recorded
 
     def cost(self, gradients: int = 0) -> Cost:
@@ -31,7 +31,8 @@ class Clock:
         drawing = time.perf_counter() - self.adapted
         return Cost(
             recording=recording,
-            adapting=max(0.0, self.adapted - self.begin - self.recording),
+            compiling=self.compiling,
+            adapting=max(0.0, self.adapted - self.begin - self.recording - self.compiling),
             sampling=max(0.0, drawing - (recording - self.recording)),
             gradients=gradients,
         )

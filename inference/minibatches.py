@@ -92,6 +92,9 @@ class Minibatches(Batched):
         """The next batch of the epoch."""
         self.data.next()
 
+    def recording(self) -> None:
+        """None: each batch is another function."""
+
     def estimates(self, z: Tensor) -> Tensor:
         """Values at many points, ``(N,)``, spread over batches at random."""
         parts = []

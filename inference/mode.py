@@ -18,6 +18,7 @@ from ppgen.inference.hmc import ValueAndGrad
 from ppgen.inference.hmc_starts import climb
 from ppgen.inference.target import InPieces, Target
 from ppgen.program import Part, Program
+from ppgen.recording import Recording
 
 _DENSE = 1000  # dimensions up to which Hessians are formed
 _DROP = 0.5  # nats that a maximum loses three standard deviations away; a normal loses 4.5
@@ -49,6 +50,11 @@ class Batched:
 
     def next(self) -> None:
         """Before a step: here every step sees all rows."""
+
+    def recording(self) -> Recording | None:
+        """Value and gradient at the points of a step, where they are one recorded function."""
+        z = self.program.anatomy.prototype.expand(self.rows, -1)
+        return self.program.recorded_gradient(z, part=self.part)
 
     def estimates(self, z: Tensor) -> Tensor:
         """Values at many points, ``(N,)``: their mean is to be that of all rows."""

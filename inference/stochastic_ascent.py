@@ -32,7 +32,7 @@ _PATIENCE = 20  # steps in a row whose objective is not finite
 class Step(NamedTuple):
     """One stochastic evaluation of the objective."""
 
-    surrogate: Tensor  # (), its gradient is that of the objective
+    gradients: Sequence[Tensor | None]  # of the objective, one of each parameter
     value: float  # estimate of the objective, nats
 
 
@@ -106,7 +106,7 @@ class Adam:
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor | None], rate: float) -> None:
-        """Descend by one step."""
+        """Ascend by one step."""
         self.taken += 1
         first, second = self.betas
         for x, g, mean, square in zip(
@@ -117,7 +117,7 @@ class Adam:
             mean.lerp_(g, 1 - first)
             square.mul_(second).addcmul_(g, g, value=1 - second)
             scale = (square / (1 - second**self.taken)).sqrt_().add_(1e-8)
-            x.addcdiv_(mean, scale, value=-rate / (1 - first**self.taken))
+            x.addcdiv_(mean, scale, value=rate / (1 - first**self.taken))
 
 
 class _Unsettled(Exception):
@@ -196,8 +196,7 @@ class _Run:
                 f"the ELBO was still rising, or too noisy to tell, after {taken} steps (max_steps)"
             )
         for _ in range(_PATIENCE):
-            surrogate, value = self.objective()
-            gradients = torch.autograd.grad(-surrogate, self.parameters, allow_unused=True)
+            gradients, value = self.objective()
             if math.isfinite(value) and _finite(gradients):
                 self.adam.step(gradients, self.rate)
                 self.steps += 1

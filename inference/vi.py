@@ -16,16 +16,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ppgen.anatomy import Subsampling
-from ppgen.inference.frame import Frame
-from ppgen.inference.guides import Family, FlatGuide, MeanField
+from ppgen.inference.guides import Family, MeanField
 from ppgen.inference.independent import Clock, independent
 from ppgen.inference.minibatches import Minibatches
 from ppgen.inference.mode import Batched
 from ppgen.inference.point import as_program
-from ppgen.inference.stochastic_ascent import Ascent, Schedule, Step, ascend
+from ppgen.inference.stochastic_ascent import Schedule, ascend
+from ppgen.inference.vi_fit import CHECKED, Fit
 from ppgen.inference.vi_guides import choose, describe
 from ppgen.inference.vi_pyro import fit_pyro_guide
 from ppgen.inference.vi_start import find_frame, fixed_draw_optimum
@@ -34,7 +33,6 @@ from ppgen.program import Program
 from ppgen.progress import Interrupt, Progress, interruptible
 from ppgen.types import Story
 
-_CHECKED = 1024  # draws that compare two states of the guide
 _ON_ALL_ROWS = 64  # draws that tell the ELBO of all rows
 _FIXED = 1024  # draws of the plain function that independent normals are first fitted to
 _NEAR = 2  # drops of the learning rate with which they go on from there
@@ -69,10 +67,12 @@ class VI:
             them. The rows are those of the story's plate over an argument as long as it, and count
             N / B times; a plate with a ``subsample_size`` of its own needs no batch_size. Data of
             fewer rows are taken whole. For families; the ELBO that counts is that of all rows.
+        compile: hand the step, guide and story together, to ``torch.compile``: some 10 s once, then
+            faster steps. It pays for many steps, as flows need them. For families, on all rows.
 
     Raises:
         ValueError: from `run`, with `batch_size`: where no plate belongs to the rows, or a latent
-            site has a value for each of them.
+            site has a value for each of them; with `compile`, where rows come in batches.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist
@@ -99,6 +99,7 @@ class VI:
     restarts: int = 1
     path_gradient: bool = True
     batch_size: int | None = None
+    compile: bool = False
 
     def __post_init__(self) -> None:
         for name in ("draws", "max_steps", "restarts"):
@@ -123,6 +124,8 @@ class VI:
                     f"batch_size={self.batch_size} is for families: a hand-written guide and its "
                     "story take their rows themselves, by subsample_size of their plates"
                 )
+            if self.compile:
+                raise ValueError("compile=True is for families: a Pyro guide runs as it is written")
             if self.restarts > 1:
                 raise ValueError(
                     f"restarts={self.restarts}: a Pyro guide is trained in place and cannot be "
@@ -139,6 +142,8 @@ class VI:
                 options=options,
             )
         function = self._function(model, args, kwargs)
+        if self.compile and isinstance(function, Minibatches):
+            raise ValueError("compile=True takes all rows at once: leave it or batch_size out")
         program = function.program
         clock = Clock(program)
         with interruptible() as interrupt, Progress(f"VI ({family})") as progress:
@@ -147,7 +152,7 @@ class VI:
                 for _ in range(1 if interrupt else self.restarts)
             ]
         best = max(fits, key=lambda fit: fit.elbo)
-        clock.fitted()
+        clock.fitted(compiling=sum(fit.seconds_compiling for fit in fits))
         z, log_guide = best.sample(self.draws)
         history = {"elbo": torch.tensor(best.ascent.history, dtype=program.dtype)}
         notes: tuple[str, ...] = ()
@@ -190,7 +195,7 @@ class VI:
         function: Batched,
         interrupt: Interrupt,
         progress: Progress,
-    ) -> _Fit:
+    ) -> Fit:
         guide = family.build(program.dim).to(program.device, program.dtype)
         if isinstance(function, Minibatches):
             frame = function.start(dense=guide.dense)
@@ -202,11 +207,12 @@ class VI:
             if found is not None:
                 guide.begin(*found)
                 schedule = replace(schedule, level=_NEAR, window=_SHORT)
-        fit = _Fit(guide, frame, function, self.path_gradient and guide.has_score)
+        fit = Fit(guide, frame, function, self.path_gradient and guide.has_score)
+        fit.record(compile=self.compile)
         ascent = ascend(
             lambda: fit.step(function.particles),
-            lambda: fit.paired_log_weights(_CHECKED),
-            list(guide.parameters()),
+            lambda: fit.paired_log_weights(CHECKED),
+            fit.parameters,
             schedule,
             interrupt,
             progress,
@@ -219,80 +225,12 @@ class VI:
     def _options(self) -> dict[str, Any]:
         named = ("draws", "particles", "learning_rate", "max_steps", "tolerance", "restarts")
         named += ("batch_size",) if self.batch_size else ()
+        named += ("compile",) if self.compile else ()
         options = {name: getattr(self, name) for name in named}
         return {"guide": describe(self.guide), **options, "path_gradient": self.path_gradient}
 
 
-class _Fit:
-    """A guide in its frame, against one story."""
-
-    def __init__(
-        self, guide: FlatGuide, frame: Frame, function: Batched, path_gradient: bool
-    ) -> None:
-        self.guide, self.frame, self.function = guide, frame, function
-        self.path_gradient = path_gradient
-        self.ascent = Ascent([], False, "")
-        self.elbo = -torch.inf
-
-    def noise(self, count: int) -> Tensor:
-        """Standard normal noise in antithetic pairs, ``(count, noise_dim)``."""
-        like = self.frame.centre
-        half = torch.randn((count + 1) // 2, self.guide.noise_dim).to(like)
-        return torch.cat([half, -half])[:count]
-
-    def step(self, count: int) -> Step:
-        """A stochastic gradient of the ELBO."""
-        self.function.next()
-        noise = self.noise(count)
-        u, log_q = self.guide(noise)
-        value, gradient = self.function(self.frame.push(u.detach()))
-        elbo = (value - log_q.detach()).mean() + self.frame.log_det
-        slope = self.frame.pull(gradient)
-        if self.path_gradient:
-            with torch.no_grad():
-                slope = slope - self.guide.score(u.detach(), noise)
-            return Step((slope * u).sum() / count, float(elbo))
-        return Step(((slope * u).sum() - log_q.sum()) / count, float(elbo))
-
-    @torch.no_grad()
-    def sample(self, count: int, antithetic: bool = False) -> tuple[Tensor, Tensor]:
-        """Draws of z, ``(count, D)``, and their log densities ``(count,)``, nats."""
-        like = self.frame.centre
-        noise = torch.randn(count, self.guide.noise_dim).to(like)
-        u, log_q = self.guide(self.noise(count) if antithetic else noise)
-        return self.frame.push(u), log_q - self.frame.log_det
-
-    @torch.no_grad()
-    def log_prob(self, z: Tensor) -> Tensor:
-        """Log density of any points, ``(K, D) -> (K,)``, nats; of guides that know theirs."""
-        known: Any = self.guide
-        return known.log_prob(self.frame.back(z)) - self.frame.log_det
-
-    def log_weights(self, count: int) -> Tensor:
-        """``log p - log q`` at draws, ``(count,)``; their mean estimates the ELBO."""
-        z, log_q = self.sample(count, antithetic=True)
-        return self.function.estimates(z) - log_q
-
-    def paired_log_weights(self, count: int) -> Tensor:
-        """Their means over antithetic pairs, ``(count / 2,)``: independent of each other."""
-        first, second = self.log_weights(count).chunk(2)
-        return 0.5 * (first + second)
-
-    @torch.no_grad()
-    def log_weights_of_all_rows(self, count: int) -> Tensor:
-        """The same by one pass over all rows."""
-        assert isinstance(self.function, Minibatches)
-        z, log_q = self.sample(count, antithetic=True)
-        return self.function.everything(z)[0] - log_q
-
-    def finished(self, ascent: Ascent) -> _Fit:
-        weights = self.log_weights(_CHECKED)
-        self.ascent = ascent
-        self.elbo = float(weights.mean().nan_to_num(nan=-torch.inf))
-        return self
-
-
-def _disagreement(fits: list[_Fit]) -> str:
+def _disagreement(fits: list[Fit]) -> str:
     elbos = sorted((fit.elbo for fit in fits), reverse=True)
     if elbos[0] - elbos[-1] <= _AGREE:
         return ""

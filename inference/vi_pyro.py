@@ -146,12 +146,16 @@ class _Fit:
         if self.function is None:
             self._gradients += self.particles
             loss = self.elbo.differentiable_loss(self.model, self.guide, *self.args, **self.kwargs)
-            return Step(-loss, -float(loss.detach()))
+            return self._ascending(-loss, -float(loss.detach()))
         count = self.function.rows
         z, log_q = self._flat_draws(count)
         value, slope = self.function(z.detach())
         elbo = float((value - log_q.detach()).mean())
-        return Step(((slope * z).sum() - log_q.sum()) / count, elbo)
+        return self._ascending(((slope * z).sum() - log_q.sum()) / count, elbo)
+
+    def _ascending(self, surrogate: Tensor, elbo: float) -> Step:
+        gradients = torch.autograd.grad(surrogate, self.parameters, allow_unused=True)
+        return Step(gradients, elbo)
 
     def evaluate(self) -> Tensor:
         """Independent estimates of the ELBO, ``(S,)``, nats."""

@@ -12,7 +12,8 @@ from ppgen.inference.frame import Frame
 from ppgen.inference.guides import full_rank_guide, mean_field_guide
 from ppgen.inference.minibatches import Anchor, Minibatches
 from ppgen.inference.mode import Batched
-from ppgen.inference.vi import VI, _Fit
+from ppgen.inference.vi import VI
+from ppgen.inference.vi_fit import Fit
 from ppgen.program import Program
 
 pytestmark = pytest.mark.usefixtures("silent")
@@ -93,13 +94,10 @@ def test_gradients_of_the_elbo_average_to_that_of_all_rows(guide, monkeypatch):
     flat = guide.build(2).double()
     frame = Frame(torch.tensor([0.8, -1.5]), torch.tensor([0.2, 0.4]))
     noise = torch.randn(4, 2)
-    monkeypatch.setattr(_Fit, "noise", lambda *_: noise)
+    monkeypatch.setattr(Fit, "noise", lambda *_: noise)
 
     def gradient(function):
-        surrogate = _Fit(flat, frame, function, True).step(4).surrogate
-        return torch.cat(
-            [g.flatten() for g in torch.autograd.grad(surrogate, list(flat.parameters()))]
-        )
+        return torch.cat([g.flatten() for g in Fit(flat, frame, function, True).step(4).gradients])
 
     batches = Minibatches(regression, (x, y), {}, 2, 4)
     batches.anchor = Anchor(z := frame.centre, *(t[0] for t in batches.everything(z[None])))

@@ -17,7 +17,8 @@ from ppgen.inference.frame import Frame
 from ppgen.inference.guides import full_rank_guide, low_rank_guide, mean_field_guide
 from ppgen.inference.mode import Batched
 from ppgen.inference.stochastic_ascent import Schedule, Step, ascend
-from ppgen.inference.vi import VI, _disagreement, _Fit
+from ppgen.inference.vi import VI, _disagreement
+from ppgen.inference.vi_fit import Fit
 from ppgen.program import Program
 from ppgen.progress import Interrupt, Progress
 
@@ -89,6 +90,43 @@ def test_low_rank_with_enough_columns_is_exact():
     assert posterior.converged
 
 
+FAMILIES = [mean_field_guide(), full_rank_guide(), low_rank_guide(2), flow_guide(layers=2)]
+
+
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("path", [True, False])
+@pytest.mark.parametrize("family", FAMILIES, ids=str)
+def test_a_recorded_step_is_the_step(family, path, compile):
+    case = Conjugate()
+    function = Batched(Program(regression, case.x, case.y), 8)
+    flat = family.build(3).double()
+    for parameter in flat.parameters():
+        parameter.data += 0.2 * torch.randn_like(parameter)
+    plain, recorded = (
+        Fit(flat, Frame(case.mean, torch.tensor([0.5, 1.0, 2.0])), function, path) for _ in "ab"
+    )
+    recorded.record(compile=compile)
+    assert recorded._recorded is not None
+    assert (recorded.seconds_compiling > 0) == compile
+    for parameter in flat.parameters():  # they are inputs, not constants
+        parameter.data += 0.2 * torch.randn_like(parameter)
+    steps = []
+    for fit in (plain, recorded):
+        torch.manual_seed(5)
+        steps.append(fit.step(8))
+    (slopes, value), (found, elbo) = steps
+    assert elbo == pytest.approx(value, rel=1e-9)
+    torch.testing.assert_close(list(found), list(slopes), rtol=1e-9, atol=1e-9)
+
+
+def test_compiling_is_for_families_on_all_rows():
+    case = Conjugate()
+    with pytest.raises(ValueError, match="all rows at once"):
+        VI(compile=True, batch_size=2).run(regression, case.x, case.y)
+    with pytest.raises(ValueError, match="is for families"):
+        VI(compile=True, guide=lambda x, y: None).run(regression, case.x, case.y)
+
+
 @pytest.mark.parametrize("guide", [mean_field_guide(), full_rank_guide(), low_rank_guide(2)])
 def test_the_path_derivative_is_an_unbiased_gradient(guide):
     case = Conjugate()
@@ -101,17 +139,12 @@ def test_the_path_derivative_is_an_unbiased_gradient(guide):
     function = Batched(program, 16)
 
     def gradients(path):
-        fit = _Fit(flat, frame, function, path)
+        fit = Fit(flat, frame, function, path)
         rows = [
             torch.cat(
                 [
-                    g.flatten()
-                    for g in torch.autograd.grad(
-                        fit.step(16).surrogate,
-                        list(flat.parameters()),
-                        allow_unused=True,
-                        materialize_grads=True,
-                    )
+                    (torch.zeros_like(p) if g is None else g).flatten()
+                    for g, p in zip(fit.step(16).gradients, fit.parameters, strict=True)
                 ]
             )
             for _ in range(300)
@@ -389,7 +422,7 @@ def test_the_ascent_settles_through_noise_that_hides_the_slope():
         return -0.5 * x.square() + 1000 * torch.randn(())  # noise in the value, not the gradient
 
     ascent = run_ascent(
-        lambda: Step(v := value(), float(v.detach())), lambda: torch.stack([value()] * 2), x
+        lambda: Step([-x.detach()], float(value().detach())), lambda: torch.stack([value()] * 2), x
     )
     assert ascent.settled
     # within the tolerance of the optimum: x^2 / 2 < 1e-3, and as much again for the last level
@@ -398,14 +431,16 @@ def test_the_ascent_settles_through_noise_that_hides_the_slope():
 
 def test_an_objective_that_is_not_finite_is_reported():
     x = torch.tensor(1.0, requires_grad=True)
-    ascent = run_ascent(lambda: Step(x * torch.nan, math.nan), lambda: torch.zeros(1), x)
+    ascent = run_ascent(lambda: Step([x * torch.nan], math.nan), lambda: torch.zeros(1), x)
     assert not ascent.settled
     assert "not finite" in ascent.message
 
 
 def test_an_objective_without_maximum_does_not_settle():
     x = torch.tensor(0.0, requires_grad=True)
-    ascent = run_ascent(lambda: Step(1 * x, float(x.detach())), lambda: x.reshape(1), x, 1000)
+    ascent = run_ascent(
+        lambda: Step([torch.ones(())], float(x.detach())), lambda: x.reshape(1), x, 1000
+    )
     assert not ascent.settled
 
 
