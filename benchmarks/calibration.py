@@ -33,7 +33,7 @@ X = torch.linspace(-1.0, 1.0, 15, dtype=torch.float64)[:, None]
 # short runs: calibration is of the draws, whose number of independent ones is measured
 ENGINES = {
     "HMC": HMC(chains=16, draws=60, warmup=100),
-    "NUTS": NUTS(chains=32, draws=30, warmup=100, max_draws=30),
+    "NUTS": NUTS(chains=32, draws=30, warmup=100, target_accept=0.8, max_draws=30),
 }
 STORIES: dict[str, tuple[Callable[..., None], dict[str, Any]]] = {
     "normal, unknown mean and precision": (

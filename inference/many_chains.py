@@ -32,6 +32,7 @@ _LOOK = 10  # iterations between numbers beside the progress bar
 _LONGER = 4  # times the draws that were asked for, at most, where nothing else is said
 _RHAT_EXCESS = 0.01  # of the limit
 _ESS = 400.0
+_RARE = 1e-3  # divergences a draw
 _SURE = 1.2  # times the draws that would do if estimates were exact
 
 
@@ -137,28 +138,32 @@ class ManyChains(ABC):
             few = max(_FEWEST, self.draws // 8)
             chains.go_on(min(self.draws, few) if tuned.hopeless else self.draws)
             while True:
-                z, stats = chains.read()
-                posterior = Posterior.from_program(
-                    program,
-                    z,
-                    engine=self._name,
-                    kind="chains",
-                    options=asdict(self),
-                    messages=(*self._messages(tuned, z.shape[1]), *chains.messages(stats)),
-                    log_density=stats["lp"],
-                    stats=stats,
-                    cost=Cost(
-                        recording=recording,
-                        compiling=compiling,
-                        adapting=max(0.0, middle - begin - recording - compiling),
-                        sampling=time.perf_counter() - middle,
-                        gradients=target.gradients,
-                    ),
+                cost = Cost(
+                    recording=recording,
+                    compiling=compiling,
+                    adapting=max(0.0, middle - begin - recording - compiling),
+                    sampling=time.perf_counter() - middle,
+                    gradients=target.gradients,
                 )
+                posterior = self._posterior(program, tuned, chains, cost)
                 more = 0 if interrupt else missing(posterior, most)
                 if not more:
                     return posterior
                 chains.go_on(more)
+
+    def _posterior(self, program: Program, tuned: Tuned, chains: Chains, cost: Cost) -> Posterior:
+        z, stats = chains.read()
+        return Posterior.from_program(
+            program,
+            z,
+            engine=self._name,
+            kind="chains",
+            options=asdict(self),
+            messages=(*self._messages(tuned, z.shape[1]), *chains.messages(stats)),
+            log_density=stats["lp"],
+            stats=stats,
+            cost=cost,
+        )
 
     def _warm_up(self, target: Target, interrupt: Interrupt, progress: Progress) -> Tuned:
         begun = [0]
@@ -224,7 +229,8 @@ def show(progress: Progress, t: int, step_size: float, acceptance: Tensor) -> No
 def missing(posterior: Posterior, most: int) -> int:
     """Draws to add to each chain, or none: it has converged, or would not within `most`.
 
-    Where chains mix, R-hat - 1 falls as 1 / N and the ESS grows as N.
+    Where chains mix, R-hat - 1 falls as 1 / N and the ESS grows as N. Divergences that are not rare
+    say that they do not.
     """
     if posterior.converged:
         return 0
@@ -232,6 +238,6 @@ def missing(posterior: Posterior, most: int) -> int:
     kept = posterior.count // posterior.chains
     ess = min(found["ess_bulk"], found["ess_tail"])
     need = max((found["rhat"] - 1.0) / _RHAT_EXCESS, _ESS / ess) if ess > 0 else math.inf
-    if not 1.0 < need * kept <= most or found["divergences"]:
+    if not 1.0 < need <= most / kept or found["divergences"] > _RARE * posterior.count:
         return 0
     return min(math.ceil(kept * (_SURE * need - 1.0)), most - kept)

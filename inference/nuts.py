@@ -43,8 +43,9 @@ class NUTS(ManyChains):
         chains: run side by side; where data are few, 64 cost little more than one.
         draws: kept of each chain.
         warmup: iterations of adaptation at most, discarded; fewer where nothing changes any more.
-        target_accept: that of `HMC`, whose steps accept trees a little more often; raise it
-            towards 1 against divergences.
+        target_accept: of whole trajectories of the warm-up, by the harmonic mean over chains, which
+            trees then exceed; a little more than that of `HMC`, since a tree diverges by any of
+            its leaves. Raise it towards 1 against divergences.
         max_tree_depth: a trajectory has at most ``2**max_tree_depth - 1`` steps.
         metric: ``"diag"``, ``"dense"``, or ``"auto"``: dense where parameters are strongly
             correlated (up to 200 dimensions).
@@ -57,6 +58,7 @@ class NUTS(ManyChains):
           | https://arxiv.org/abs/1701.02434
     """
 
+    target_accept: float = 0.85
     max_tree_depth: int = 10
 
     def __post_init__(self) -> None:

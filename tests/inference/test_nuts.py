@@ -214,7 +214,7 @@ def test_divergences_are_marked_at_their_draw():
     assert not posterior.stats["diverging"].all()
     assert not posterior.converged
     assert "divergences" in posterior.headline()
-    assert any("raise target_accept=0.8" in message for message in posterior.messages)
+    assert any("raise target_accept=0.85" in message for message in posterior.messages)
 
 
 def test_the_depth_limit_is_reported():
