@@ -143,8 +143,16 @@ def test_exit_codes_and_what_is_said(files, capsys, command, code, says):
         assert len(printed.err.strip().splitlines()) == 1
 
 
+@pytest.fixture
+def without_pages(monkeypatch):
+    """What is written beside a run has tests of its own."""
+    monkeypatch.setattr("ppgen.cli.train.write_page", lambda *_: None)
+
+
 @pytest.mark.parametrize("model", ["dbm", pytest.param("dbn", marks=pytest.mark.slow)])
-def test_deep_machines_are_trained_evaluated_sampled_and_resumed(model, files, capsys):
+def test_deep_machines_are_trained_evaluated_sampled_and_resumed(
+    model, files, capsys, without_pages
+):
     train = ["train", model, "--epochs", "1", "--hidden", "6", "--out", "run", "--quiet"]
     assert run(train) == exits.DONE
     assert run(["resume", "run", "--epochs", "2", "--quiet"]) == exits.DONE
@@ -168,9 +176,8 @@ def test_deep_machines_are_trained_evaluated_sampled_and_resumed(model, files, c
     ],
 )
 def test_deep_machines_start_from_a_run_or_pretrained(
-    model, layers, options, files, capsys, monkeypatch
+    model, layers, options, files, capsys, without_pages
 ):
-    monkeypatch.setattr("ppgen.cli.train.write_page", lambda *_: None)  # it has its own test
     common = ["--epochs", "1", "--quiet", "--persistent"]
     assert run(["train", "rbm", "--hidden", "6", "--out", "below", *common]) == exits.DONE
     train = ["train", model, "--hidden", *layers, *common, "--likelihood-every", "1"]
@@ -196,7 +203,7 @@ def test_the_page_of_a_machine_shows_it_from_inside(model, files):
     assert [words for words in shown if words not in page] == []
 
 
-def test_a_run_that_is_no_start_is_refused(files, capsys):
+def test_a_run_that_is_no_start_is_refused(files, capsys, without_pages):
     options = ["--epochs", "1", "--quiet"]
     assert run(["train", "rbm", "--hidden", "6", "--out", "below", *options]) == exits.DONE
     wrong = [["dbm", "--hidden", "7", "5"], ["dbn", "--hidden", "6", "5", "4"], ["rbm"]]

@@ -70,7 +70,9 @@ def test_grey_levels_are_modelled_as_they_are(train, pixels):
     assert ((x != 0) & (x != 1)).any()
 
 
-@pytest.mark.parametrize("pixels", ["logistic", "categorical"])
+@pytest.mark.parametrize(
+    "pixels", ["logistic", pytest.param("categorical", marks=pytest.mark.slow)]
+)
 def test_whole_grey_levels_have_bits_per_dimension(train, tmp_path, capsys, monkeypatch, pixels):
     shown = []
     draw = pictures._mosaic

@@ -196,6 +196,7 @@ def test_a_small_machine_is_exact():
     assert answer.examples == 20
 
 
+@pytest.mark.slow
 def test_a_large_machine_has_bounds_that_hold_the_exact_value():
     """21 units a side: one more than AIS sums by itself, and still enumerable here."""
     rbm, x = machine(21, 21, scale=0.3), binary(10, 21)

@@ -60,6 +60,7 @@ def z_scores(runs=200, chains=100):
     return torch.stack(found)
 
 
+@pytest.mark.slow
 def test_errors_are_calibrated_over_200_runs():
     z = z_scores()
     # the bias of a ratio is of the order of the squared error: 0.1 of a z at most here

@@ -88,6 +88,7 @@ def test_planted_bugs_are_flagged_and_named(engine, flagged, reading):
     assert any(reading in found.reading(name) for name in flagged), str(found)
 
 
+@pytest.mark.slow
 def test_swapped_parameters_are_flagged():
     """The draws of one coefficient under the name of the other: alike in the prior, not after.
 
@@ -171,6 +172,7 @@ def test_mean_field_is_too_narrow_without_bias():
     assert found.reading("w[0]") == "draws too narrow"
 
 
+@pytest.mark.slow
 def test_a_story_with_derived_data_is_calibrated_all_the_same():
     def story(y, x):
         mu = pyro.sample("mu", dist.Normal(0.0, 1.0))

@@ -107,6 +107,7 @@ def ascended(story, data, restarts=1):
     return state, info.elbo
 
 
+@pytest.mark.slow
 def test_restarts_find_a_better_optimum_than_most_starts():
     x = torch.cat([torch.randn(12) * 0.7 + c for c in (-6.0, -3.0, 0.0, 3.0, 6.0)])
     story = GaussianMixture(5, scale=10.0)

@@ -157,6 +157,7 @@ def warnings_of_halves(rho, draws, seeds):
 # sds to .02, so that .1 is beyond 3.3 and 5: under .3 % for three scalars. At most 3 % in all.
 
 
+@pytest.mark.slow
 def test_half_of_a_reference_against_the_other_half_passes():
     # P(more than 3 of 6 with 3 % each) = 1e-5
     assert warnings_of_halves(0.0, 400, 6) <= 3

@@ -110,6 +110,7 @@ def test_statistics_bear_arviz_names_and_agree_with_the_program():
     assert min(posterior.cost.adapting, posterior.cost.sampling, posterior.cost.recording) > 0
 
 
+@pytest.mark.slow
 def test_a_draw_of_several_transitions_counts_them_all():
     def heavy():
         pyro.sample("x", dist.StudentT(2.0).expand([5]).to_event(1))

@@ -125,9 +125,8 @@ def test_an_epoch_shows_every_row_once_in_a_new_order():
     assert not torch.equal(*epochs)
 
 
-@pytest.mark.parametrize(
-    "dtype", [torch.float64, pytest.param(torch.float32, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_the_posterior_is_the_exact_one(dtype):
     x, y = data(110)
     posterior = VI(guide=full_rank_guide(), batch_size=20).run(regression, x.to(dtype), y.to(dtype))

@@ -172,6 +172,7 @@ def test_its_mixture_serves_as_a_guide():
     assert abs(weights.mean() - 1) < Z * weights.std() / math.sqrt(500)
 
 
+@pytest.mark.slow
 def test_a_funnel_is_not_called_converged():
     posterior = Pathfinder(paths=8).run(eight_schools_centred, **data())
     assert not posterior.converged

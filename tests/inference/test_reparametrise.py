@@ -194,6 +194,7 @@ def test_a_posterior_of_another_story_is_not_restored():
         found.restored(spread_out(more))
 
 
+@pytest.mark.slow
 def test_the_funnel_is_sampled_to_its_ends():
     """v ~ N(0, 3), whatever is beneath it; as written, HMC does not converge."""
     posterior = ppgen.fit(funnel, using=HMC(draws=100, warmup=100), reparametrise=True)

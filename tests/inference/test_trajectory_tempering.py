@@ -124,6 +124,7 @@ def test_swaps_on_the_energy_of_a_hidden_state_are_caught(monkeypatch):
     assert moved(trajectory(), 16) < FAILURE_RATE / 4
 
 
+@pytest.mark.slow
 def test_it_crosses_between_two_modes_and_knows_log_z():
     """Of which a Gibbs chain sees the one where it starts; log Z along the ladder within .05."""
     rbm = two_modes()

@@ -83,6 +83,7 @@ def test_full_rank_is_exact_on_a_normal_posterior(guide):
     assert posterior.diagnosis()["relative_is_ess"] > 0.99
 
 
+@pytest.mark.slow
 def test_low_rank_with_enough_columns_is_exact():
     case = Conjugate()
     posterior = case.fit(guide=low_rank_guide(3))
@@ -259,6 +260,7 @@ class ModuleGuide(PyroModule):
         pyro.sample("rate", dist.LogNormal(self.loc, self.scale))
 
 
+@pytest.mark.slow
 def test_two_guides_of_one_class_both_train():
     # the optimum is the normal on the log scale of KL-best moments, near log(5 / 5.2)
     for _ in range(2):
@@ -330,6 +332,7 @@ def test_a_subsampled_plate_works_with_a_hand_written_guide():
     assert posterior["mu"].shape == (1, 20)
 
 
+@pytest.mark.slow
 def test_discrete_sites_are_summed_out_under_a_hand_written_guide():
     def story(x):
         weight = pyro.sample("weight", dist.Beta(1.0, 1.0))

@@ -142,6 +142,7 @@ def test_hmc_finds_the_moments_of_the_exact_posterior(story, data, more):
             assert abs(flat[..., k].mean() - mean) < Z * summary[scalar].mcse, scalar
 
 
+@pytest.mark.slow
 def test_full_rank_vi_is_exact_on_the_normal_posterior():
     story, data, _ = CASES["NormalNormal"]
     posterior = ppgen.fit(story.model, *data, using=VI(guide=AutoMultivariateNormal))

@@ -173,6 +173,7 @@ def test_both_bounds_are_the_same_number_on_average():
     assert (a.mean() - b.mean()).abs() < 4.3 * error  # two-sided, FAILURE_RATE
 
 
+@pytest.mark.slow
 def test_trained_on_strings_that_hold_a_property_it_reconstructs_and_predicts():
     x = STRINGS[torch.tensor([3, 8, 15, 22, 27, 30])].repeat(8, 1)
     y = (x == 4).sum(1, keepdim=True).to(torch.get_default_dtype())

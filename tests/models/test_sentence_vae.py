@@ -248,6 +248,7 @@ def test_reconstructions_and_interpolations_have_shapes_and_ends():
     assert use.divergence == pytest.approx(exact.item())
 
 
+@pytest.mark.slow
 def test_trained_on_two_sentences_it_gives_each_half_and_remembers_which():
     x = ROWS[[0, 2]].repeat(16, 1)
     story = SentenceVAE(V, T, 1, 16, embedding=8, word_dropout=0.5)

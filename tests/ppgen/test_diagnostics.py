@@ -268,11 +268,13 @@ def test_bad_weights_are_never_ok(log_weights):
     assert not d.pareto_k(log_weights).ok
 
 
-def test_the_hot_path_imports_no_arviz_and_no_matplotlib():
+def test_the_hot_path_imports_no_arviz_and_no_matplotlib_and_pictures_no_pyplot():
     code = (
         "import sys, numpy, ppgen.diagnostics as d; d.convergence(numpy.random.randn(4, 50, 2));"
         "print([m for m in ('arviz_stats', 'arviz_base', 'matplotlib', 'xarray', 'scipy.stats')"
-        " if m in sys.modules])"
+        " if m in sys.modules]);"
+        "import ppgen.plots as p; f = p.trace([[1., 2, 3, 2]]); b = f._repr_png_();"
+        "assert b[:4] == b'\\x89PNG'; print('matplotlib.pyplot' in sys.modules)"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == "[]"
+    assert run.stdout.split() == ["[]", "False"]
