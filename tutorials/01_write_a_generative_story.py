@@ -26,7 +26,7 @@ from ppgen.explain import explain
 from ppgen.inference import HMC, VI
 
 FAST = os.environ.get("PPGEN_FAST") == "1"
-hmc = HMC(chains=32, draws=100, warmup=150) if FAST else HMC()
+hmc = HMC(chains=32, draws=40, warmup=80) if FAST else HMC()
 
 # %% [markdown]
 # ## Data
@@ -120,14 +120,14 @@ plots.posterior_predictive(damaged, replicated, name="damaged rings")
 #
 # ## Variational inference, and how to know whether to believe it
 #
-# VI replaces sampling by optimisation: it looks for the member $q$ of a family that maximises the
-# evidence lower bound, $\mathrm{ELBO} = E_q[\log p(y, a, b) - \log q(a, b)]$. The plainest family
-# is mean-field, where $q(a, b) = q(a)\,q(b)$. `compare` runs it, and for later a family with a full
-# covariance, and measures how far each is from HMC. A verdict says what is off: means, in standard
-# deviations (sd) of the reference; widths of intervals; and whether draws of $q$ could be
-# reweighted, by $p / q$, into draws from the posterior. They could not where k-hat, which says how
-# heavy the tail of these weights is, lies above 0.7 and the effective share of the draws, IS-ESS/S,
-# near 0.
+# VI replaces sampling by optimisation: it looks for the member $q$ of a family (Pyro says: a
+# **guide**) that maximises the evidence lower bound,
+# $\mathrm{ELBO} = E_q[\log p(y, a, b) - \log q(a, b)]$. The plainest family is mean-field, where
+# $q(a, b) = q(a)\,q(b)$. `compare` runs it, and for later a family with a full covariance, and
+# measures how far each is from HMC. A verdict says what is off: means, in standard deviations (sd)
+# of the reference; widths of intervals; and whether draws of $q$ could be reweighted, by $p / q$,
+# into draws from the posterior. They could not where k-hat, which says how heavy the tail of these
+# weights is, lies above 0.7 and the effective share of the draws, IS-ESS/S, near 0.
 
 # %%
 first = ppgen.compare(
@@ -253,5 +253,5 @@ assert 35 < half.quantile(0.5) < 60
 
 # %% [markdown]
 # ---
-# About a minute in all on two cores of a laptop-class CPU. Your output should look like this page;
-# the last digits depend on the machine.
+# About 15 seconds in all on two cores of a laptop-class CPU. Your output should look like this
+# page; the last digits depend on the machine.

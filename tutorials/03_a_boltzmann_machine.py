@@ -376,8 +376,9 @@ print(f"contrast {reported:.3f} nats; three ways to the same gradient")
 # guide is the exact $p(h \mid x)$. Hence the ELBO has no gap: where $Z$ can be summed, it *is* the
 # log-likelihood, for every draw of $h$, and `Trace_ELBO` works. Where $Z$ cannot be summed, the log
 # density raises instead of leaving it away, for an ELBO without $\log Z$ improves for ever while
-# the likelihood gets worse (exercise 2). Then contrastive divergence is the loss for `SVI`. The
-# `scope()` keeps the parameters of this fit apart from those of any other.
+# the likelihood gets worse (exercise 2). Then contrastive divergence is the loss for `SVI`, Pyro's
+# loop of gradient steps on a model and its guide. The `scope()` keeps the parameters of this fit
+# apart from those of any other.
 
 # %%
 with torch.no_grad():
@@ -680,5 +681,5 @@ assert at_most < coins.lower
 
 # %% [markdown]
 # ---
-# About half a minute in all on two cores of a laptop-class CPU. Your output should look like this
+# About 50 seconds in all on two cores of a laptop-class CPU. Your output should look like this
 # page; the last digits depend on the machine.

@@ -490,5 +490,5 @@ assert len(from_dbm.unique(dim=0)) > 25
 
 # %% [markdown]
 # ---
-# About half a minute in all on two cores of a laptop-class CPU. Your output should look like this
+# About 50 seconds in all on two cores of a laptop-class CPU. Your output should look like this
 # page; the last digits depend on the machine.

@@ -194,7 +194,7 @@ pairs = {
     "Normal-gamma": (NormalGamma(), normal_gamma.data()),
 }
 engines = {
-    "HMC": HMC(chains=32, draws=60, warmup=150) if FAST else HMC(),
+    "HMC": HMC(chains=32, draws=40, warmup=80) if FAST else HMC(),
     **({} if FAST else {"NUTS": NUTS(draws=500, warmup=500)}),
     "VI": VI(),
     "DADVI": DADVI(),
@@ -396,5 +396,5 @@ assert 25 < peak < 31
 
 # %% [markdown]
 # ---
-# About half a minute in all on two cores of a laptop-class CPU. Your output should look like this
+# About 50 seconds in all on two cores of a laptop-class CPU. Your output should look like this
 # page; the last digits depend on the machine.

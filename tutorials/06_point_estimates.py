@@ -26,7 +26,7 @@ FAST = os.environ.get("PPGEN_FAST") == "1"
 torch.manual_seed(0)
 torch.set_default_dtype(torch.float64)
 torch.set_num_threads(1)
-hmc = HMC(chains=32, draws=100, warmup=150) if FAST else HMC()
+hmc = HMC(chains=32, draws=60, warmup=80) if FAST else HMC()
 
 sets = 2_000 if FAST else 20_000
 normal = dist.Normal(torch.zeros(()), torch.ones(()))
@@ -75,7 +75,7 @@ table = {}
 for name, x in {"5 numbers": few, "500 numbers": many}.items():
     with quiet():
         fits = {e.__class__.__name__: ppgen.fit(story.model, x, using=e) for e in (MLE(), MAP())}
-        exact = ppgen.fit(story.model, x, using=Exact(draws=20_000))
+        exact = ppgen.fit(story.model, x, using=Exact(draws=2_000 if FAST else 20_000))
     table[name] = {
         e: (float(f["mu"].squeeze()), float(f["tau"].squeeze())) for e, f in fits.items()
     }
@@ -375,5 +375,5 @@ assert far.quantile(0.99) < 12
 
 # %% [markdown]
 # ---
-# About 20 seconds in all on two cores of a laptop-class CPU. Your output should look like this
+# About 15 seconds in all on two cores of a laptop-class CPU. Your output should look like this
 # page; the last digits depend on the machine.

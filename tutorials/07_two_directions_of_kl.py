@@ -401,5 +401,5 @@ assert of_p < 0.06
 
 # %% [markdown]
 # ---
-# About 15 seconds in all on two cores of a laptop-class CPU. Your output should look like this
+# About 10 seconds in all on two cores of a laptop-class CPU. Your output should look like this
 # page; the last digits depend on the machine.

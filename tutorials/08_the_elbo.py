@@ -303,5 +303,5 @@ for name in ("CAVI", "VI"):
 
 # %% [markdown]
 # ---
-# About 20 seconds in all on two cores of a laptop-class CPU. Your output should look like this
+# About 15 seconds in all on two cores of a laptop-class CPU. Your output should look like this
 # page; the last digits depend on the machine.

@@ -29,7 +29,7 @@ torch.set_num_threads(1)
 digits = load("digits", binarisation="threshold")  # a pixel is 1 where it is brighter than 0.5
 held_out = load("digits", "test", binarisation="threshold")
 coins = ppgen.log_likelihood(BaseRate(digits.x), held_out.x).lower
-EPOCHS = 12 if FAST else 60
+EPOCHS = 10 if FAST else 60
 
 vae = VAE(visible=64, latent=8, hidden=(200,))
 track = {"training digits": [], "held-out digits": []}
@@ -235,7 +235,7 @@ print(f"between the ELBO and K = {score.details['samples']}: {gap:.2f} nats")
 torch.manual_seed(0)
 flat = VAE(64, latent=2, hidden=(200,))
 with quiet():
-    ppgen.train(flat, digits, learning_rate=2e-3, epochs=14 if FAST else 120)
+    ppgen.train(flat, digits, learning_rate=2e-3, epochs=9 if FAST else 120)
 flat_score = ppgen.log_likelihood(flat, held_out.x, samples=500, seed=1)
 print(f"two numbers: >= {flat_score.lower:.2f} nats; eight numbers: >= {score.lower:.2f} nats")
 with torch.no_grad():
@@ -425,5 +425,5 @@ for name in ("sum over pixels", "free bits", "warm-up"):
 
 # %% [markdown]
 # ---
-# About 20 seconds in all on two cores of a laptop-class CPU. Your output should look like this
+# About half a minute in all on two cores of a laptop-class CPU. Your output should look like this
 # page; the last digits depend on the machine.

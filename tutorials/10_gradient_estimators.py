@@ -437,5 +437,5 @@ assert abs(float(weighed) - true_slope) < 0.05
 
 # %% [markdown]
 # ---
-# About 20 seconds in all on two cores of a laptop-class CPU. Your output should look like this
+# About 15 seconds in all on two cores of a laptop-class CPU. Your output should look like this
 # page; the last digits depend on the machine.

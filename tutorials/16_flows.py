@@ -39,7 +39,7 @@ torch.manual_seed(0)
 x = banana(2000)
 flow = Flow(2, layers=2, hidden=(32, 32))
 with quiet():
-    ppgen.train(flow, x, epochs=10 if FAST else 40, batch_size=200, learning_rate=5e-3)
+    ppgen.train(flow, x, epochs=6 if FAST else 40, batch_size=200, learning_rate=5e-3)
 normal = MultivariateNormal(x.mean(0), x.T.cov())
 
 fine = 1 if FAST else 2
@@ -362,7 +362,7 @@ def coupling():
     return Stack([Coupling(2, Affine(3.0), (32, 32), fixed=[i % 2]) for i in range(8)], (2.0, 2.0))
 
 
-steps = 80 if FAST else 700
+steps = 50 if FAST else 700
 targets = {k: RezendeMohamed(k) for k in (1, 2, 3, 4)}
 depths = (2, 8) if FAST else (2, 8, 32)
 stacks, scores = {}, {}
@@ -495,5 +495,5 @@ if not FAST:
 
 # %% [markdown]
 # ---
-# About a minute in all on two cores of a laptop-class CPU. Your output should look like this page;
-# the last digits depend on the machine.
+# About 70 seconds in all on two cores of a laptop-class CPU. Your output should look like this
+# page; the last digits depend on the machine.

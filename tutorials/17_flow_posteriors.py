@@ -27,9 +27,14 @@ from ppgen.transforms.vector import VectorChain
 
 FAST = os.environ.get("PPGEN_FAST") == "1"
 torch.set_num_threads(1)
-hmc = HMC(chains=16, draws=100, warmup=250) if FAST else HMC()
-flow = VI(guide=flow_guide(layers=4), max_steps=250 if FAST else 1500)
-guides = {"mean-field": VI(), "full-rank": VI(guide=full_rank_guide()), "flow": flow}
+hmc = HMC(chains=32, draws=40, warmup=80) if FAST else HMC()
+tolerance, steps = (1e-2, 250) if FAST else (1e-3, 1500)
+flow = VI(guide=flow_guide(layers=2 if FAST else 4), max_steps=steps)
+guides = {
+    "mean-field": VI(tolerance=tolerance),
+    "full-rank": VI(guide=full_rank_guide(), tolerance=tolerance),
+    "flow": flow,
+}
 
 with quiet():
     fits = {name: ppgen.fit(banana, using=engine, seed=0) for name, engine in guides.items()}
@@ -291,5 +296,5 @@ if not FAST:
 
 # %% [markdown]
 # ---
-# About a minute and a half in all on two cores of a laptop-class CPU. Your output should look like
+# About 70 seconds in all on two cores of a laptop-class CPU. Your output should look like
 # this page; the last digits depend on the machine.

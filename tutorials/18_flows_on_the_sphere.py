@@ -85,7 +85,7 @@ def judge(layers, count=20_000):
 
 torch.manual_seed(0)
 flow = SphereFlow(2, bins=8, hidden=(32, 32), waves=2)
-fit(flow.transforms, 60 if FAST else 600, 5e-3)
+fit(flow.transforms, 40 if FAST else 600, 5e-3)
 results = {"recursive, 2 layers": judge(flow.transforms)}
 kl, error, share = results["recursive, 2 layers"]
 print(f"KL {kl:.3f} +- {error:.3f} nats, effective share {share:.0%}")
@@ -336,7 +336,7 @@ torch.manual_seed(0)
 quakes = SphereFlow(2, layers=2, bins=32)
 with quiet():
     ppgen.train(
-        quakes, rest.x, epochs=15 if FAST else 120, batch_size=128, learning_rate=3e-3,
+        quakes, rest.x, epochs=8 if FAST else 120, batch_size=128, learning_rate=3e-3,
         validation=held.x, patience=25,
     )  # fmt: skip
 models = {"uniform": SphereUniform(2), "flow": quakes}
@@ -456,5 +456,5 @@ if not FAST:
 
 # %% [markdown]
 # ---
-# About a minute in all on two cores of a laptop-class CPU. Your output should look like this page;
-# the last digits depend on the machine.
+# About 45 seconds in all on two cores of a laptop-class CPU. Your output should look like this
+# page; the last digits depend on the machine.

@@ -10,12 +10,14 @@
 # %%
 import os
 
+import arviz_plots
+import arviz_stats
 import pyro
 import pyro.distributions as dist
 import torch
 
 import ppgen
-from ppgen import plots
+from ppgen import diagnostics, plots
 from ppgen.inference import HMC, VI, full_rank_guide
 from ppgen.inference.compare import comparison
 from ppgen.models import eight_schools, eight_schools_centred
@@ -25,7 +27,7 @@ from ppgen.program import Program
 from ppgen.progress import quiet
 
 FAST = os.environ.get("PPGEN_FAST") == "1"
-hmc = HMC(warmup=250) if FAST else HMC()
+hmc = HMC(draws=100, warmup=60) if FAST else HMC()
 
 
 def line(x, y):
@@ -267,6 +269,86 @@ plots.pair(samples, ["effect of school 1 (points)", "log tau"], reference="HMC")
 # together. A normal, with or without correlations, cannot be wide above and narrow below; it
 # settles above, so that $\tau$ is too large.* Here the cure is the other parametrisation.
 #
+# ## Good chains and bad ones, to look at
+#
+# R-hat is one number; two pictures say what is behind it. A **trace** shows the draws of a few
+# chains in turn. A **rank plot** pools the draws of all chains, numbers them by size, and asks
+# where each chain's numbers lie: if all chains draw from one law, every chain has its share of each
+# tenth, up to chance. Three sets of chains: the engine `HMC` on the far line; Metropolis on the
+# same, from above; and HMC on the centred schools, where the neck of the funnel is narrower than a
+# step of the size that suits its mouth.
+
+# %%
+length = 60 if FAST else 150
+short = HMC(chains=8, draws=length, max_draws=length, warmup=60, max_leapfrog=16)
+with quiet():
+    stuck = ppgen.fit(eight_schools_centred, **schools(), using=short)
+gallery = {  # (chains, draws)
+    "mixing": ("intercept", cases["wrong"]["HMC"]["intercept"]),
+    "not meeting": ("intercept", chains["Metropolis"][..., 1]),
+    "sticking": ("log tau", stuck["tau"].log()),
+}
+health = {}
+for name, (_, draws) in gallery.items():
+    health[name] = [float(f(draws)) for f in (diagnostics.rhat, diagnostics.ess_bulk)]
+    print(f"{name:<12} R-hat {health[name][0]:.3f}, {health[name][1]:7.0f} effective draws of "
+          f"{draws.numel():,}")  # fmt: skip
+
+figure, axes = canvas(
+    4.2, "Three sets of chains", "Above: traces. Below: ranks. Four chains of each.",
+    rows=2, columns=3,
+)  # fmt: skip
+for above, below, (name, (what, draws)) in zip(axes[:3], axes[3:], gallery.items(), strict=True):
+    ranks = draws.flatten().argsort().argsort().reshape(draws.shape) / draws.numel()
+    step = max(1, draws.shape[1] // 150)  # draws that are shown
+    for one, places in zip(draws[:4], ranks[:4], strict=True):
+        above.plot(range(0, len(one), step), one[::step], linewidth=0.8)
+        share = torch.histc(places.double(), 10, 0.0, 1.0) / len(places) * 10
+        below.stairs(share.tolist(), torch.linspace(0, 100, 11).tolist(), baseline=None)
+    below.axhline(1.0, color="#5b6570", linewidth=0.7)
+    below.set_ylim(bottom=0)
+    label(above, "draw", what, f"{name}: R-hat {health[name][0]:.2f}")
+    label(below, "rank, percent", "share, even = 1" if below is axes[3] else "")
+figure
+
+# %% [markdown]
+# *What to see (the scales differ). Left: traces that look alike and ranks near one, as they should.
+# Middle: each chain keeps to a part of the range, so that its ranks pile up there. Right: level
+# stretches, where a chain sits at small $\tau$ and its proposals are refused; and the lowest ranks,
+# those of the neck, are too many in some chains and missing in others.* The middle chains are slow;
+# those at the right need the other parametrisation, which the reference has.
+#
+# `plots.trace` and `plots.rank_histogram` draw these for any posterior.
+#
+# ## On to ArviZ
+#
+# ArviZ has many more summaries, comparisons and pictures, and other libraries read its format.
+# `to_datatree` gives the draws and the sampler's statistics; with the story and its data also the
+# log-likelihood of each datum, which leave-one-out cross-validation asks for, and replicated data.
+
+# %%
+ours = cases["wrong"]["HMC"]
+tree = ours.to_datatree(line, x + origins["wrong"], y)
+print("groups:", ", ".join(tree.children))
+table = arviz_stats.summary(
+    tree, var_names=["slope", "intercept"], round_to="none", ci_prob=0.9, ci_kind="eti"
+)
+print(table[["mean", "sd", "r_hat", "ess_bulk"]].round(3).to_string())
+loo = arviz_stats.loo(tree)
+print(f"leave-one-out: {loo.elpd:.2f} +- {loo.se:.2f} nats for {len(y)} outcomes; "
+      f"largest k-hat {float(loo.pareto_k.max()):.2f}")  # fmt: skip
+
+four = ours.to_datatree().isel(chain=slice(4))
+drawn = arviz_plots.plot_rank(four, var_names=["intercept"], backend="matplotlib")
+axis = drawn.viz["figure"].item().axes[0]
+axis.set(xlabel="rank, as a share", ylabel="ECDF less even")
+print(f"in the picture: four of {ours.chains} chains")
+
+# %% [markdown]
+# *What to see: ArviZ's rank plot of four of the chains. A line is the share of one chain's ranks
+# below each place (ECDF, the cumulative distribution), less what even ranks have; inside the grey
+# band nothing speaks against the chain.*
+#
 # ## What goes wrong
 #
 # - *Comparing with chains that did not converge.* The verdict is then `unknown`, by design.
@@ -328,6 +410,22 @@ assert settled["HMC"] < 1.1 < 1.2 < settled["Metropolis"]
 assert accepted > 0.6
 tail = 5 / (8 * TRANSITIONS) ** 0.5  # five standard errors, of draws that are nearly independent
 assert abs(by_hand[:, 1].mean() - mean[1]) < tail * covariance[1, 1].sqrt()
+assert health["mixing"][0] < 1.01
+assert health["mixing"][1] > 400
+assert not stuck.converged
+assert min(health["not meeting"][0], health["sticking"][0]) > 1.05
+assert max(health["not meeting"][1], health["sticking"][1]) < 400
+still = (stuck["tau"].diff(dim=1) == 0).double().mean()  # refused: the chain stays
+print(f"{still:.0%} of the sticking chains' draws repeat the one before")
+assert still > 0.02
+summary = ours.summary()
+for name in ("slope", "intercept"):  # ArviZ's numbers and ours
+    row, theirs = summary[name], table.loc[name]
+    assert abs(row.rhat - theirs["r_hat"]) < 1e-8
+    assert abs(row.ess_bulk / theirs["ess_bulk"] - 1) < 1e-6
+    assert abs(row.mean - theirs["mean"]) < 1e-8
+assert {"posterior", "log_likelihood", "posterior_predictive"} <= set(tree.children)
+assert float(loo.pareto_k.max()) < 0.7
 levels = {name: case.verdicts["mean-field"].level for name, case in cases.items()}
 assert all(case["HMC"].converged for case in cases.values())
 assert all(case["mean-field"].converged for case in cases.values())
@@ -349,5 +447,5 @@ assert posteriors["mean-field"]["tau"].mean() > posteriors["HMC"]["tau"].mean() 
 
 # %% [markdown]
 # ---
-# About a minute in all on two cores of a laptop-class CPU. Your output should look like this page;
-# the last digits depend on the machine.
+# About half a minute in all on two cores of a laptop-class CPU. Your output should look like this
+# page; the last digits depend on the machine.
