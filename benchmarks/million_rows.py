@@ -7,7 +7,8 @@ Newton's method over all rows finds without a draw. Time is that of the core.
 `vi` is the whole call of `VI(batch_size=1000)`. `bare` is a plain PyTorch loop with the same draws
 to a step, batches and double precision, and torch's Adam at a rate that falls to zero, for as long.
 `steps` compares the steps of the two alone, in turns: rows per second. `hmc` is `HMC` on the first
-tenth of the rows.
+tenth of the rows, `gradients` a gradient of all its chains beside the same by hand, in turns: two
+matrix products and a sigmoid.
 
     python benchmarks/million_rows.py
 """
@@ -35,6 +36,7 @@ from ppgen.inference.minibatches import Minibatches
 from ppgen.inference.stochastic_ascent import Adam
 from ppgen.inference.vi import _Fit
 from ppgen.models import logistic_regression
+from ppgen.program import Program
 from ppgen.progress import quiet
 
 PREDICTORS = 100
@@ -114,6 +116,7 @@ def fitted(engine: Any, count: int, mean_field: bool) -> Result:
         "peak_gb_before": before,
         "said": posterior.headline(),
         "steps": len(posterior.history.get("elbo", ())),
+        "gradients": posterior.cost.gradients,
         "diagnosis": posterior.diagnosis(),
         **judged(draws.mean(0), draws.std(0), x, y, mean_field),
     }
@@ -193,6 +196,31 @@ def steps(count: int) -> Result:
     }
 
 
+def gradients(count: int, chains: int) -> Result:
+    """Rows per second of a gradient of all chains, in turns."""
+    x, y = (part.double() for part in rows(count))
+    program = Program(logistic_regression, x, y)
+    z = 0.1 * torch.randn(chains, PREDICTORS + 1, dtype=torch.float64)
+
+    def by_hand(z: Tensor) -> Tensor:
+        left = y - torch.sigmoid(torch.addmm(z[:, :1], z[:, 1:], x.mT))
+        return torch.cat([left.sum(1, keepdim=True), left @ x], 1) - z / PRIOR**2
+
+    torch.testing.assert_close(program.gradient(z), by_hand(z))
+
+    def timed(run: Callable[[Tensor], Tensor]) -> float:
+        begin = time.process_time()
+        run(z)
+        return count / (time.process_time() - begin)
+
+    pairs = [(timed(program.gradient), timed(by_hand)) for _ in range(TURNS)]
+    return {
+        "ours": statistics.median(a for a, _ in pairs),
+        "bare": statistics.median(b for _, b in pairs),
+        "ratio": statistics.median(a / b for a, b in pairs),
+    }
+
+
 def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
@@ -201,6 +229,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], Result]] = {
     "vi": lambda o: fitted(VI(batch_size=BATCH), o.rows, True),
     "bare": lambda o: bare(o.rows, o.seconds),
     "steps": lambda o: steps(o.rows),
+    "gradients": lambda o: gradients(o.rows // 10, o.chains),
     "hmc": lambda o: fitted(HMC(chains=o.chains, draws=o.draws), o.rows // 10, False),
 }
 

@@ -25,7 +25,7 @@ MetricName = Literal["auto", "diag", "dense"]
 
 _STAGES = (0.08, 0.2, 0.35, 0.55, 0.8)  # shares of the warm-up after which the metric is renewed
 _FIRST_LEAPFROGS = 8  # steps while chains still fall into the typical set
-_CORRELATED = 20.0  # condition number of the correlations from which a dense metric pays
+_CORRELATED = 5.0  # condition number of the correlations from which a dense metric pays
 DENSE_LIMIT = 200  # dimensions; beyond it "auto" stays diagonal
 _HESSIAN_LIMIT = 500  # dimensions; beyond it no first metric is taken from the curvature
 _ROUNDS = 3  # of the search for normals to start from, where paths do not end at a top
@@ -294,6 +294,9 @@ def from_covariance(covariance: Tensor, metric: MetricName, draws: int | None = 
 def renew(current: Metric, draws: Tensor, metric: MetricName) -> tuple[Metric, float]:
     """Metric from the last stage's draws ``(N, C, D)`` of all chains together.
 
+    The metric in force stays where the draws do not contradict it: few of them in many dimensions
+    know the covariance less well than the curvature that it came from.
+
     Returns: the metric, and the largest standard deviation (noise apart, at least 1) left in any
     direction once the draws are whitened by it.
     """
@@ -301,7 +304,9 @@ def renew(current: Metric, draws: Tensor, metric: MetricName) -> tuple[Metric, f
     x = x - x.mean(0)
     count, dim = x.shape
     white = current.whiten(x)
-    if metric == "diag" or (metric == "auto" and dim > DENSE_LIMIT):
+    if current.dense and as_white(white):
+        renewed = current
+    elif metric == "diag" or (metric == "auto" and dim > DENSE_LIMIT):
         variance = (white.square().sum(0) + _PRIOR_DRAWS) / (count + _PRIOR_DRAWS)
         scale = variance.sqrt()
         renewed = Metric(current.push(scale)) if not current.dense else Metric(x.std(0))
@@ -310,6 +315,14 @@ def renew(current: Metric, draws: Tensor, metric: MetricName) -> tuple[Metric, f
         inner = (white.mT @ white + prior) / (count + _PRIOR_DRAWS)
         renewed = from_covariance(current.push(current.push(inner).mT), metric, count)
     return renewed, max(1.0, largest_spread(renewed.whiten(x)) / (1.0 + noise(dim, count)))
+
+
+def as_white(white: Tensor) -> bool:
+    """Whether ``(N, D)`` may be draws of a density of unit covariance, to a factor `_SAME`."""
+    count, dim = white.shape
+    values, width = torch.linalg.eigvalsh(white.mT @ white / count), noise(dim, count)
+    low = (1.0 - width) ** 2 / _SAME if 2 * dim < count else 0.0  # fewer have no width at all
+    return bool((values >= low).all() & (values <= _SAME * (1.0 + width) ** 2).all())
 
 
 def largest_spread(white: Tensor, iterations: int = 20) -> float:

@@ -180,7 +180,7 @@ def test_sampling_a_gaussian_is_efficient_and_right(name):
 
 def test_the_metric_is_dense_where_that_pays():
     assert tune(Gaussian(correlated(5, 0.99)), 5).metric.dense
-    assert not tune(Gaussian(correlated(5, 0.5)), 5).metric.dense
+    assert not tune(Gaussian(correlated(5, 0.3)), 5).metric.dense
     assert not tune(Gaussian(correlated(5, 0.99)), 5, metric="diag").metric.dense
     assert tune(Gaussian(torch.eye(5)), 5, metric="dense").metric.dense
 
@@ -249,6 +249,23 @@ def test_the_metric_is_renewed_from_the_draws_whatever_was_in_force(kind):
         white = renewed.whiten(draws.flatten(0, 1) - 7.0)
         assert (white.std(0) - 1).abs().max() < 0.08
         assert 1.0 <= spread < 1.1
+
+
+def test_a_metric_that_few_draws_do_not_contradict_stays():
+    """By Marchenko and Pastur 200 draws of 40 dimensions have eigenvalues from .31 to 2.09.
+
+    (The margin that counts two draws as one, and a factor of 1.5 besides, leave those alone; a
+    width of 5, a variance of 25, is beyond any of them.)
+    """
+    current = Metric(torch.linalg.cholesky(correlated(40, 0.9)))
+    draws = current.push(torch.randn(5, 40, 40))
+    assert hmc_warmup.renew(current, draws, "auto")[0] is current
+    one_wider = torch.ones(40)
+    one_wider[3] = 5.0
+    renewed, _ = hmc_warmup.renew(current, current.push(one_wider * torch.randn(5, 40, 40)), "auto")
+    assert renewed is not current
+    collapsed = current.push(torch.randn(50, 40, 40) * 0.2)
+    assert hmc_warmup.renew(current, collapsed, "auto")[0] is not current
 
 
 def test_chains_in_modes_without_mass_are_moved_and_others_stay():

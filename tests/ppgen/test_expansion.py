@@ -79,6 +79,14 @@ def test_what_rows_share_is_computed_once():
     assert computed(small, "aten.mul") == 2 * 5
 
 
+def test_the_slope_of_a_regression_multiplies_what_is_laid_out_in_rows():
+    x, g = torch.randn(ROWS, 3), torch.randn(5, ROWS)
+    plain, small = shrunk(lambda g, x: torch.ones(5, 3) + (x.mT @ g.mT).mT, g, x)
+    torch.testing.assert_close(small(g, x), plain(g, x))
+    (product,) = [n for n in small.graph.nodes if "aten.mm" in str(n.target)]
+    assert [n.op for n in product.args] == ["placeholder", "placeholder"]
+
+
 def test_a_story_records_its_scale_once_for_all_rows():
     def story(x, y):
         slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
