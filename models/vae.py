@@ -18,6 +18,7 @@ from ppgen.networks.posteriors import DiagonalNormal, centre, scored
 from ppgen.networks.priors import StandardNormal
 
 DRAWS = 100  # for a divergence without a formula
+_DRAWS_AT_ONCE = 10
 _AT_ONCE = 1000  # examples, so that a mixture prior's components fit into memory
 
 
@@ -158,7 +159,8 @@ class VAE(PyroModule):
             code = scored(self.encode(part))
             each = unit_divergences(code, prior)
             if each is None:  # no formula: the mean over draws
-                each = torch.stack([_log_ratio(code, prior) for _ in range(DRAWS)]).mean(0)
+                ratios = [_log_ratio(code, prior) for _ in range(DRAWS // _DRAWS_AT_ONCE)]
+                each = torch.cat(ratios).mean(0)
             means.append(centre(code))
             divergences.append(each)
         return latent_use(torch.cat(means), torch.cat(divergences))
@@ -184,6 +186,6 @@ class VAE(PyroModule):
 
 
 def _log_ratio(code: TorchDistribution, prior: TorchDistribution) -> Tensor:
-    """``log q(z | x) - log p(z)`` at one draw of each code, ``(B,)``."""
-    z = code.rsample()
+    """``log q(z | x) - log p(z)`` at some draws of each code, ``(_DRAWS_AT_ONCE, B)``."""
+    z = code.rsample(torch.Size([_DRAWS_AT_ONCE]))
     return code.log_prob(z) - prior.log_prob(z)
