@@ -270,7 +270,7 @@ figure
 # %%
 patterns = bars_and_stripes(3)
 weight = patterns.log_prob.exp()
-updates = 600 if FAST else 2000
+updates = 450 if FAST else 2000
 
 
 def exact_log_likelihood(machine):
@@ -663,7 +663,7 @@ for name, values in bias.items():  # the bias ends up falling at the rate of the
     assert abs((values[12] / values[8]) ** 0.25 - rate[name]) < 0.02
 assert 4 < math.log(rate["weights x 1"]) / math.log(rate["weights x 3"]) < 6  # about five times
 exact, cd_1, cd_25, pcd_5 = (exact_log_likelihood(machine) for machine, *_ in fits.values())
-assert min(exact, cd_25, pcd_5) > (-4.0 if FAST else -3.0)
+assert min(exact, cd_25, pcd_5) > (-4.5 if FAST else -3.0)
 assert cd_1 < min(exact, cd_25, pcd_5) - 1
 assert max(again) < min(exact, cd_25, pcd_5) - 1
 if not FAST:
