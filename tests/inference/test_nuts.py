@@ -102,11 +102,12 @@ def test_eight_schools_agree_with_published_draws():
 
 
 @pytest.mark.slow
-def test_the_trees_are_as_long_as_those_of_pyro():
+def test_steps_that_accept_as_those_of_pyro_are_as_long():
     """Other random numbers, the same algorithm but for the extra checks: close, not equal."""
-    ours = fit(eight_schools, *SCHOOLS, chains=4, draws=300, warmup=300)
-    kernel = PyroNUTS(eight_schools)
-    MCMC(kernel, num_samples=300, warmup_steps=300, disable_progbar=True).run(*SCHOOLS)
+    ours = fit(eight_schools, *SCHOOLS, chains=16, draws=60, warmup=100)
+    accepted = float(ours.stats["acceptance_rate"].mean())
+    kernel = PyroNUTS(eight_schools, target_accept_prob=accepted)
+    MCMC(kernel, num_samples=10, warmup_steps=250, disable_progbar=True).run(*SCHOOLS)
     ratio = float(ours.stats["step_size"].mean()) / float(kernel.step_size)
     assert 0.5 < ratio < 2.0
 
