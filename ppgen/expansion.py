@@ -92,12 +92,12 @@ def _sum_earlier(graph: fx.Graph, node: fx.Node) -> None:
     if inner.target not in {*_PRODUCTS, *_SCALED, _aten.add.Tensor, _SOFTMAX_BACK}:
         return
     with graph.inserting_before(node):
-        pulled = _Sums(graph, dims).of(inner)
-        if pulled is None:
-            return
-        if not (keep and keep[0]):
-            pulled = graph.call_function(_aten.squeeze.dims, (pulled, dims))
-    pulled.meta["form"] = form
+        sums = _Sums(graph, dims)
+        pulled = sums.of(inner)
+        if pulled is not None and not (keep and keep[0]):
+            pulled = sums.call(_aten.squeeze.dims, (pulled, dims))
+    if pulled is None or _form(pulled) != form:
+        return
     node.replace_all_uses_with(pulled)
     graph.erase_node(node)
 
@@ -105,7 +105,7 @@ def _sum_earlier(graph: fx.Graph, node: fx.Node) -> None:
 def _multiply_untransposed(graph: fx.Graph, node: fx.Node) -> None:
     """``(A^T B^T)^T`` as ``B A``."""
     product: Any = node.args[0]
-    if not all(map(_transposed, product.args)):
+    if len(product.users) > 1 or not all(map(_transposed, product.args)):
         return
     a, b = (factor.args[0] for factor in product.args)
     found = _attempt(_aten.mm.default, (b, a), {})
@@ -129,12 +129,12 @@ class _Sums:
         target, args = x.target, x.args
         if target in _SCALED:
             inner = self.of(args[0])
-            return None if inner is None else self._call(target, (inner, *args[1:]))
+            return None if inner is None else self.call(target, (inner, *args[1:]))
         if target is _aten.add.Tensor:
             if not all(self._whole(a, x) for a in args):
                 return None
             left, right = map(self.of, args)
-            return None if left is None or right is None else self._call(target, (left, right))
+            return None if left is None or right is None else self.call(target, (left, right))
         if target is _SOFTMAX_BACK:
             gradient, output = args[0], _source(args[1])
             if args[2] % len(_shape(x)) in self.dims or not self._still(output, x):
@@ -142,16 +142,16 @@ class _Sums:
             small = self.total(gradient)
             if _shape(output) != _shape(small):
                 return None
-            return self._call(target, (small, output, *args[2:]))
+            return self.call(target, (small, output, *args[2:]))
         if target in _PRODUCTS and self._whole(args[0], x) and self._still(args[1], x):
-            return self._call(target, (self.total(args[0]), _source(args[1])))
+            return self.call(target, (self.total(args[0]), _source(args[1])))
         if target is _aten.mul.Tensor and self._whole(args[1], x) and self._still(args[0], x):
-            return self._call(target, (_source(args[0]), self.total(args[1])))
+            return self.call(target, (_source(args[0]), self.total(args[1])))
         return None
 
     def total(self, x: Any) -> fx.Node:
         """The sum of `x`, with all that comes out of it taken out."""
-        return self.of(x) or self._call(_aten.sum.dim_IntList, (x, self.dims, True))
+        return self.of(x) or self.call(_aten.sum.dim_IntList, (x, self.dims, True))
 
     def _whole(self, a: Any, product: fx.Node) -> bool:
         form, whole = _form(a), _form(product)
@@ -168,7 +168,7 @@ class _Sums:
         shape, count = _shape(_source(a)), len(_shape(product))
         return all(d - count < -len(shape) or shape[d - count] == 1 for d in self.dims)
 
-    def _call(self, target: Any, args: tuple[Any, ...]) -> fx.Node:
+    def call(self, target: Any, args: tuple[Any, ...]) -> fx.Node:
         return _call(self.graph, target, args, {}, _attempt(target, args, {}))
 
 
