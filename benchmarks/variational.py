@@ -116,7 +116,7 @@ def table(rows: list[Row]) -> str:
                 seconds[engine] = min(statistics.median(times) for times in by_rate.values())
         cells = [_cell(seconds.get(engine), mine, engine, best) for engine in ENGINES]
         ours = seconds.get("VI", float("inf"))
-        ratios = [_ratio(seconds.get(e), ours) for e in list(ENGINES)[1:]]
+        ratios = [_ratio(seconds.get(e), ours, _last(mine, e)) for e in list(ENGINES)[1:]]
         short = name.partition("-")[2]
         lines.append(f"| {short} | {best:.2f} | {' | '.join(cells)} | {' | '.join(ratios)} |")
     return "\n".join(lines)
@@ -129,14 +129,18 @@ def _cell(seconds: float | None, rows: list[Row], engine: str, best: float) -> s
         return f"{seconds:.1f}"
     mine = [row for row in rows if row["engine"] == engine]
     short = best - max(max(row.get("elbos", [-np.inf])) for row in mine)
-    last = max(max(row.get("times", [0.0])) for row in mine)
-    return f"> {last:.0f} ({short:.2g} nats short)"
+    return f"> {_last(rows, engine):.0f} ({short:.2g} nats short)"
 
 
-def _ratio(peer: float | None, ours: float) -> str:
+def _last(rows: list[Row], engine: str) -> float:
+    """Core seconds of the last look at an engine, on the way to nowhere perhaps."""
+    return max((row.get("times", [0.0])[-1] for row in rows if row["engine"] == engine), default=0)
+
+
+def _ratio(peer: float | None, ours: float, last: float) -> str:
     if peer is None or not np.isfinite(ours):
         return "–"
-    return f"{peer / ours:.3g}" if np.isfinite(peer) else "never there"
+    return f"{peer / ours:.2g}" if np.isfinite(peer) else f"> {last / ours:.2g}"
 
 
 def main() -> None:
