@@ -34,7 +34,7 @@ from ppgen.inference import HMC, VI
 from ppgen.inference.guides import mean_field_guide
 from ppgen.inference.minibatches import Minibatches
 from ppgen.inference.stochastic_ascent import Adam
-from ppgen.inference.vi import _Fit
+from ppgen.inference.vi_fit import Fit
 from ppgen.models import logistic_regression
 from ppgen.program import Program
 from ppgen.progress import quiet
@@ -169,13 +169,12 @@ def steps(count: int) -> Result:
     by_hand = Bare(x, y)
     ours = Minibatches(logistic_regression, (x, y), {}, BATCH, PARTICLES)
     guide = mean_field_guide().build(PREDICTORS + 1).double()
-    fit = _Fit(guide, ours.start(dense=False), ours, True)
-    parameters = list(guide.parameters())
-    adam = Adam(parameters)
+    fit = Fit(guide, ours.start(dense=False), ours, True)
+    fit.record()
+    adam = Adam(fit.parameters)
 
     def step() -> None:
-        surrogate, _ = fit.step(PARTICLES)
-        adam.step(torch.autograd.grad(-surrogate, parameters), 0.01)
+        adam.step(fit.step(PARTICLES).gradients, 0.01)
 
     def timed(run: Callable[[], None]) -> float:
         begin = time.process_time()
