@@ -3,9 +3,10 @@ r"""NUTS: the familiar reference among samplers, all chains at once on the recor
 Every batched gradient advances each chain by one leapfrog. Chains do not wait for each other: one
 that has finished its trajectory begins the next, so that only the tail of the slowest is lost.
 
-Starts, metric and step size are those of `HMC`, whose warm-up costs a tenth of one in which each
-chain adapts by itself, with trees. A search of its own for the step size of trees pays for itself
-only where it accepts so little that hard posteriors diverge (eight schools: 12 of 12,800 draws).
+Starts, metric and step size are those of `HMC`, whose warm-up takes a tenth of the time of one in
+which each chain adapts by itself, with trees. A search of its own for the step size of trees pays
+for itself only where it accepts so little that hard posteriors diverge (eight schools: 12 of 12,800
+draws).
 
 The trees live in whitened coordinates `w`, where the metric is the identity:
 
