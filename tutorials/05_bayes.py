@@ -195,7 +195,7 @@ pairs = {
 }
 engines = {
     "HMC": HMC(chains=32, draws=40, warmup=80) if FAST else HMC(),
-    **({} if FAST else {"NUTS": NUTS(draws=500, warmup=500)}),
+    **({} if FAST else {"NUTS": NUTS()}),
     "VI": VI(),
     "DADVI": DADVI(),
     "Pathfinder": Pathfinder(),
