@@ -208,33 +208,30 @@ class Program:
 
         Args: as of `value_and_grad`, whose recording is used.
         """
-        rows = self._rows(z)
-        recording = self.recorded_gradient(rows, part=part)
-        if recording is None:
-            return self.value_and_grad(z, part=part)[0]
-        with default_dtype(self.dtype), torch.no_grad():
-            return self._cast(recording.value(rows)).reshape(z.shape[:-1])
+        return self._half(z, part, 0).reshape(z.shape[:-1])
 
-    def gradient(self, z: Tensor, *, part: Part = "density", compile: bool = False) -> Tensor:
+    def gradient(self, z: Tensor, *, part: Part = "density") -> Tensor:
         """The gradient alone, ``(..., D)``: what needs no value costs less.
 
         Args: as of `value_and_grad`, whose recording is used.
         """
-        rows = self._rows(z)
-        recording = self.recorded_gradient(rows, part=part, compile=compile)
-        if recording is None:
-            return self.value_and_grad(z, part=part)[1]
-        with default_dtype(self.dtype), torch.no_grad():
-            return self._cast(recording.gradient(rows)).reshape(z.shape)
+        return self._half(z, part, 1).reshape(z.shape)
 
-    def recorded_gradient(
-        self, rows: Tensor, *, part: Part = "density", compile: bool = False
-    ) -> Recording | None:
+    def _half(self, z: Tensor, part: Part, which: Literal[0, 1]) -> Tensor:
+        """The first or the second of what `value_and_grad` gives, of all points as rows."""
+        rows = self._rows(z)
+        recording = self.recorded_gradient(rows, part=part)
+        if recording is None:
+            return self.value_and_grad(rows, part=part)[which]
+        with default_dtype(self.dtype), torch.no_grad():
+            return self._cast(recording.half(rows, which))
+
+    def recorded_gradient(self, rows: Tensor, *, part: Part = "density") -> Recording | None:
         """Value and gradient of points of this shape, ``(N, D)``, as a graph of tensor operations.
 
         None where the story is evaluated point by point.
         """
-        return self._recorded(f"gradient of {part}", self._slope(part), rows, compile)
+        return self._recorded(f"gradient of {part}", self._slope(part), rows, compile=False)
 
     def _slope(self, part: Part) -> Slope:
         return Slope(lambda point: _PARTS[part](self._single(point)))

@@ -12,7 +12,7 @@ import functools
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx
@@ -72,13 +72,9 @@ class Recording:
     def __call__(self, z: Tensor) -> Any:
         return self.body(z, *self.kept())
 
-    def value(self, z: Tensor) -> Tensor:
-        """Of a :class:`Slope` the value alone."""
-        return self(z)[0] if self.halves is None else self.halves[0](z, *self.kept())
-
-    def gradient(self, z: Tensor) -> Tensor:
-        """Of a :class:`Slope` the gradient alone."""
-        return self(z)[1] if self.halves is None else self.halves[1](z, *self.kept())
+    def half(self, z: Tensor, which: Literal[0, 1]) -> Tensor:
+        """Of a :class:`Slope` the value alone, or the gradient alone."""
+        return self(z)[which] if self.halves is None else self.halves[which](z, *self.kept())
 
     def kept(self) -> Any:
         """What does not depend on z, for the inputs as they are now."""
