@@ -19,7 +19,6 @@ from ppgen.inference.comparison.consequences import (
     of_quantities,
 )
 from ppgen.inference.comparison.joint import Joint, joint
-from ppgen.inference.comparison.plain import plain
 from ppgen.inference.comparison.repairs import Judge, Repair, by_weights, refits
 from ppgen.inference.comparison.trust import Trust, optimiser_trust, reference_trust
 from ppgen.inference.declared import story_name
@@ -38,6 +37,7 @@ from ppgen.inputs import slots
 from ppgen.posterior import Posterior
 from ppgen.program import Program
 from ppgen.progress import interruptible
+from ppgen.report.plain import plain
 from ppgen.types import Engine, Story
 
 

@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any, Protocol
 
 from ppgen.inference.cavi import CAVI
-from ppgen.inference.comparison.plain import plain
 from ppgen.inference.dadvi import DADVI
 from ppgen.inference.decorrelate import along_axes, decorrelated
 from ppgen.inference.flow_guides import flow_guide
@@ -23,6 +22,7 @@ from ppgen.inference.vi import VI
 from ppgen.inference.vi_guides import describe
 from ppgen.posterior import Posterior
 from ppgen.program import Program
+from ppgen.report.plain import plain
 from ppgen.types import Engine
 
 BY_WEIGHTS = "resampled by its weights"

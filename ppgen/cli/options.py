@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -62,7 +61,11 @@ class Common:
 
     def print(self, text: str, data: dict[str, Any]) -> None:
         """The result, on stdout; JSON has no infinity and no NaN, which become null."""
-        print(json.dumps(_finite(data), default=str, allow_nan=False) if self.json else text)
+        if self.json:
+            from ppgen.report.plain import plain
+
+            text = json.dumps(plain(data), default=str, allow_nan=False)
+        print(text)
 
     def code(self, passed: bool) -> int:
         """The exit code."""
@@ -77,14 +80,6 @@ def new_folder(path: Path, overwrite: bool) -> Path:
         raise ValueError(f"{path} is not empty: name another folder with --out, or --overwrite")
     path.mkdir(parents=True, exist_ok=True)
     return path
-
-
-def _finite(data: Any) -> Any:
-    if isinstance(data, dict):
-        return {key: _finite(value) for key, value in data.items()}
-    if isinstance(data, (list, tuple)):
-        return [_finite(value) for value in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def note(text: str) -> None:

@@ -15,7 +15,6 @@ from ppgen.inference import DADVI, HMC, VI, Exact, Laplace, flow_guide, full_ran
 from ppgen.inference.compare import comparison
 from ppgen.inference.comparison.consequences import consequences, of_quantities
 from ppgen.inference.comparison.cost import cost
-from ppgen.inference.comparison.plain import plain
 from ppgen.inference.comparison.repairs import NON_CENTRED, ladder
 from ppgen.inference.comparison.trust import optimiser_trust, reference_trust
 from ppgen.inference.point import as_program
@@ -23,6 +22,7 @@ from ppgen.inference.verdict import marginals
 from ppgen.models import NormalNormal
 from ppgen.posterior import Cost, Posterior
 from ppgen.program import Program
+from ppgen.report.plain import plain
 
 pytestmark = pytest.mark.usefixtures("silent")
 
