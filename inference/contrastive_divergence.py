@@ -273,6 +273,21 @@ class ContrastiveDivergence(SVILoss):
         _add(machine.by_parameter(*gradient), gradient, parameters)
         return info
 
+    def accumulate_in_place(self, machine: BoltzmannMachine, batch: Tensor) -> Tensor:
+        """`accumulate` after the first step, where chains and offsets are: the contrast, ``()``.
+
+        Nothing of it is looked at, so that a GPU can replay the step (``train(compile=True)``).
+        """
+        state, batch = self._start(machine, batch), _checked(batch, machine)
+        new, gradient, info = step(
+            state, batch, machine=machine, sampler=self.sampler, **self.options
+        )
+        for kept, value in zip(state, new, strict=True):
+            if kept is not None and value is not None:
+                kept.copy_(value)
+        _add(machine.by_parameter(*gradient), gradient, dict(machine.named_parameters()))
+        return info.contrast
+
     def loss(self, model: Callable, guide: Callable | None, batch: Tensor) -> float:
         """The contrast alone: no gradient, and the chains stay where they are."""
         machine = _machine(model, guide)

@@ -13,6 +13,7 @@ so a Metropolis test for each of them alone makes the kernel exact.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -60,6 +61,7 @@ class Langevin:
     langevin_steps: int = 10
     step_size: float = 0.5
     adjusted: bool = True
+    capturable: ClassVar[bool] = True  # it decides nothing on its way (``train(compile=True)``)
 
     def __post_init__(self) -> None:
         if self.langevin_steps < 1:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ppgen.inference.training.averaging import ParameterAverage
+from ppgen.inference.training.captured import CapturedUpdates, require_capturable
 from ppgen.inference.training.data_parallel import own_device, ranks
 from ppgen.inference.training.loop import Callback, Loop, Stopped, own_store
 from ppgen.inference.training.minibatches import Data, Minibatches
@@ -86,6 +87,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     checkpoint_every: int | None = None,
+    compile: bool = False,
     config: Mapping[str, Any] | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> TrainResult:
@@ -118,10 +120,13 @@ def train(
         device: where to train; None: where the story is.
         out: run folder; None: nothing is written.
         resume: go on with the run in `out`, whose options must be the same but for `epochs`,
-            `patience`, `checkpoint_every`, `device` and `callbacks`.
+            `patience`, `checkpoint_every`, `compile`, `device` and `callbacks`.
         overwrite: replace the run in `out`.
         checkpoint_every: steps between checkpoints in `out`, where there is also one after each
             epoch.
+        compile: on a GPU, capture each whole update (both phases, gradient, optimizer) as one CUDA
+            graph, which leaves the numbers as they are; for `ContrastiveDivergence` with block
+            Gibbs or `Langevin`, in one process. Elsewhere the same steps run one by one.
         config: what else ``config.json`` shall hold, such as ``{"story": {"name": "rbm"}}``.
         callbacks: called after each epoch as ``callback(story, row)``, on rank 0.
 
@@ -171,10 +176,11 @@ def train(
         stack.enter_context(own_store())
         story.to(device)
         average = ParameterAverage(parameters, averaging) if averaging else None
+        descent = make(parameters, lr=learning_rate)
+        if compile:
+            require_capturable(loss, group.world)
         loop = Loop(
-            state=TrainingState(
-                story, make(parameters, lr=learning_rate), loss, average, Position(), group, device
-            ),
+            state=TrainingState(story, descent, loss, average, Position(), group, device),
             batches=batches,
             mean=averages_over_batch(loss, story),
             ask=ask,
@@ -185,6 +191,7 @@ def train(
             callbacks=callbacks,
             out=None if out is None else Path(out),
             folder=folder,
+            captured=CapturedUpdates(loss, story, descent, device) if compile else None,
         )
         loop.begin(options, config or {})
         stopped, message = loop.run()

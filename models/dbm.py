@@ -41,7 +41,7 @@ class DBM(Bipartite):
         hidden: units of h1, h2, ..., at least two layers (with one it is an `RBM`).
         weight_scale: standard deviation of the initial weights.
         mean_field_steps: updates of both sides at most; fewer where no mean moves by `tolerance`.
-        tolerance: see there.
+        tolerance: see there; 0 for all of them, without a look that waits for the device.
     Shapes:
         ``x``: ``(*, D)``; ``weight_l``: ``(units of layer l - 1, units of layer l)``; ``bias_l``.
 
@@ -243,8 +243,7 @@ class DBM(Bipartite):
             before = means[2::2]
             update(_ODD)
             update(_EVEN)
-            moved = [(m - b).abs().max() for m, b in zip(means[2::2], before, strict=True)]
-            if max(moved) < self.tolerance:
+            if self.tolerance and _most_moved(means[2::2], before) < self.tolerance:
                 break
         update(_ODD)  # now exact given the even layers, as the statistics take it to be
         return means
@@ -324,6 +323,10 @@ class DBM(Bipartite):
                 field = affine(parts[(layer + 1) // 2], weights[layer].T, field)
             logits.append(field)
         return torch.cat(logits, -1) if len(logits) > 1 else logits[0]
+
+
+def _most_moved(means: list[Tensor], before: list[Tensor]) -> Tensor:
+    return max((m - b).abs().max() for m, b in zip(means, before, strict=True))
 
 
 def _entropy(means: list[Tensor]) -> Tensor:

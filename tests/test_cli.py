@@ -123,6 +123,7 @@ def test_a_failing_story_is_explained_by_line_shapes_and_sites(files, capsys):
         (["train", "eight_schools"], exits.USAGE, "rbm, dbm, dbn, vae, flow"),
         (["train", "rbm", "--epochs", "0"], exits.USAGE, "epochs"),
         (["train", "dbm", "--patience", "3"], exits.USAGE, "--likelihood-every"),
+        (["train", "dbn", "--compile"], exits.USAGE, "run as they are written"),
         (["train", "rbm", "--data", "broken.csv"], exits.BAD_DATA, "row 3"),
         (["resume", "nowhere"], None, "nowhere"),
         (["evaluate", "nowhere"], None, "nowhere"),
@@ -170,7 +171,7 @@ def test_deep_machines_are_trained_evaluated_sampled_and_resumed(
     ("model", "layers", "options"),
     [
         ("dbm", ("6", "5"), ["--start-from", "below"]),
-        ("dbm", ("6", "5", "4"), ["--start-from", "below", "--mean-field-steps", "2"]),
+        ("dbm", ("6", "5", "4"), ["--start-from", "below", "--mean-field-steps", "2", "--compile"]),
         ("dbm", ("6", "5"), ["--pretraining-epochs", "1"]),
         ("dbn", ("6", "64"), ["--start-from", "below"]),
     ],

@@ -18,6 +18,7 @@ import pyro
 from torch import Tensor, nn
 
 from ppgen import checkpoint
+from ppgen.inference.training.captured import CapturedUpdates
 from ppgen.inference.training.minibatches import Minibatches
 from ppgen.inference.training.options import check_same
 from ppgen.inference.training.state import TrainingState, load_story_tensors, story_tensors
@@ -45,6 +46,8 @@ def own_store() -> Iterator[None]:
     ):
         # The loop looks at the loss itself and ends the run.
         warnings.filterwarnings("ignore", message="Encountered NaN")
+        # An optimizer whose steps will be captured, at one that is not yet.
+        warnings.filterwarnings("ignore", message="This instance was constructed with capturable")
         yield
 
 
@@ -63,6 +66,7 @@ class Loop:
     callbacks: Sequence[Callback]
     out: Path | None
     folder: RunFolder | None  # of rank 0
+    captured: CapturedUpdates | None = None
     validated: bool = field(default=False, init=False)  # a first step has been checked
     since: float = field(default=0.0, init=False)
     rates: list[float] = field(default_factory=list, init=False)
@@ -139,48 +143,65 @@ class Loop:
         folder.write_config({**config, "options": dict(options)})
 
     def _epoch(self, interrupt: Interrupt, progress: Progress) -> Stopped | None:
-        state = self.state
+        state, captured = self.state, self.captured
         position, ranks, optimizer, average = (
             state.position,
             state.ranks,
             state.optimizer,
             state.average,
         )
-        story: Any = state.story
-        model, guide = story.model, story.guide
         factor = 1.0 if self.factor is None else float(self.factor(position.epoch))
         for group, rate in zip(optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
+        if captured is not None:
+            captured.begin_epoch()
         step_shown, time_shown = position.step, time.monotonic()
         for batch in islice(self.batches.epoch(position.epoch), position.batch, None):
             share, rows = ranks.share(batch), len(batch[0])
-            optimizer.zero_grad()
-            value = self._loss_and_grads(model, guide, share)
-            weight = len(share[0]) / rows if self.mean else 1.0
-            value, stop = ranks.reduce(self.parameters, weight, value, interrupt.requested)
-            if not math.isfinite(value):
-                return "diverged"
-            optimizer.step()
+            if captured is not None and self.validated:
+                captured.run(share, position.loss)
+                stop = interrupt.requested
+            else:
+                value, stop = self._update(share, rows, interrupt.requested)
+                if not math.isfinite(value):
+                    return "diverged"
+                position.loss += value * rows if self.mean else value
+                optimizer.step()
             if average is not None:
                 average.update()
             position.batch += 1
             position.step += 1
-            position.loss += value * rows if self.mean else value
             position.examples += rows
             every = self.checkpoint_every
             if stop or (
                 every and position.step % every == 0 and position.batch < len(self.batches)
             ):
-                if not state.finite():
+                if not self._finite():
                     return "diverged"
                 self._save()
                 if stop:
                     return "interrupted"
             if time.monotonic() - time_shown > _SHOWN_EVERY:
+                if captured is not None and not self._finite():
+                    return "diverged"
                 progress.advance(position.step - step_shown)
                 step_shown, time_shown = position.step, time.monotonic()
         progress.advance(position.step - step_shown)
         return None
+
+    def _update(self, share: tuple[Tensor, ...], rows: int, stop: bool) -> tuple[float, bool]:
+        """Gradients of all ranks in ``.grad``; their loss, and whether one of them is to stop."""
+        story: Any = self.state.story
+        self.state.optimizer.zero_grad()
+        value = self._loss_and_grads(story.model, story.guide, share)
+        weight = len(share[0]) / rows if self.mean else 1.0
+        return self.state.ranks.reduce(self.parameters, weight, value, stop)
+
+    def _finite(self) -> bool:
+        """Whether the losses up to here and every parameter are finite numbers."""
+        if self.captured is not None:
+            self.state.position.loss = self.captured.look(self.state.position.loss)
+        return math.isfinite(self.state.position.loss) and self.state.finite()
 
     def _loss_and_grads(self, model: Callable, guide: Callable, share: tuple[Tensor, ...]) -> float:
         if len(share[0]) == 0:
@@ -216,7 +237,7 @@ class Loop:
 
     def _close_epoch(self, progress: Progress) -> Stopped | None:
         state, position = self.state, self.state.position
-        if not state.finite():
+        if not self._finite():
             return "diverged"
         row: dict[str, Any] = {
             "epoch": position.epoch + 1,

@@ -35,6 +35,9 @@ class MachineOptions:
     likelihood_every: int | None = None
     "Epochs between two measurements on held-out data, by a short annealing: bounds over epochs."
 
+    compile: Annotated[bool, Parameter(negative="")] = False
+    "On a GPU each update of an RBM or a DBM is one CUDA graph, with the same numbers."
+
 
 @Parameter(name="*", group=_CODES)
 @dataclass(frozen=True)

@@ -173,6 +173,8 @@ def _of_its_kind(model: str, machine: MachineOptions, code: CodeOptions) -> dict
     if model in MACHINES:
         if model != "rbm" and machine.hidden_units != "binary":
             raise ValueError(f"--hidden-units {machine.hidden_units}: {model} has binary ones only")
+        if model == "dbn" and machine.compile:
+            raise ValueError("--compile: updates of a dbn run as they are written; leave it out")
         return asdict(machine)
     found = {k: v for k, v in asdict(code).items() if _OF_TEXT.get(k, model) == model}
     found["latent"] = code.latent or (128 if model == "molecules" else 20)

@@ -88,6 +88,7 @@ def optimisation(settings: dict[str, Any]) -> dict[str, Any]:
         loss = directed if settings["model"] == "dbn" else ContrastiveDivergence
         options["loss"] = loss(settings["gibbs_steps"], persistent=settings["persistent"])
         options["optimizer"] = partial(torch.optim.SGD, momentum=0.5, fused=True)
+        options["compile"] = settings.get("compile", False)
     elif settings["model"] in ("vae", "sentences", "molecules"):
         options["loss"] = bound(settings)
         decay = settings.get("weight_decay", 0.0)
@@ -106,11 +107,14 @@ def quick_mean_field(story: Any, settings: dict[str, Any]) -> Iterator[None]:
     if settings["model"] != "dbm" or "mean_field_steps" not in settings:
         yield
         return
-    usual, story.mean_field_steps = story.mean_field_steps, settings["mean_field_steps"]
+    usual = story.mean_field_steps, story.tolerance
+    story.mean_field_steps = settings["mean_field_steps"]
+    if settings.get("compile"):
+        story.tolerance = 0.0
     try:
         yield
     finally:
-        story.mean_field_steps = usual
+        story.mean_field_steps, story.tolerance = usual
 
 
 def arguments(examples: Dataset, settings: dict[str, Any]) -> Any:

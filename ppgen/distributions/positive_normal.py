@@ -81,7 +81,7 @@ def draw(loc: Tensor) -> Tensor:
     u = 1 - torch.rand_like(l)  # in (0, 1]
     h = l - ndtri(u * ndtr(l))
     tail = l < _TAIL
-    if tail.any():
+    if tail.is_cuda or tail.any():  # there a look costs more than the rest
         h = torch.where(tail, _in_the_tail(l.clamp_max(_TAIL), u.log()), h)
     return h.clamp_min(0).to(loc)
 
