@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ppgen.diagnostics.latent import LayeredUse, latent_use
 from ppgen.networks.likelihoods import BernoulliLikelihood, PixelLikelihood
 from ppgen.networks.mlp import MLP, hidden_layers
-from ppgen.networks.posteriors import DiagonalNormal, centre, scored
+from ppgen.networks.posteriors import DiagonalNormal, centre, centre_and_noise, scored
 from ppgen.networks.priors import StandardNormal
 
 DRAWS = 100  # for a divergence without a formula
@@ -158,10 +158,11 @@ class HierarchicalVAE(PyroModule):
         z2 = upper.rsample()
         below = lower.log_prob(z1) - self.upper_decoder(z2).log_prob(z1)
         above = upper.log_prob(z2) - self.prior().log_prob(z2)
+        mean, noise = centre_and_noise(lower)
         return LayeredUse(
-            z1=latent_use(centre(lower), below.mean(0)),
+            z1=latent_use(mean, below.mean(0), noise=noise),
             # at the mean of z1: a mean over draws would add their noise to its variance
-            z2=latent_use(centre(self.upper_encoder(centre(lower))), above.mean(0)),
+            z2=latent_use(centre(self.upper_encoder(mean)), above.mean(0)),
         )
 
     def _data(self, x: Tensor) -> Tensor:

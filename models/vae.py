@@ -14,7 +14,7 @@ from ppgen.diagnostics.latent import LatentUse, latent_use, unit_divergences
 from ppgen.latent.paths import linear
 from ppgen.networks.likelihoods import BernoulliLikelihood, PixelLikelihood
 from ppgen.networks.mlp import MLP, hidden_layers
-from ppgen.networks.posteriors import DiagonalNormal, centre, scored
+from ppgen.networks.posteriors import DiagonalNormal, centre, centre_and_noise, scored
 from ppgen.networks.priors import StandardNormal
 
 DRAWS = 100  # for a divergence without a formula
@@ -154,16 +154,18 @@ class VAE(PyroModule):
     @torch.no_grad()
     def latent_use(self, x: Tensor) -> LatentUse:
         """Which units of the code follow `x`, ``(N, D)``, and how far from the prior."""
-        prior, means, divergences = self.prior(), [], []
+        prior, means, noises, divergences = self.prior(), [], [], []
         for part in self._data(x).split(_AT_ONCE):
             code = scored(self.encode(part))
             each = unit_divergences(code, prior)
             if each is None:  # no formula: the mean over draws
                 ratios = [_log_ratio(code, prior) for _ in range(DRAWS // _DRAWS_AT_ONCE)]
                 each = torch.cat(ratios).mean(0)
-            means.append(centre(code))
+            mean, noise = centre_and_noise(code)
+            means.append(mean)
+            noises.append(noise)
             divergences.append(each)
-        return latent_use(torch.cat(means), torch.cat(divergences))
+        return latent_use(torch.cat(means), torch.cat(divergences), noise=torch.cat(noises))
 
     @torch.no_grad()
     def interpolate(self, a: Tensor, b: Tensor, steps: int = 9) -> Tensor:

@@ -39,6 +39,9 @@ def test_a_run_begins_with_the_parameters_of_another(train, tmp_path, capsys):
     torch.testing.assert_close(flow.encoder.state_dict(), first.encoder.state_dict())
     torch.testing.assert_close(flow.posterior.base.state_dict(), first.posterior.state_dict())
     assert "new here: posterior.head.weight, posterior.head.bias\n" in capsys.readouterr().err
+    told = train("told", "--posterior", "spline", *slow)
+    torch.testing.assert_close(told.posterior.base.state_dict(), first.posterior.state_dict())
+    assert len(told.posterior.layers) == 2
 
 
 def test_a_convolutional_vae_with_causal_pixels(train, tmp_path, capsys):

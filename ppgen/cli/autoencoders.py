@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 GREY = ("grey", "gaussian", "logistic", "categorical")  # pixels that are not binary
 _WHOLE = GREY[2:]  # laws of whole levels
+_BINS, _BOUND = 8, 4.0  # of a spline posterior, in standard deviations
 _COMPONENTS = 50  # of a mixture prior, or a VampPrior
 _CAUSAL_UNITS = 7  # hidden units of a pixel that is told of its neighbours
 
@@ -189,15 +190,19 @@ def _likelihood(settings: dict[str, Any], examples: Dataset) -> Any:
 
 
 def _posterior(settings: dict[str, Any], features: int) -> nn.Module:
-    from ppgen.networks.flow_posterior import FlowPosterior
+    from ppgen.networks.flow_posterior import AutoregressivePosterior, FlowPosterior
     from ppgen.networks.posteriors import FullNormal
     from ppgen.transforms.planar import Planar
+    from ppgen.transforms.rational_quadratic import RationalQuadratic
     from ppgen.transforms.sylvester import Sylvester
     from ppgen.transforms.vector import VectorChain
 
     name, latent, layers = settings["posterior"], settings["latent"], settings["flow_layers"]
     if name == "full":
         return FullNormal(features, latent)
+    if name in ("iaf", "spline"):
+        scalar_map = RationalQuadratic(_BINS, _BOUND) if name == "spline" else None
+        return AutoregressivePosterior(features, latent, scalar_map, layers=layers)
     columns = settings.get("flow_columns")
     made = [Planar(latent) if name == "planar" else Sylvester(latent, columns)] * layers
     return FlowPosterior(features, latent, VectorChain(made))

@@ -20,12 +20,12 @@ _USUAL = {  # layers, and units of a hidden one
     "sylvester": (8, 0),
     "continuous": (1, 32),
 }
-_OF_A_POSTERIOR = 10
+_OF_A_POSTERIOR = {"planar": 10, "sylvester": 10, "iaf": 4, "spline": 2}  # layers
 _COLUMNS, _MOST_COLUMNS = 8, 64  # of a Sylvester layer
 _BINS, _BOUND = 8, 4.0
 
 
-def options(model: str, given: FlowOptions) -> dict[str, Any]:
+def options(model: str, given: FlowOptions, posterior: str) -> dict[str, Any]:
     """The settings of a flow, or of a VAE's flow posterior.
 
     Raises:
@@ -34,7 +34,8 @@ def options(model: str, given: FlowOptions) -> dict[str, Any]:
     found = asdict(given)
     layers, columns = given.flow_layers, given.flow_columns
     if layers is None:
-        found["flow_layers"] = _USUAL[given.layer][0] if model == "flow" else _OF_A_POSTERIOR
+        of_a_flow = _USUAL[given.layer][0]
+        found["flow_layers"] = _OF_A_POSTERIOR.get(posterior, 10) if model == "vae" else of_a_flow
     elif layers < 1:
         raise ValueError(f"--flow-layers must be at least 1, got {layers}")
     if model == "vae":

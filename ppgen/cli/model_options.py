@@ -67,8 +67,9 @@ class CodeOptions:
     prior: Literal["standard", "mixture", "vampprior", "flow"] = "standard"
     "Of a VAE's code; the mixtures have 50 components."
 
-    posterior: Literal["normal", "full", "planar", "sylvester"] = "normal"
-    "Of a VAE's code; planar and sylvester are flows told by the encoder."
+    posterior: Literal["normal", "full", "planar", "sylvester", "iaf", "spline"] = "normal"
+    """Of a VAE's code; planar, sylvester and the autoregressive iaf and spline are flows told by
+    the encoder."""
 
     objective: Literal["elbo", "iwae", "dreg", "rws"] = "elbo"
     """The bound that is raised: dreg is iwae with quieter gradients; rws is reweighted wake-sleep,
@@ -120,7 +121,7 @@ class FlowOptions:
 
     flow_layers: int | None = None
     """How many: 1 autoregressive or continuous, 4 spline, 8 coupling, sylvester, 16 planar, radial;
-    10 in a VAE's posterior."""
+    in a VAE's posterior 10 planar, sylvester, 4 iaf, 2 spline."""
 
     flow_columns: int | None = None
     """Directions of each Sylvester layer, at most as many as it has dimensions; 8 of a flow, all of

@@ -139,7 +139,7 @@ def train(
     }
     settings |= _of_its_kind(model, machine or MachineOptions(), code or CodeOptions())
     if model in ("flow", "vae"):
-        settings |= flows.options(model, flow)
+        settings |= flows.options(model, flow, settings.get("posterior", "normal"))
     if settings.get("pixels") in GREY:
         settings["binarisation"] = binarisation or "none"
     if model in MACHINES:

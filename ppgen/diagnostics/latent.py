@@ -61,7 +61,9 @@ class LayeredUse(dict[str, LatentUse]):
         return "\n".join(f"{name}: {use}" for name, use in self.items())
 
 
-def latent_use(means: Any, divergences: Any, *, threshold: float = ACTIVE) -> LatentUse:
+def latent_use(
+    means: Any, divergences: Any, *, noise: Any = None, threshold: float = ACTIVE
+) -> LatentUse:
     """Active units and divergence of an encoder on data.
 
     A low negative ELBO with a divergence near zero is that of a decoder without a code; neither
@@ -70,6 +72,8 @@ def latent_use(means: Any, divergences: Any, *, threshold: float = ACTIVE) -> La
     Args:
         means: posterior mean of each example, ``(N, L)``, N >= 2.
         divergences: KL(q(z | x) || p(z)) of each example, ``(N, L)`` by unit or ``(N,)``, nats.
+        noise: variance of each mean's own error, ``(N, L)``, where it is one of draws; without
+            it a unit that does not follow the data moves with them by this much.
         threshold: variance over the data from which on a unit is active.
 
     Raises:
@@ -91,7 +95,10 @@ def latent_use(means: Any, divergences: Any, *, threshold: float = ACTIVE) -> La
         )
     units = divergences.mean(0) if divergences.ndim == 2 else None
     divergence = float(divergences.mean(0).sum())
-    return LatentUse(means.var(0, ddof=1), divergence, units, threshold)
+    variance = means.var(0, ddof=1)
+    if noise is not None:
+        variance = np.maximum(variance - as_sample(noise, "noise").mean(0), 0)
+    return LatentUse(variance, divergence, units, threshold)
 
 
 def unit_divergences(q: Any, p: Any) -> Tensor | None:

@@ -31,10 +31,10 @@ class MaskedLinear(nn.Linear):
 class MADE(nn.Module):
     r"""Autoregressive network: ``parameters`` numbers for each of ``dim`` coordinates.
 
-    The numbers of coordinate i depend on the coordinates before i in `order` alone. Every
-    output also sees its permitted inputs directly, so that without hidden units this is the
-    fully visible sigmoid belief network's logistic regression. It starts at zero output: a
-    transform that is the identity at zero starts as the identity.
+    The numbers of coordinate i depend on the coordinates before i in `order` alone, and on a
+    context where it is told one. Every output also sees its permitted inputs directly, so that
+    without hidden units this is the fully visible sigmoid belief network's logistic regression.
+    It starts at zero output: a transform that is the identity at zero starts as the identity.
 
     Args:
         dim: coordinates, D.
@@ -43,8 +43,12 @@ class MADE(nn.Module):
         order: a permutation of ``range(dim)``, the coordinates in the order of their
             generation; as they stand by default.
         dropout: probability of dropping a hidden unit while training.
+        context: numbers that it is told besides, C; they reach all outputs by the hidden units.
 
-    Shapes: ``(*, D) -> (*, D, P)``.
+    Shapes: ``(*, D), (*, C) -> (*, D, P)``, the batches broadcast against each other.
+
+    Raises:
+        ValueError: for an order that is no permutation, and a context without hidden units.
 
     References:
         | MADE: Masked Autoencoder for Distribution Estimation (Germain et al., 2015)
@@ -61,8 +65,11 @@ class MADE(nn.Module):
         *,
         order: Sequence[int] | None = None,
         dropout: float = 0.0,
+        context: int = 0,
     ) -> None:
         super().__init__()
+        if context and not hidden:
+            raise ValueError("a context needs hidden units, by which it reaches the outputs")
         chosen = list(range(dim)) if order is None else [int(i) for i in order]
         if sorted(chosen) != list(range(dim)):
             raise ValueError(f"order must be a permutation of range({dim}); got {chosen}")
@@ -71,13 +78,15 @@ class MADE(nn.Module):
         rank = torch.empty(dim, dtype=torch.long)
         rank[self.order] = torch.arange(1, dim + 1)
         below, layers = rank, []
+        first = 1 if context else 0  # units of degree 0 see the context and no coordinate
         for width in hidden:
-            degrees = torch.arange(width) % max(1, dim - 1) + 1
+            degrees = torch.arange(width) % (max(1, dim - 1) + first) + 1 - first
             layers += [MaskedLinear(degrees[:, None] >= below), nn.ReLU()]
             if dropout:
                 layers.append(nn.Dropout(dropout))
             below = degrees
         self.body = nn.Sequential(*layers)
+        self.told = nn.Linear(context, hidden[0], bias=False) if context else None
         above = rank.repeat_interleave(parameters)[:, None]
         self.head = MaskedLinear(above > below) if hidden else None
         self.skip = MaskedLinear(above > rank)
@@ -86,8 +95,18 @@ class MADE(nn.Module):
                 nn.init.zeros_(layer.weight)
                 nn.init.zeros_(layer.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        if (self.told is None) != (context is None):
+            raise ValueError(
+                "this network is told no context: build it with context="
+                if self.told is None
+                else f"this network is told a context of {self.told.in_features} numbers; got none"
+            )
         out = self.skip(x)
         if self.head is not None:
-            out = out + self.head(self.body(x))
+            for i, layer in enumerate(self.body):
+                x = layer(x)
+                if i == 0 and self.told is not None:
+                    x = x + self.told(context)
+            out = out + self.head(x)
         return out.unflatten(-1, (self.dim, self.parameters_each))

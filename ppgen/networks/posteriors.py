@@ -126,7 +126,13 @@ def scored(code: TorchDistribution) -> TorchDistribution:
 
 def centre(code: TorchDistribution, draws: int = 100) -> Tensor:
     """The mean of a recognition distribution, ``(*, L)``; of its draws where it has no formula."""
+    return centre_and_noise(code, draws)[0]
+
+
+def centre_and_noise(code: TorchDistribution, draws: int = 100) -> tuple[Tensor, Tensor]:
+    """The same, and the variance of its error: that of a mean of draws, zero of a formula."""
     try:
-        return code.mean
+        return code.mean, torch.zeros_like(code.mean)
     except NotImplementedError:
-        return code.sample(torch.Size([draws])).mean(0)
+        z = code.sample(torch.Size([draws]))
+        return z.mean(0), z.var(0) / draws

@@ -1,4 +1,4 @@
-"""Masked autoregressive flows."""
+"""Masked autoregressive flows, and inverse ones."""
 
 from __future__ import annotations
 
@@ -30,8 +30,10 @@ class Autoregressive(Bijection, TransformModule):
         hidden: widths of the network's hidden layers.
         order: the coordinates in the order of their generation.
         dropout: in the network, while training.
+        context: numbers that the network is told besides, C, as in the flow posterior of an
+            encoder; both directions then take them as a second argument.
 
-    Shapes: ``(*, D) -> (*, D)``, log-determinants ``(*)``.
+    Shapes: ``(*, D) -> (*, D)``, log-determinants ``(*)``; contexts ``(*, C)``.
 
     References:
         | Masked Autoregressive Flow for Density Estimation (Papamakarios et al., 2017)
@@ -49,31 +51,71 @@ class Autoregressive(Bijection, TransformModule):
         *,
         order: Sequence[int] | None = None,
         dropout: float = 0.0,
+        context: int = 0,
     ) -> None:
         super().__init__()
         self.scalar_map = scalar_map
         self.domain = self.codomain = constraints.independent(scalar_map.domain, 1)
-        self.conditioner = MADE(dim, scalar_map.parameters, hidden, order=order, dropout=dropout)
+        self.conditioner = MADE(
+            dim, scalar_map.parameters, hidden, order=order, dropout=dropout, context=context
+        )
 
-    def forward_with_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward_with_log_det(
+        self, x: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The data value ``y`` of `x`, and ``log |det dy/dx|``; `dim` passes."""
         y, total = torch.zeros_like(x), x.new_zeros(())
         for i in self.conditioner.order.tolist():
-            raw = self._parameters_at(y)[..., i, :]
+            raw = self._parameters_at(y, context)[..., i, :]
             column, slope = self.scalar_map.to_data(x[..., i], raw)
             # a new tensor: autograd keeps the old one for the network's pass
             y = torch.cat([y[..., :i], column[..., None], y[..., i + 1 :]], -1)
             total = total + slope
         return y, total
 
-    def inverse_with_log_det(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        x, slope = self.scalar_map.to_base(y, self._parameters_at(y))
+    def inverse_with_log_det(
+        self, y: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        x, slope = self.scalar_map.to_base(y, self._parameters_at(y, context))
         return x, slope.sum(-1)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         return -self.inverse_with_log_det(y)[1]
 
-    def _parameters_at(self, y: Tensor) -> Tensor:
+    def _parameters_at(self, y: Tensor, context: Tensor | None) -> Tensor:
         # centred, where the data live in the unit cube
         cube = self.scalar_map.domain is constraints.unit_interval
-        return self.conditioner(2 * y - 1 if cube else y)
+        return self.conditioner(2 * y - 1 if cube else y, context)
+
+
+class InverseAutoregressive(Bijection, TransformModule):
+    r"""An autoregressive layer the other way round: a draw takes one pass, a density `dim`.
+
+    .. math:: y_i = f^{-1}(x_i;\ \theta_i(x_{<i}, h))
+
+    That is what a guide needs, which scores its own draws.
+
+    Args:
+        layer: an `Autoregressive` one.
+        context: what its network is told, h, ``(*, C)``; None for a layer without.
+
+    Shapes: ``(*, D) -> (*, D)``, log-determinants ``(*)``.
+
+    References:
+        | Improving Variational Inference with Inverse Autoregressive Flow (Kingma et al., 2016)
+        | https://arxiv.org/abs/1606.04934
+    """
+
+    domain: Any
+    codomain: Any
+
+    def __init__(self, layer: Autoregressive, context: Tensor | None = None) -> None:
+        super().__init__()
+        self.layer, self.context = layer, context
+        self.domain = self.codomain = layer.domain
+
+    def forward_with_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.layer.inverse_with_log_det(x, self.context)
+
+    def inverse_with_log_det(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        return self.layer.forward_with_log_det(y, self.context)

@@ -14,6 +14,7 @@ from ppgen.models.base_rate import BaseRate, whole_levels
 from ppgen.models.flow import Flow
 from ppgen.models.vae import VAE
 from ppgen.networks.convolutional import ConvolutionalDecoder, ConvolutionalEncoder
+from ppgen.networks.flow_posterior import AutoregressivePosterior
 from ppgen.networks.likelihoods import (
     BernoulliLikelihood,
     CategoricalLikelihood,
@@ -163,6 +164,7 @@ PARTS = {
     "discretised logistic": lambda: {"likelihood": DiscretisedLogisticLikelihood(5)},
     "categorical": lambda: {"likelihood": CategoricalLikelihood(3)},
     "full covariance": lambda: {"posterior": FullNormal(5, 1)},
+    "IAF": lambda: {"posterior": AutoregressivePosterior(5, 1, layers=2, hidden=(3,))},
     "mixture": lambda: {"prior": MixturePrior(1, 3)},
     "VampPrior": lambda: {"prior": VampPrior(EVERY[:3])},
     "flow prior": lambda: {"prior": FlowPrior(Flow(1, layers=1, hidden=(4,)))},

@@ -1,5 +1,7 @@
 """Active units, divergences and posterior collapse, where they are known by construction."""
 
+import math
+
 import pyro.distributions as dist
 import pytest
 import torch
@@ -7,14 +9,16 @@ from torch.distributions import kl_divergence
 
 from ppgen.diagnostics import latent_use, unit_divergences
 from ppgen.models.vae import VAE
+from ppgen.networks.flow_posterior import FlowPosterior
 from ppgen.networks.posteriors import FullNormal
 from ppgen.networks.priors import MixturePrior
+from ppgen.transforms.planar import Planar
 
 
 def linear_vae(gains, **parts):
     """Units whose posterior means are `gains` times a pixel, with unit scales."""
     vae = VAE(4, len(gains), (), **parts)
-    head = vae.posterior.head
+    head = getattr(vae.posterior, "base", vae.posterior).head
     torch.nn.init.zeros_(head.weight)
     torch.nn.init.zeros_(head.bias)
     head.weight.data[: len(gains), 0] = torch.tensor(gains)
@@ -58,6 +62,20 @@ def test_laws_with_dependent_units_have_one_divergence(parts):
     assert use.units is None
     # 100 draws for each of 100 examples; a term deviates by less than 3
     assert use.divergence == pytest.approx(expected, abs=4.3 * 3 / 100)
+
+
+def test_the_noise_of_means_of_draws_makes_no_unit_active():
+    posterior = FlowPosterior(4, 2, Planar(2))
+    torch.nn.init.zeros_(posterior.head.weight)  # the identity for every example
+    vae = linear_vae([2.0, 0.0], posterior=posterior)
+    posterior.base.head.bias.data[2:] = 10 * math.atanh(2 * math.log(2) / 10)  # a scale of 2
+    use = vae.latent_use(HALF.repeat(20, 1))
+    assert use.active.tolist() == [True, False]
+    # means of 100 draws have a variance of 2^2 / 100 of their own: of 2,000 such, 4.3 errors
+    allowed = 4.3 * 0.04 * (2 / 2000) ** 0.5
+    assert use.variance[1] < allowed
+    # and the variance about 0 and 2: the noise also crosses with the pixel
+    assert use.variance[0] == pytest.approx(1, abs=allowed + 4.3 * 2 * (0.04 / 2000) ** 0.5)
 
 
 def test_unit_divergences_are_torchs_or_none():
