@@ -158,6 +158,7 @@ def compare(
         seed: of each run.
         kwargs: the story's keyword arguments.
 
+    The story is recorded once for all methods; the cost of each counts what it used of it.
     After Ctrl-C those methods are compared that have been fitted, if the reference is among them.
 
     Raises:
@@ -167,10 +168,11 @@ def compare(
     if reference not in using:
         raise ValueError(f"reference={reference!r} is not among the methods {list(using)}")
     _refuse_trainable(model, args, kwargs)
+    program = as_program(model, args, kwargs)
     posteriors = {}
 
     def fitted(engine: Engine, *, reparametrise: Literal["auto"] | bool = False) -> Posterior:
-        return fit(model, *args, using=engine, seed=seed, reparametrise=reparametrise, **kwargs)
+        return fit(program.fork(), using=engine, seed=seed, reparametrise=reparametrise)
 
     with interruptible() as interrupt:
         for label, engine in using.items():
@@ -180,7 +182,6 @@ def compare(
                 break
     if reference not in posteriors:
         raise KeyboardInterrupt("the comparison was stopped before its reference was fitted")
-    program = as_program(model, args, kwargs)
     with torch.random.fork_rng(enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)

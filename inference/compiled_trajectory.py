@@ -74,8 +74,8 @@ class CompiledTarget(Target):
         """The compiled trajectory, if it does on `inputs` what it has to do."""
         begin = time.perf_counter()
         body = unchecked(recording.body)
-        slope = None if recording.halves is None else unchecked(recording.halves[1])
-        plain = trajectory_of(body, slope or (lambda *z: body(*z)[1]))
+        slope = recording.alone(1)
+        plain = trajectory_of(body, unchecked(slope) if slope else lambda *z: body(*z)[1])
         with torch.no_grad():
             one_step = (*inputs[:4], torch.zeros_like(inputs[4]), *inputs[5:])
             found = compiled(plain, one_step, "trajectories")

@@ -17,15 +17,16 @@ from ppgen.inference.point import as_program
 from ppgen.inference.reparametrisation import Reparametrisation, added
 from ppgen.inference.reparametrise import reparametrised
 from ppgen.inference.verdict import WEIGHT_ESS_FAIL
-from ppgen.inputs import slots
+from ppgen.inputs import slots, tensors
 from ppgen.posterior import Posterior
+from ppgen.program import Program
 from ppgen.types import Engine, Story
 
 _SMALL = 20_000  # numbers in the data and parameters
 
 
 def fit(
-    model: Story,
+    model: Story | Program,
     *args: Any,
     using: Engine | None = None,
     seed: int | None = 0,
@@ -35,7 +36,8 @@ def fit(
     """The posterior of a story given its data.
 
     Args:
-        model: the story, any Pyro callable.
+        model: the story, any Pyro callable; or a :class:`ppgen.program.Program`, which holds its
+            data: runs on one share what has been recorded.
         args: its arguments: the data.
         using: the engine with its options; ``HMC()`` when None.
         seed: of the run; the caller's random state is given back afterwards. None continues
@@ -61,7 +63,7 @@ def fit(
         >>> posterior["p"].shape
         torch.Size([1, 4000])
     """
-    engine = HMC() if using is None else using
+    engine: Any = HMC() if using is None else using
     if reparametrise not in (True, False, "auto"):
         raise ValueError(f"reparametrise must be True, False or 'auto', got {reparametrise!r}")
     if not callable(getattr(engine, "run", None)) or isinstance(engine, type):
@@ -75,9 +77,9 @@ def fit(
 
 
 def _run(
-    engine: Engine,
+    engine: Any,
     choice: Literal["auto"] | bool,
-    model: Story,
+    model: Story | Program,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Posterior:
@@ -103,7 +105,7 @@ def _run(
 
 
 def _changes(
-    engine: Engine, model: Story, args: tuple[Any, ...], kwargs: dict[str, Any]
+    engine: Engine, model: Story | Program, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Reparametrisation, ...]:
     """Hierarchies first; what remains is scaled and decorrelated, if it matters to the engine."""
     first = reparametrised(model, *args, **kwargs)
@@ -137,7 +139,7 @@ def _failed(posterior: Posterior) -> bool:
 def _way_out(
     choice: Literal["auto"] | bool,
     engine: Engine,
-    model: Story,
+    model: Story | Program,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> tuple[Reparametrisation, ...] | str | None:
@@ -161,13 +163,18 @@ def _way_out(
 
 
 @contextmanager
-def _threads_for(model: Story, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[None]:
+def _threads_for(
+    model: Story | Program, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Iterator[None]:
     """One thread for a story with little data, and the old number afterwards.
 
     Its tensors are too small to share: threads that wait for each other made a flow guide ten
     times slower on a busy machine, and no faster on an idle one.
     """
-    numbers = sum({id(t): t.numel() for _, t in slots(model, args, kwargs)}.values())
+    if isinstance(model, Program):
+        model, args, kwargs = model.model, model.args, model.kwargs
+    held = [t for _, t in slots(model, args, kwargs)]
+    numbers = sum({id(t): t.numel() for t in [*held, *tensors(args, kwargs)]}.values())
     threads = torch.get_num_threads()
     torch.set_num_threads(1 if numbers < _SMALL else threads)
     try:

@@ -119,6 +119,7 @@ class Gibbs:
                 return found
         begin = time.perf_counter()
         story, program, data = declared("Gibbs", ConditionallyConjugate, model, args, kwargs)
+        recorded = program.seconds_recording
         with sandbox(program.dtype), torch.no_grad():
             state, coordinates = init(story, self.chains, data), story.coordinates(*data)
             self._check_kept(coordinates, program)
@@ -146,7 +147,7 @@ class Gibbs:
             log_density=lp,
             stats={"lp": lp},
             cost=Cost(
-                recording=program.seconds_recording,
+                recording=program.seconds_recording - recorded,
                 adapting=adapted - begin,
                 sampling=sampled - adapted,
             ),

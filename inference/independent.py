@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -17,18 +16,18 @@ class Clock:
 
     def __init__(self, program: Program) -> None:
         self.program, self.recorded = program, program.seconds_recording
-        self.begin = self.adapted = time.perf_counter()
+        self.begin = self.adapted = program.now()
         self.recording = self.compiling = 0.0
 
     def fitted(self, *, compiling: float = 0.0) -> None:
         """What follows is drawing; `compiling` are seconds of what went before."""
-        self.adapted, self.compiling = time.perf_counter(), compiling
+        self.adapted, self.compiling = self.program.now(), compiling
         self.recording = self.program.seconds_recording - self.recorded
 
     def cost(self, gradients: int = 0) -> Cost:
         """Of the run up to now."""
         recording = self.program.seconds_recording - self.recorded
-        drawing = time.perf_counter() - self.adapted
+        drawing = self.program.now() - self.adapted
         return Cost(
             recording=recording,
             compiling=self.compiling,

@@ -8,7 +8,6 @@ chains go on by themselves.
 from __future__ import annotations
 
 import math
-import time
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from math import prod
@@ -119,8 +118,8 @@ class ManyChains(ABC):
                 site or no starting point.
             KeyboardInterrupt: when stopped before the first draw.
         """
-        begin = time.perf_counter()
         program = model if isinstance(model, Program) else Program(model, *args, **kwargs)
+        begin = program.now()
         most = min(self._longest, self._room(program))
         recorded = program.seconds_recording
         target = self._target(program)
@@ -134,7 +133,7 @@ class ManyChains(ABC):
             chains = self._chains(tuned, target, interrupt, progress)
             recording = program.seconds_recording - recorded
             compiling = target.seconds_compiling
-            middle = time.perf_counter()
+            middle = program.now()
             few = max(_FEWEST, self.draws // 8)
             chains.go_on(min(self.draws, few) if tuned.hopeless else self.draws)
             while True:
@@ -142,7 +141,7 @@ class ManyChains(ABC):
                     recording=recording,
                     compiling=compiling,
                     adapting=max(0.0, middle - begin - recording - compiling),
-                    sampling=time.perf_counter() - middle,
+                    sampling=program.now() - middle,
                     gradients=target.gradients,
                 )
                 posterior = self._posterior(program, tuned, chains, cost)

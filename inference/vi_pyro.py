@@ -68,23 +68,25 @@ def fit_pyro_guide(
     if isinstance(model, Program) or not _subsampled(model, args, kwargs):
         program = as_program(model, args, kwargs)
         model, args, kwargs = program.model, program.args, program.kwargs
-    recorded = program.seconds_recording if program else 0.0
+    recorded, now = (
+        (program.seconds_recording, program.now) if program else (0.0, time.perf_counter)
+    )
     dtype = _dtype(guide, program)
     args, kwargs = tree_map(lambda v: _cast(v, dtype), (args, kwargs))
-    begin = time.perf_counter()
+    begin = now()
     with sandbox(dtype):
         chosen: Guide = guide.build(model) if isinstance(guide, GuideFactory) else guide
         fit = _Fit(model, chosen, args, kwargs, program, particles)
         with interruptible() as interrupt, Progress("VI (Pyro guide)") as progress:
             ascent = ascend(fit.step, fit.evaluate, fit.parameters, schedule, interrupt, progress)
-        between = time.perf_counter()
+        between = now()
         values, log_q = fit.sample(draws)
         unknown = fit.unknown_density()
     fields = _fields(ascent, unknown, options)
     if program is None:
         cost = Cost(
             adapting=between - begin,
-            sampling=time.perf_counter() - between,
+            sampling=now() - between,
             gradients=fit.gradients,
         )
         return Posterior(draws={n: v[None] for n, v in values.items()}, cost=cost, **fields)
@@ -97,7 +99,7 @@ def fit_pyro_guide(
     cost = Cost(
         recording=recording,
         adapting=between - begin - recording,
-        sampling=time.perf_counter() - between,
+        sampling=now() - between,
         gradients=fit.gradients,
     )
     return Posterior.from_program(

@@ -57,6 +57,18 @@ def plain(tree: Any) -> tuple[Any, ...]:
     )
 
 
+def notes_on_foreign(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[str]:
+    """What to do about lists, arrays and columns of a data frame, which stories stumble over."""
+    return [
+        f"argument {place} is a {type(value).__name__}: stories compute with tensors; "
+        "give it torch.as_tensor(...), of a data frame's column "
+        "torch.as_tensor(column.to_numpy())"
+        for place, value in [*enumerate(args, start=1), *kwargs.items()]
+        if not isinstance(value, Tensor)
+        and (isinstance(value, (list, tuple)) or hasattr(value, "__array__"))
+    ]
+
+
 class _Externals(Mode):
     """Collect the tensors that are read but were not made inside."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -16,7 +17,7 @@ from torch.utils._pytree import tree_map
 
 from ppgen.anatomy import Anatomy, dissect
 from ppgen.compiling import compiling
-from ppgen.inputs import inputs, plain, slots, tensors
+from ppgen.inputs import inputs, notes_on_foreign, plain, slots, tensors
 from ppgen.recording import (
     Recording,
     Slope,
@@ -50,7 +51,7 @@ _PARTS: dict[str, Callable[[Evaluation], Tensor]] = {
     "likelihood": lambda e: e.log_density() - e.log_prior(),
 }
 
-_PIECE = 256  # draws that are constrained at a time
+_PIECE = 256  # draws at a time, where many may be asked for
 
 
 def _plain_prior(evaluation: Evaluation) -> Tensor:
@@ -100,6 +101,8 @@ class Program:
         self.seconds_recording = 0.0
         self.fallback: str | None = None  # why the story is evaluated directly, if it is
         self._recordings: dict[Any, Recording] = {}
+        self._used: set[Any] = set()  # keys of recordings whose seconds are counted
+        self._taken_over = 0.0  # seconds that recordings of other forks took
         self._given = (args, kwargs)
         self.dtype, self.device = _dtype_and_device(model, args, kwargs)
         try:
@@ -120,7 +123,8 @@ class Program:
             try:
                 self.anatomy: Anatomy = dissect(self.model, self.args, self.kwargs)
             except TypeError as error:
-                self._name_foreign(error)
+                for note in notes_on_foreign(self.args, self.kwargs):
+                    error.add_note(note)
                 raise
             after = pyro.get_param_store().get_state()
         # pyro.param statements that nobody has run yet hold what they start with
@@ -128,17 +132,6 @@ class Program:
             if name not in before["params"] and id(tensor) not in own:
                 self._untrained["params"][name] = tensor
                 self._untrained["constraints"][name] = after["constraints"][name]
-
-    def _name_foreign(self, error: TypeError) -> None:
-        """Lists, arrays and columns of a data frame are what a story most often stumbles over."""
-        for place, value in [*enumerate(self.args, start=1), *self.kwargs.items()]:
-            foreign = isinstance(value, (list, tuple)) or hasattr(value, "__array__")
-            if foreign and not isinstance(value, Tensor):
-                error.add_note(
-                    f"argument {place} is a {type(value).__name__}: stories compute with tensors; "
-                    "give it torch.as_tensor(...), of a data frame's column "
-                    "torch.as_tensor(column.to_numpy())"
-                )
 
     def sandbox(self) -> AbstractContextManager[None]:
         """Within it the story can be run by hand: no validation, its dtype, a store of its own."""
@@ -172,13 +165,13 @@ class Program:
 
     def log_density(self, z: Tensor) -> Tensor:
         """Log joint density with the log Jacobian, ``(..., D) -> (...)``, nats."""
-        return self._run("log_density", lambda p: self._single(p).log_density(), z)
+        return self._in_pieces("log_density", lambda p: self._single(p).log_density(), z)
 
     def log_prior(self, z: Tensor, *, jacobian: bool = True) -> Tensor:
         """Log prior density, with or without the log Jacobian, ``(..., D) -> (...)``, nats."""
         if jacobian:
-            return self._run("log_prior", lambda p: self._single(p).log_prior(), z)
-        return self._run("log_prior, no jacobian", lambda p: _plain_prior(self._single(p)), z)
+            return self._in_pieces("log_prior", lambda p: self._single(p).log_prior(), z)
+        return self._in_pieces("plain log_prior", lambda p: _plain_prior(self._single(p)), z)
 
     def log_likelihood(self, z: Tensor) -> dict[str, Tensor]:
         """Pointwise log likelihood of each observed site, ``(..., *batch)``, nats.
@@ -186,7 +179,7 @@ class Program:
         A ``pyro.factor`` counts as likelihood. Discrete sites that are summed out are merged
         into the observed site that depends on them.
         """
-        return self._run("log_likelihood", lambda p: self._single(p).log_likelihood(), z)
+        return self._in_pieces("log_likelihood", lambda p: self._single(p).log_likelihood(), z)
 
     def value_and_grad(
         self, z: Tensor, *, part: Part = "density", compile: bool = False
@@ -238,18 +231,7 @@ class Program:
 
     def constrain(self, z: Tensor, *, deterministic: bool = False) -> dict[str, Tensor]:
         """From the flat vector to named sites on their own scale: ``(..., *shape)`` each."""
-        # in pieces: the recording is made by running the story on all rows that it is for
-        rows = self._rows(z)
-        pieces = torch.cat([rows, rows[-1:].expand(-len(rows) % _PIECE, -1)]).split(_PIECE)
-        if len(rows) <= _PIECE:
-            pieces = (rows,)
-        parts = [self._run("constrain", lambda p: self._single(p).values, p) for p in pieces]
-        values = {
-            name: torch.cat([part[name] for part in parts])[: len(rows)].reshape(
-                z.shape[:-1] + first.shape[1:]
-            )
-            for name, first in parts[0].items()
-        }
+        values = self._in_pieces("constrain", lambda p: self._single(p).values, z)
         return values if deterministic else {name: values[name] for name in self.sites}
 
     def unconstrain(self, sites: Mapping[str, Tensor]) -> Tensor:
@@ -310,12 +292,25 @@ class Program:
         """
         return starting_points(self, chains)
 
+    def fork(self) -> Program:
+        """The same story and data for a run of its own, with the recordings of all forks.
+
+        What each costs alone can still be told: `seconds_recording` and `now` count a recording
+        that another fork has made as if this one had made it again.
+        """
+        other = copy.copy(self)
+        other.seconds_recording = other._taken_over = 0.0
+        other._used = set()
+        return other
+
+    def now(self) -> float:
+        """A clock in seconds, on which recordings that were taken over took their time."""
+        return time.perf_counter() + self._taken_over
+
     def with_data(self, *args: Any, **kwargs: Any) -> Program:
         """The same story with other data; shares the recordings where the shapes agree."""
-        other = object.__new__(Program)
-        other.__dict__.update(self.__dict__)
+        other = self.fork()
         other._given = (args, kwargs)
-        other.seconds_recording = 0.0
         other._recordings = {}
         other._prepare()
         old, new = tensors(self.args, self.kwargs), tensors(other.args, other.kwargs)
@@ -330,6 +325,7 @@ class Program:
                 shared = recording.rebound(swap)
                 if shared is not None and shared.fits():
                     other._recordings[key] = shared
+                    other._used.add(key)
         return other
 
     # -- recording ---------------------------------------------------------------------------
@@ -349,6 +345,22 @@ class Program:
                 result = recording(rows)
         return tree_map(lambda t: self._cast(t).reshape(z.shape[:-1] + t.shape[1:]), result)
 
+    def _in_pieces(self, name: str, single: Callable[[Tensor], Any], z: Tensor) -> Any:
+        """As `_run`, at most `_PIECE` rows at a time: one recording for any number of draws.
+
+        Many rows of all data at once may not fit into memory, and are no faster.
+        """
+        rows = self._rows(z)
+        if len(rows) <= _PIECE:
+            return self._run(name, single, z)
+        whole = torch.cat([rows, rows[-1:].expand(-len(rows) % _PIECE, -1)])
+        parts = [self._run(name, single, piece) for piece in whole.split(_PIECE)]
+
+        def joined(*leaves: Tensor) -> Tensor:
+            return torch.cat(leaves)[: len(rows)].reshape(z.shape[:-1] + leaves[0].shape[1:])
+
+        return tree_map(joined, *parts)
+
     def _rows(self, z: Tensor) -> Tensor:
         """The points as a matrix."""
         if z.shape[-1:] != (self.dim,):
@@ -364,6 +376,10 @@ class Program:
             recording = self._recordings.get(key)
             if recording is None or not recording.fits():
                 recording = self._record(key, single, rows)
+            elif key not in self._used:
+                self._used.add(key)
+                self.seconds_recording += recording.seconds
+                self._taken_over += recording.seconds
             return recording
         return None
 
@@ -393,6 +409,7 @@ class Program:
                 with default_dtype(self.dtype), torch.no_grad():
                     refuse_lost_gradient(recording, rows)
             self._recordings[key] = recording
+            self._used.add(key)
         except Unrecordable as error:
             refuse_noise(partial(self._direct, single), rows)
             recording, self.fallback = None, str(error)
@@ -401,7 +418,10 @@ class Program:
             warnings.warn(
                 f"{self!r} is evaluated point by point, which is slow: {error}", stacklevel=5
             )
-        self.seconds_recording += time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        self.seconds_recording += seconds
+        if recording is not None:
+            recording.seconds = seconds
         return recording
 
 

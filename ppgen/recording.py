@@ -41,8 +41,9 @@ class Recording:
     signature: tuple[Any, ...]  # shapes and dtypes of the inputs
     nodes: int
     constants: list[tuple[Getter, Tensor, int]]  # baked in, each with its version
-    # value and gradient of a Slope, each alone
-    halves: tuple[Callable[..., Tensor], Callable[..., Tensor]] | None = None
+    # value and gradient of a Slope, each alone, once they are asked for; None where they cannot be
+    halves: dict[Literal[0, 1], fx.GraphModule] | None = None
+    seconds: float = 0.0  # that it took
     _seen: list[Tensor] = field(default_factory=list)
     _versions: list[int] = field(default_factory=list)
     _kept: Any = None
@@ -74,7 +75,16 @@ class Recording:
 
     def half(self, z: Tensor, which: Literal[0, 1]) -> Tensor:
         """Of a :class:`Slope` the value alone, or the gradient alone."""
-        return self(z)[which] if self.halves is None else self.halves[which](z, *self.kept())
+        alone = self.alone(which)
+        return self(z)[which] if alone is None else alone(z, *self.kept())
+
+    def alone(self, which: Literal[0, 1]) -> fx.GraphModule | None:
+        """The body of that half; None where only both can be had."""
+        if self.halves is None or not isinstance(self.body, fx.GraphModule):
+            return None
+        if which not in self.halves:
+            self.halves[which] = _alone_in(self.body, which)
+        return self.halves[which]
 
     def kept(self) -> Any:
         """What does not depend on z, for the inputs as they are now."""
@@ -185,6 +195,7 @@ def record(
     tidy(traced.graph)
     prefix, body = _split(traced)
     nodes = sum(n.op == "call_function" for n in body.graph.nodes)
+    writes = any(mutates(n) for n in body.graph.nodes)
     return Recording(
         prefix=prefix,
         body=torch.compile(unchecked(body), dynamic=False) if compile else body,
@@ -192,15 +203,8 @@ def record(
         signature=_signature(tensors),
         nodes=nodes,
         constants=[(g, t, t._version) for g, t in inputs] if looked else [],
-        halves=_halved(body) if isinstance(single, Slope) and not compile else None,
+        halves={} if isinstance(single, Slope) and not (compile or writes) else None,
     )
-
-
-def _halved(body: fx.GraphModule) -> tuple[fx.GraphModule, fx.GraphModule] | None:
-    """The graph for its first result alone, and for its second; None where it writes."""
-    if any(mutates(n) for n in body.graph.nodes):
-        return None
-    return _alone_in(body, 0), _alone_in(body, 1)
 
 
 def _alone_in(body: fx.GraphModule, which: int) -> fx.GraphModule:

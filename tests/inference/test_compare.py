@@ -21,6 +21,7 @@ from ppgen.inference.point import MAP
 from ppgen.inference.verdict import FALSE_ALARMS, THRESHOLDS, marginals
 from ppgen.models.eight_schools import data, eight_schools, eight_schools_centred
 from ppgen.posterior import Posterior
+from ppgen.program import Program
 
 FAILURE_RATE = 2e-5
 
@@ -316,3 +317,48 @@ def test_fit_gives_the_callers_random_state_back_and_repeats_itself():
     assert torch.equal(one["mu"], two["mu"])
     with pytest.raises(TypeError, match="engine with its options"):
         ppgen.fit(story, Y, using=Laplace)
+
+
+def test_methods_share_recordings_and_still_count_what_each_would_cost_alone():
+    def story(y):
+        m = pyro.sample("m", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(m, 1.0), obs=y)
+
+    made = []
+
+    class Counted(Laplace):
+        def run(self, model, *args, **kwargs):
+            made.append(len(model._recordings))
+            return super().run(model, *args, **kwargs)
+
+    engines = {"HMC": HMC(chains=32, draws=60), "one": Counted(), "two": Counted()}
+    found = ppgen.compare(story, torch.randn(5), using=engines, reference="HMC")
+    first, second = (found[label].cost.recording for label in ("one", "two"))
+    assert made[0] == made[1]  # HMC had recorded all that Laplace needs
+    assert first == second > 0
+
+
+@pytest.mark.parametrize(("rows", "threads"), [(100, 1), (30_000, 2)])
+def test_little_data_take_one_thread_however_they_are_given(rows, threads):
+    seen = []
+
+    class Counted(Laplace):
+        def run(self, model, *args, **kwargs):
+            seen.append(torch.get_num_threads())
+            return super().run(model, *args, **kwargs)
+
+    def story(y):
+        m = pyro.sample("m", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(m, 1.0).expand(y.shape).to_event(1), obs=y)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        y = torch.randn(rows)
+        ppgen.fit(story, y, using=Counted(draws=10))
+        ppgen.fit(story, y=y, using=Counted(draws=10))
+        ppgen.fit(Program(story, y), using=Counted(draws=10))
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [threads] * 3

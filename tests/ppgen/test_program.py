@@ -1,6 +1,7 @@
 """Program: the recorded log density is Pyro's own, for every kind of story."""
 
 import math
+import time
 import warnings
 
 import pyro
@@ -723,7 +724,8 @@ def test_value_and_gradient_alone_are_those_of_the_pair_in_fewer_operations():
     assert torch.equal(moved.value(z), moved.value_and_grad(z)[0])
     assert not torch.equal(moved.gradient(z), program.gradient(z))
     (recording,) = program._recordings.values()
-    assert all(len(h.graph.nodes) < len(recording.body.graph.nodes) for h in recording.halves)
+    halves = [recording.alone(0), recording.alone(1)]
+    assert all(len(h.graph.nodes) < len(recording.body.graph.nodes) for h in halves)
     z = torch.tensor([[1.0], [-1.0]])
     direct = Program(branching, torch.tensor(1.0))
     with pytest.warns(UserWarning, match="point by point"):
@@ -744,5 +746,36 @@ def test_many_draws_are_constrained_in_pieces_that_fit_into_memory():
     found = program.constrain(z, deterministic=True)
     torch.testing.assert_close(found["b"], z[..., 0].exp())
     torch.testing.assert_close(found["mean"], z.exp() * program.args[0])
-    ((_, shape, *_),) = program._recordings  # all 602 rows of data at once were too many
-    assert shape[0] < 301
+    each = [program.log_likelihood(row[None])["y"][0] for row in z.reshape(-1, 1)]
+    torch.testing.assert_close(program.log_likelihood(z)["y"].reshape(-1, 3), torch.stack(each))
+    density, prior = program.log_density(z), program.log_prior(z)
+    torch.testing.assert_close(density - prior, program.log_likelihood(z)["y"].sum(-1))
+    assert density.shape == z.shape[:-1]
+    # all 602 rows of data at once were too many
+    assert all(shape[0] < 301 for _, shape, *_ in program._recordings)
+
+
+def test_forks_share_recordings_and_count_them_each():
+    def story(y):
+        m = pyro.sample("m", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(m, 1.0), obs=y)
+
+    first = Program(story, torch.tensor(1.0))
+    z = torch.randn(3, 1)
+    made = first.value_and_grad(z)
+    second = first.fork()
+    truly, begin = time.perf_counter(), second.now()
+    for _ in range(2):
+        assert all(map(torch.equal, made, second.value_and_grad(z)))
+    alone, spent = second.now() - begin, time.perf_counter() - truly
+    assert len(first._recordings) == 1
+    assert second.seconds_recording == first.seconds_recording > 0
+    # it is slower by what the recording took, once
+    assert 0 < alone - second.seconds_recording < spent
+    second.log_density(z)
+    assert second.seconds_recording > first.seconds_recording
+    first.log_density(z)
+    assert first.seconds_recording == second.seconds_recording
+    other = first.with_data(torch.tensor(3.0))
+    assert not torch.equal(other.value_and_grad(z)[0], made[0])
+    assert other.seconds_recording == 0
