@@ -218,7 +218,7 @@ COMMANDS = [
      "--gibbs-steps", "2", "--persistent", "--likelihood-every", "1"],
     ["rbm", "--hidden", "3", "--out", "below", "--overwrite", "--decay", "--averaging", "0.9"],
     ["dbm", "--hidden", "3", "--pretraining-epochs", "1", "--mean-field-steps", "2",
-     "--learning-rate", "0.01", "--binarisation", "none", "--checkpoint-every", "2"],
+     "--learning-rate", "0.01", "--binarisation", "none", "--checkpoint-every", "2", "--compile"],
     ["dbn", "--hidden", "3", "6", "--start-from", "below", "--folder", "."],
 ]  # fmt: skip
 REFUSED = ["rbm", "--hidden", "3", "--out", "refused", "--patience", "3"]
