@@ -34,6 +34,7 @@ from ppgen.inference.guides import full_rank_guide as full_rank_guide
 from ppgen.inference.guides import low_rank_guide as low_rank_guide
 from ppgen.inference.guides import mean_field_guide as mean_field_guide
 from ppgen.inference.hmc_engine import HMC as HMC
+from ppgen.inference.hmc_within_gibbs import HMCWithinGibbs as HMCWithinGibbs
 from ppgen.inference.importance_weighted import ImportanceWeightedELBO as ImportanceWeightedELBO
 from ppgen.inference.importance_weighted import ReweightedWakeSleep as ReweightedWakeSleep
 from ppgen.inference.laplace import Laplace as Laplace

@@ -142,11 +142,10 @@ class Target:
         for msg in _run(values, self.model, self.args, self.kwargs).visited:
             law, value = innermost(msg["fn"]), msg["value"]
             if msg["name"] in self.free:
-                energy = law.energy if isinstance(law, Boltzmann) else law.free_energy
-                term = -energy(value)
+                term = -free_energy(law, value)
             else:
                 term = msg["fn"].log_prob(value, *msg["args"], **msg["kwargs"])
-            plates = _plates(msg)
+            plates = plate_dimensions(msg)
             shape = [1] * max([term.dim(), *(-d for d in plates.values())])
             for frame in msg["cond_indep_stack"]:
                 if frame.vectorized:
@@ -182,7 +181,7 @@ class _Run(Messenger):
         if msg["is_observed"]:
             return
         name, shape = msg["name"], fn.shape()
-        if not _binary(fn):
+        if not is_binary(fn):
             raise _NotBinary(name)
         if name not in self.values:
             self.values[name] = torch.randint(2, shape).to(torch.get_default_dtype())
@@ -204,7 +203,8 @@ def _read(state: dict[str, Tensor], *, target: Target) -> Reading:
     return Reading(state, torch.func.vmap(target.total)(state))
 
 
-def _binary(fn: Any) -> bool:
+def is_binary(fn: Any) -> bool:
+    """Whether a distribution's units are 0 or 1, those of a Boltzmann machine too."""
     law = innermost(fn)
     try:
         support = fn.support
@@ -216,12 +216,13 @@ def _binary(fn: Any) -> bool:
     return support is constraints.boolean and whole
 
 
-def _plates(msg: Any) -> dict[str, int]:
+def plate_dimensions(msg: Any) -> dict[str, int]:
+    """The vectorised plates around a site, each with its dimension."""
     return {frame.name: frame.dim for frame in msg["cond_indep_stack"] if frame.vectorized}
 
 
 def _site(msg: Any) -> Site:
-    plates, batch = _plates(msg), msg["fn"].batch_shape
+    plates, batch = plate_dimensions(msg), msg["fn"].batch_shape
     own = [d for d in range(-len(batch), 0) if batch[d] > 1 and d not in plates.values()]
     if own:
         raise ValueError(
@@ -240,19 +241,29 @@ def _free_machines(
     The others need their log Z, which is summed where that is cheap, and else raises.
     """
     opposite = {name: 1 - value for name, value in first.values.items()}
-    fixed = {name: _parameters(msg) for name, msg in _machines(first).items()}
+    fixed = {name: machine_parameters(msg) for name, msg in _machines(first).items()}
     for values in (opposite, {}):  # {}: coins flipped anew
         for name, msg in _machines(_run(values, model, args, kwargs)).items():
-            if not all(map(torch.equal, fixed.get(name, ()), _parameters(msg))):
+            if not all(map(torch.equal, fixed.get(name, ()), machine_parameters(msg))):
                 fixed.pop(name)
     return frozenset(fixed)
 
 
 def _machines(run: _Run) -> dict[str, Any]:
-    kinds = (Boltzmann, RestrictedBoltzmann)
-    return {m["name"]: m for m in run.visited if isinstance(innermost(m["fn"]), kinds)}
+    return {m["name"]: m for m in run.visited if is_machine(m)}
 
 
-def _parameters(msg: Any) -> list[Tensor]:
+def is_machine(msg: Any) -> bool:
+    """Whether the site is a Boltzmann machine, whose log Z may be unknown."""
+    return isinstance(innermost(msg["fn"]), (Boltzmann, RestrictedBoltzmann))
+
+
+def free_energy(law: Boltzmann | RestrictedBoltzmann, value: Tensor) -> Tensor:
+    """``-log p`` up to log Z, hidden side summed out: ``(*batch)``, nats."""
+    return (law.energy if isinstance(law, Boltzmann) else law.free_energy)(value)
+
+
+def machine_parameters(msg: Any) -> list[Tensor]:
+    """Of a site that is a machine."""
     law = innermost(msg["fn"])
     return [getattr(law, name) for name in law.arg_constraints]

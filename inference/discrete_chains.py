@@ -14,6 +14,7 @@ class Reading(NamedTuple):
 
     sites: dict[str, Tensor]  # the latent ones, (chains, *shape)
     lp: Tensor  # log density of all sites, up to a constant, (chains,), nats
+    stats: Mapping[str, Tensor] = MappingProxyType({})  # of the sweep, ArviZ's names, (chains,)
 
 
 class Chains(NamedTuple):

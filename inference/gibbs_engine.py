@@ -16,6 +16,7 @@ from ppgen.inference.binary_gibbs import binary_chains
 from ppgen.inference.declared import declared, unconstrained
 from ppgen.inference.discrete_chains import said_of
 from ppgen.inference.gibbs import UntransformedKernel
+from ppgen.inference.hmc_within_gibbs import mixed_chains
 from ppgen.inference.machine_gibbs import machine_chains
 from ppgen.inputs import slots
 from ppgen.moments import point
@@ -73,6 +74,10 @@ class Gibbs:
       drawn given the others (inpainting). x then comes in full.
     - Where all latent sites are binary, a machine in ``pyro.sample`` for instance, each unit is
       drawn given all else: two evaluations of the story for a unit and sweep.
+    - Where discrete sites of finitely many values mix with continuous ones, units are drawn in the
+      same way, and the continuous sites move along one trajectory of HMC a sweep, whose step size,
+      metric and length are adapted in the warm-up (:mod:`ppgen.inference.hmc_within_gibbs`). Sites
+      that can be summed out are better summed out: `HMC` does.
 
     A unit that never changes has no R-hat and no ESS: those that are not data are counted in the
     messages.
@@ -163,7 +168,7 @@ class Gibbs:
     def _of_discrete(
         self, model: Story, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Posterior | None:
-        """Of a machine, or of a story whose latent sites are binary; None for any other."""
+        """Of a machine, or of a story with discrete latent sites; None for any other."""
         begin = time.perf_counter()
         story = getattr(model, "__self__", None)
         if isinstance(story, ConditionallyConjugate):
@@ -175,6 +180,8 @@ class Gibbs:
             else:
                 chains = binary_chains(model, self.chains, args, kwargs)
             if chains is None:
+                chains = mixed_chains(model, self.chains, self.warmup, args, kwargs)
+            if chains is None:
                 return None
             if self.keep:
                 raise ValueError("Gibbs(keep=...): this story has no blocks besides its sites")
@@ -185,7 +192,10 @@ class Gibbs:
             engine="Gibbs",
             messages=(*self._stopped(len(kept)), *said_of(draws, chains)),
             options=asdict(self),
-            stats={"lp": torch.stack([row.lp for row in kept], 1)},
+            stats={
+                "lp": torch.stack([row.lp for row in kept], 1),
+                **{n: torch.stack([row.stats[n] for row in kept], 1) for n in kept[0].stats},
+            },
             cost=Cost(adapting=adapted - begin, sampling=time.perf_counter() - adapted),
         )
 

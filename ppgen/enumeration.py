@@ -27,6 +27,7 @@ class Term:
 
     observed: tuple[str, ...]
     log_density: Tensor
+    site: str = ""  # whose it is; empty where discrete sites have been summed out
 
 
 @dataclass(frozen=True)

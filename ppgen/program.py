@@ -181,6 +181,16 @@ class Program:
         """
         return self._in_pieces("log_likelihood", lambda p: self._single(p).log_likelihood(), z)
 
+    def site_densities(self, z: Tensor) -> dict[str, Tensor]:
+        """Pointwise log density of each site on its own scale, ``(..., *batch)``, nats.
+
+        Raises:
+            ValueError: where discrete sites are summed out, so that densities are not of one site.
+        """
+        if summed := list(self.anatomy.of_kind("enumerated")):
+            raise ValueError(f"site '{summed[0]}' is summed out: densities belong to several sites")
+        return self._run("site densities", lambda p: self._single(p).by_site(), z)
+
     def value_and_grad(
         self, z: Tensor, *, part: Part = "density", compile: bool = False
     ) -> tuple[Tensor, Tensor]:

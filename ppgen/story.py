@@ -49,6 +49,10 @@ class Evaluation:
     def log_density(self) -> Tensor:
         return _total(self.log_jacobian, self.terms)
 
+    def by_site(self) -> dict[str, Tensor]:
+        """Pointwise, keyed by site; of stories in which nothing is summed out."""
+        return {t.site: t.log_density for t in self.terms}
+
 
 def _total(start: Tensor, terms: list[Term]) -> Tensor:
     for term in terms:
@@ -322,7 +326,8 @@ def _direct_term(anatomy: Anatomy, msg: Any) -> Term:
     base = msg["name"].removesuffix("_unobserved")
     fills_in = base != msg["name"] and f"{base}_observed" in anatomy.sites
     mask = None if fills_in else msg["mask"]
-    return Term(_observed(anatomy, msg), scale_and_mask(_log_prob(msg), msg["scale"], mask))
+    log_density = scale_and_mask(_log_prob(msg), msg["scale"], mask)
+    return Term(_observed(anatomy, msg), log_density, msg["name"])
 
 
 def _factor(anatomy: Anatomy, msg: Any) -> Factor:

@@ -23,7 +23,7 @@ ENGINES = {
     "Laplace": ("Gaussian at the mode", "Tierney & Kadane 1986"),
     "ForwardKL": ("normal with the moments of the posterior, adaptive", "Cappe et al. 2008"),
     "CAVI": ("mean field by coordinate ascent, declared updates", "Bishop 2006"),
-    "Gibbs": ("block Gibbs, declared conditionals", "Gelfand & Smith 1990"),
+    "Gibbs": ("block Gibbs; discrete units, with HMC for the rest", "Gelfand & Smith 1990"),
     "Exact": ("the formula of a conjugate story", "-"),
     "MAP": ("the mode of the posterior", "-"),
     "MLE": ("the maximum of the likelihood", "-"),
