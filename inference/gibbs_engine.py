@@ -118,10 +118,11 @@ class Gibbs:
                 )
 
     def run(self, model: Story | Program, *args: Any, **kwargs: Any) -> Posterior:
-        if not isinstance(model, Program):
-            found = self._of_discrete(model, args, kwargs)
-            if found is not None:
-                return found
+        whole = isinstance(model, Program)
+        given = (model.model, model.args, model.kwargs) if whole else (model, args, kwargs)
+        found = self._of_discrete(*given)
+        if found is not None:
+            return found
         begin = time.perf_counter()
         story, program, data = declared("Gibbs", ConditionallyConjugate, model, args, kwargs)
         recorded = program.seconds_recording

@@ -15,6 +15,7 @@ from scipy import stats
 import ppgen
 from ppgen.distributions import RestrictedBoltzmann
 from ppgen.inference import Gibbs, HMCWithinGibbs, hmc_within_gibbs
+from ppgen.program import Program
 
 pytestmark = pytest.mark.usefixtures("silent")
 
@@ -175,7 +176,7 @@ def test_the_kernel_runs_under_mcmc():
 
 
 def test_the_posterior_is_diagnosed_and_keeps_all_sites():
-    posterior = ppgen.fit(summed, torch.tensor(2.4), using=SHORT)
+    posterior = SHORT.run(Program(summed, torch.tensor(2.4)))
     shapes = {name: tuple(x.shape) for name, x in posterior.draws.items()}
     assert shapes == {"mu": (4, 20), "k": (4, 20, 2)}
     assert set(posterior.stats) == {"lp", "acceptance_rate", "diverging"}
