@@ -25,8 +25,8 @@ _COLUMNS, _MOST_COLUMNS = 8, 64  # of a Sylvester layer
 _BINS, _BOUND = 8, 4.0
 
 
-def options(model: str, given: FlowOptions, posterior: str) -> dict[str, Any]:
-    """The settings of a flow, or of a VAE's flow posterior.
+def options(model: str, given: FlowOptions, posterior: str = "normal") -> dict[str, Any]:
+    """The settings of a flow, or of a VAE's flow posterior of this name.
 
     Raises:
         ValueError: for a number of layers or columns that no flow has.

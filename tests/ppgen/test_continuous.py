@@ -1,4 +1,4 @@
-"""Continuous flows approach the exact solution at the order of their solver."""
+"""Continuous flows are the exact solution to within their tolerance."""
 
 import math
 
@@ -20,34 +20,43 @@ def raws(flow, spread, *count):
 
 def test_one_linear_wave_drifts_as_the_formula_says():
     # d sinh(x) / dt = u sinh(x) for dx/dt = u tanh(x): x(1) = arcsinh(exp(u) sinh(x(0)))
-    flow, u = Continuous(1, 1, steps=64), 0.7
+    flow, u = Continuous(1, 1), 0.7
     x = torch.linspace(-3, 3, 25)[:, None].requires_grad_()
     y, log_det = flow.to_data(x, torch.tensor([1.0, u, 0.0, 0.0]))
     exact = torch.asinh(math.exp(u) * torch.sinh(x))
     (slope,) = torch.autograd.grad(exact.sum(), x)
-    # fourth order: (1 / 64)^4 = 6e-8, times derivatives of order one over 5!
-    assert torch.allclose(y, exact, atol=1e-8, rtol=0)
-    assert torch.allclose(log_det, slope.squeeze(-1).log(), atol=1e-8, rtol=0)
+    assert torch.allclose(y, exact, atol=1e-9, rtol=0)
+    assert torch.allclose(log_det, slope.squeeze(-1).log(), atol=1e-9, rtol=0)
 
 
-@pytest.mark.parametrize("spread", [0.3, 1.0])
-def test_errors_fall_with_the_fourth_power_of_the_steps(spread):
-    raw, y = raws(Continuous(3, 8), spread), torch.randn(20, 3)
+def test_errors_fall_with_the_eighth_power_of_the_steps():
+    raw, y = raws(Continuous(3, 8), 1.0), torch.randn(20, 3)
+    exact = Continuous(3, 8, tolerance=1e-12).to_base(y, raw)
     errors = []
-    for steps in (8, 32, 128):
-        flow = Continuous(3, 8, steps=steps)
-        x, log_det = flow.to_base(y, raw)
-        back, _ = flow.to_data(x, raw)
-        summed = torch.autograd.functional.jacobian(
-            lambda y, flow=flow: flow.to_base(y, raw)[0].sum(0), y
-        )
-        expected = torch.linalg.slogdet(summed.transpose(0, 1)).logabsdet
-        errors.append([(back - y).abs().max(), (log_det - expected).abs().max()])
+    for steps in (2, 4, 8):
+        found = Continuous(3, 8, steps=steps).to_base(y, raw)
+        errors.append([(a - b).abs().max() for a, b in zip(found, exact, strict=True)])
     coarse, middle, fine = torch.tensor(errors)
-    # a factor of 256 for four times the steps, once these are small; half of it is asked for
-    assert (fine < middle / 128 + 1e-13).all()
-    assert (middle < coarse / 64 + 1e-13).all()
-    assert (fine < 1e-7).all()
+    # a factor of 256 for twice the steps, once these are small; a third of it is asked for
+    assert (fine < middle / 80 + 1e-13).all()
+    assert (middle < coarse / 40 + 1e-13).all()
+    assert (fine < 1e-5).all()
+
+
+def test_steps_are_chosen_so_that_the_log_det_is_that_of_the_map():
+    """A field of length 10, which 16 steps of fourth order left 0.04 nats off."""
+    flow = Continuous(3, 32)
+    raw, y = flow.initial() + torch.randn(flow.parameters), 2 * torch.randn(5, 3)
+    x, log_det = flow.to_base(y, raw)
+    summed = torch.autograd.functional.jacobian(lambda y: flow.to_base(y, raw)[0].sum(0), y)
+    expected = torch.linalg.slogdet(summed.transpose(0, 1)).logabsdet
+    assert ((log_det - expected).abs() <= 1e-9 * (1 + expected.abs())).all()
+    assert torch.allclose(flow.to_data(x, raw)[0], y, atol=1e-9)
+
+
+def test_an_input_that_is_not_a_number_ends():
+    x, _ = Continuous(2, 4).to_data(torch.full((1, 2), math.nan), raws(Continuous(2, 4), 1.0))
+    assert x.isnan().all()
 
 
 def test_density_integrates_to_one():
@@ -58,7 +67,7 @@ def test_density_integrates_to_one():
     side = (torch.arange(100) + 0.5) / 5 - 10
     with torch.no_grad():
         mass = density.log_prob(torch.cartesian_prod(side, side)).exp().sum() / 25
-    # the midpoint rule is exact to 1e-6 here; the rest is the solver's, 1e-5
+    # the midpoint rule's own error is 2e-5 here
     assert abs(mass.item() - 1) < 1e-4
 
 
@@ -93,7 +102,7 @@ def test_starts_as_the_identity_and_refuses_nothing_to_do():
     flow, y = Continuous(3), torch.randn(4, 3)
     transform = ConditionedTransform(flow, flow.initial())
     x, log_det = transform.inverse_with_log_det(y)
-    assert torch.equal(x, y)
+    assert torch.allclose(x, y, atol=1e-14)
     assert torch.equal(log_det, torch.zeros(4))
     with pytest.raises(ValueError, match="at least 1"):
         Continuous(3, steps=0)
