@@ -60,3 +60,4 @@ from ppgen.inference.trajectory_tempering import TrajectoryTempering as Trajecto
 from ppgen.inference.up_down import TopLayer as TopLayer
 from ppgen.inference.up_down import UpDown as UpDown
 from ppgen.inference.vi import VI as VI
+from ppgen.inference.wake_sleep import WakeSleep as WakeSleep

@@ -60,10 +60,11 @@ def test_a_convolutional_vae_with_causal_pixels(train, tmp_path, capsys):
     assert options["optimizer"]["options"]["weight_decay"] == 0.1
 
 
-def test_reweighted_wake_sleep_is_an_objective(train, tmp_path):
-    train("rws", "--objective", "rws", "--draws", "3")
-    options = json.loads((tmp_path / "rws" / "config.json").read_text())["options"]
-    assert options["loss"] == {"name": "ReweightedWakeSleep", "options": {"draws": 3}}
+@pytest.mark.parametrize(("name", "loss"), [("rws", "ReweightedWakeSleep"), ("ws", "WakeSleep")])
+def test_wake_sleep_is_an_objective(train, tmp_path, name, loss):
+    train(name, "--objective", name, "--draws", "3")
+    options = json.loads((tmp_path / name / "config.json").read_text())["options"]
+    assert options["loss"] == {"name": loss, "options": {"draws": 3}}
 
 
 @pytest.mark.parametrize("pixels", ["grey", "gaussian"])

@@ -56,6 +56,7 @@ def bound(settings: dict[str, Any]) -> Any:
         DReG,
         ImportanceWeightedELBO,
         ReweightedWakeSleep,
+        WakeSleep,
         WarmUp,
     )
 
@@ -73,6 +74,8 @@ def bound(settings: dict[str, Any]) -> Any:
         raise ValueError(
             f"--objective {objective}: --warm-up and --free-bits are for elbo; --beta is 1"
         )
+    if objective == "ws":
+        return WakeSleep(draws or 1)
     losses = {"iwae": ImportanceWeightedELBO, "dreg": DReG, "rws": ReweightedWakeSleep}
     return losses[objective](draws or 8)
 

@@ -71,12 +71,13 @@ class CodeOptions:
     """Of a VAE's code; planar, sylvester and the autoregressive iaf and spline are flows told by
     the encoder."""
 
-    objective: Literal["elbo", "iwae", "dreg", "rws"] = "elbo"
+    objective: Literal["elbo", "iwae", "dreg", "rws", "ws"] = "elbo"
     """The bound that is raised: dreg is iwae with quieter gradients; rws is reweighted wake-sleep,
-    whose encoder learns from weighted draws instead."""
+    whose encoder learns from weighted draws instead, and ws wake-sleep, whose encoder learns from
+    what the decoder dreams."""
 
     draws: int | None = None
-    "Of the code for each example and step: 1 for elbo, 8 for the others."
+    "Of the code for each example and step: 1 for elbo and ws, 8 for the others."
 
     beta: float | None = None
     """Weight of the divergence in training; 1, and 0.02 for molecules, whose codes are to give back

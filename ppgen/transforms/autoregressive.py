@@ -12,6 +12,7 @@ from torch.distributions import constraints
 
 from ppgen.networks.masked import MADE
 from ppgen.transforms.bijection import Bijection
+from ppgen.transforms.circle import angle
 from ppgen.transforms.scalar import ScalarMap
 
 
@@ -35,6 +36,9 @@ class Autoregressive(Bijection, TransformModule):
 
     Shapes: ``(*, D) -> (*, D)``, log-determinants ``(*)``; contexts ``(*, C)``.
 
+    Raises:
+        ValueError: for maps of the circle, unless there is a single angle.
+
     References:
         | Masked Autoregressive Flow for Density Estimation (Papamakarios et al., 2017)
         | https://arxiv.org/abs/1705.07057
@@ -54,6 +58,11 @@ class Autoregressive(Bijection, TransformModule):
         context: int = 0,
     ) -> None:
         super().__init__()
+        if scalar_map.domain is angle and dim > 1:
+            raise ValueError(
+                "an autoregressive network sees angles as numbers, and would tear the torus at 0: "
+                "use Coupling, which gives its network their cosines and sines"
+            )
         self.scalar_map = scalar_map
         self.domain = self.codomain = constraints.independent(scalar_map.domain, 1)
         self.conditioner = MADE(

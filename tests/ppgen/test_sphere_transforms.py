@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from ppgen.distributions import SphereUniform
 from ppgen.distributions.sphere import log_area
+from ppgen.transforms.autoregressive import Autoregressive
 from ppgen.transforms.circle import TURN, CircularSpline, Moebius, invert, wrap
 from ppgen.transforms.coupling import Coupling
 from ppgen.transforms.moebius import Moebius as MoebiusMap
@@ -320,6 +321,7 @@ def test_the_stereographic_chart_in_a_flow_is_normalised_and_without_its_log_det
         (lambda: ExponentialMap(2, 3, start="middle"), "'base' or 'data'"),
         (lambda: Rotation(torch.ones(3, 3)), "orthogonal"),
         (lambda: Moebius(0), "at least one"),
+        (lambda: Autoregressive(2, CircularSpline(4)), "use Coupling"),
     ],
 )
 def test_what_cannot_be_built_is_refused(build, message):
