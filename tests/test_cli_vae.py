@@ -60,6 +60,23 @@ def test_a_convolutional_vae_with_causal_pixels(train, tmp_path, capsys):
     assert options["optimizer"]["options"]["weight_decay"] == 0.1
 
 
+def test_the_code_is_annealed_on_request(train, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("ppgen.inference.decoder_likelihood.SETTLING", 2)
+    train("plain")
+    capsys.readouterr()
+    place = str(tmp_path / "plain")
+    ask = ["--samples", "2", "--anneal", "2", "--chains", "8", "--temperatures", "12", "--quiet"]
+    assert run(["evaluate", place, *ask, "--json"]) == exits.DONE
+    found = json.loads(capsys.readouterr().out)["looseness"]
+    assert found["examples"] == 2
+    # three bounds of one number, the last of which is off by its own error
+    least = found["importance_sampled"] - 4.3 * found["annealed_error"] - 0.05
+    assert found["elbo"] < found["importance_sampled"]
+    assert least < found["annealed"] < found["importance_sampled"] + 0.3
+    assert run(["evaluate", place, "--anneal", "0", "--quiet"]) == exits.USAGE
+    assert "--anneal must be at least 1" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("name", "loss"), [("rws", "ReweightedWakeSleep"), ("ws", "WakeSleep")])
 def test_wake_sleep_is_an_objective(train, tmp_path, name, loss):
     train(name, "--objective", name, "--draws", "3")
