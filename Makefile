@@ -16,8 +16,8 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 PLAIN_VAE = --hidden 400 --latent 32 --batch-size 128
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test full lint types layers tutorials docs mnist-rbm mnist-dbn mnist-dbm \
-  mnist-vae mnist-conv-vae mnist-flow-vae wheel constraints setup clean distclean
+.PHONY: help demo test full lint types layers tutorials docs digits mnist-rbm mnist-dbn mnist-dbm \
+  mnist-deep-dbm mnist-vae mnist-conv-vae mnist-flow-vae wheel constraints setup clean distclean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -58,6 +58,9 @@ docs: $(READY)  ## the site, into docs/_build/html, after a run of the code on i
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 	@echo "docs: docs/_build/html/index.html"
 
+digits: $(READY)  ## the table of Boltzmann machines on 8x8 digits, grey ones too (3 min)
+	$(BIN)/python benchmarks/boltzmann_digits.py $(ARGS)
+
 mnist-rbm: $(READY)  ## train the RBM of pretrained/ anew: make mnist-rbm ARGS='--folder DIR' (an hour)
 	$(BIN)/ppgen train rbm --data mnist --hidden 500 --persistent --gibbs-steps 5 --decay \
 	  --averaging 0.9995 --epochs $(or $(EPOCHS),250) --out runs/rbm-mnist-500 $(ARGS)
@@ -79,6 +82,11 @@ mnist-dbm: $(READY)  ## train the DBM of pretrained/ anew: make mnist-dbm ARGS='
 	$(BIN)/ppgen train dbm --hidden 500 1000 $(MNIST_DEEP) --learning-rate 0.02 \
 	  --mean-field-steps 3 --out runs/dbm-mnist-500-1000 $(ARGS)
 	$(BIN)/ppgen evaluate runs/dbm-mnist-500-1000 $(DEEP_TEMPERATURES)
+
+mnist-deep-dbm: $(READY)  ## the same for a DBM with three hidden layers (an hour)
+	$(BIN)/ppgen train dbm --hidden 500 500 1000 $(MNIST_DEEP) --learning-rate 0.02 \
+	  --mean-field-steps 3 --out runs/dbm-mnist-500-500-1000 $(ARGS)
+	$(BIN)/ppgen evaluate runs/dbm-mnist-500-500-1000 $(DEEP_TEMPERATURES)
 
 # EPOCHS=1000 goes on at a constant rate until the validation bound has been flat for 50 epochs.
 PLAIN_GOES_ON = $(PLAIN_VAE) --learning-rate 0.0005 --averaging 0.9995 --patience 50

@@ -8,6 +8,7 @@ from ppgen.models.boltzmann_machine import (
     FullyVisibleBoltzmannMachine as FullyVisibleBoltzmannMachine,
 )
 from ppgen.models.classification_rbm import ClassificationRBM as ClassificationRBM
+from ppgen.models.classification_rbm import labelled as labelled
 from ppgen.models.conditional_vae import ConditionalVAE as ConditionalVAE
 from ppgen.models.conjugate_regression import ConjugateRegression as ConjugateRegression
 from ppgen.models.correlated_gaussian import correlated_gaussian as correlated_gaussian

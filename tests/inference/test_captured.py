@@ -14,8 +14,7 @@ from ppgen.inference import ELBO, ContrastiveDivergence, Langevin, Tempered, Tra
 from ppgen.inference import contrastive_divergence as cd
 from ppgen.inference.train import train
 from ppgen.inference.training import captured
-from ppgen.models import DBM, RBM, VAE, GaussianRBM
-from ppgen.models.classification_rbm import ClassificationRBM, labelled
+from ppgen.models import DBM, RBM, VAE, ClassificationRBM, GaussianRBM, labelled
 from ppgen.models.duplicated_rbm import DuplicatedRBM
 from ppgen.tape import Mode
 

@@ -68,6 +68,19 @@ def test_the_swap_ratio_is_that_of_the_tempered_marginals():
     torch.testing.assert_close(ratio, expected, rtol=0, atol=1e-12)
 
 
+def test_swaps_are_in_detailed_balance():
+    """Over all pairs of states of two temperatures: their product law is left as it is."""
+    made, base = machine(), torch.randn(5)
+    hot, cold = tempered(made, base, 0.3), tempered(made, base, 0.8)
+    x = states(5)
+    s, t = x.repeat_interleave(32, 0), x.repeat(32, 1)
+    pairs = torch.stack([s, t])
+    ratio = pt.swap_log_ratio(made, base, pairs, made.hidden_logits(pairs), 0.3, 0.8)
+    joint = (hot.log_prob(s) + cold.log_prob(t)).exp()
+    flow = (joint * ratio.clamp_max(0).exp()).reshape(32, 32)
+    torch.testing.assert_close(flow, flow.T, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("kind", ["RBM", "DBM"])
 @pytest.mark.parametrize("steps", [1, 16])
 def test_exact_draws_stay_exact_at_every_temperature(kind, steps):

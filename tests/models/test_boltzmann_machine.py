@@ -133,6 +133,40 @@ def test_updating_all_units_at_once_is_caught():
     assert p_value(x, made) < FAILURE_RATE
 
 
+def geweke(rounds=10):
+    """p-values of x in the rows of each of two machines, and of the share of the first.
+
+    In turn the machine of each row is drawn given x, and x moved given the machine: as
+    `test_invariance` has it for machines of two sides.
+    """
+    pair = (machine(), machine())
+    theta, rows = torch.arange(DRAWS) % 2, torch.arange(DRAWS)
+    x = torch.stack([made.marginal().sample((DRAWS,)) for made in pair])[theta, rows]
+    for k in range(rounds):
+        for index, made in enumerate(pair):
+            of = theta == index
+            scan = "random" if k % 2 else "sequential"
+            x[of] = SingleSiteGibbs(made, x[of], scan=scan).sample({"x": x[of]})["x"]
+        odds = pair[1].log_prob(x) - pair[0].log_prob(x)
+        theta = (torch.rand_like(odds) < odds.sigmoid()).long()
+    share = stats.binomtest(int(theta.sum()), DRAWS).pvalue
+    return min(share, *(p_value(x[theta == index], made) for index, made in enumerate(pair)))
+
+
+def test_geweke_s_joint_test():
+    assert geweke() > FAILURE_RATE / 3
+
+
+def test_geweke_s_joint_test_catches_fields_that_are_not_kept_up_to_date(monkeypatch):
+    """Each unit then goes by what the others were before the sweep."""
+
+    def stale(x, *, machine, scan):
+        return torch.bernoulli(machine.unit_logits(x).sigmoid())
+
+    monkeypatch.setattr(single, "step", stale)
+    assert geweke() < FAILURE_RATE / 3
+
+
 def test_it_runs_under_mcmc():
     made = machine()
     mcmc = MCMC(

@@ -7,8 +7,7 @@ from pyro.infer import SVI, Trace_ELBO
 
 import ppgen
 from ppgen.inference import BlockGibbs, ContrastiveDivergence
-from ppgen.models import ClassificationRBM
-from ppgen.models.classification_rbm import labelled
+from ppgen.models import ClassificationRBM, labelled
 
 pytestmark = pytest.mark.usefixtures("silent")
 
