@@ -1,5 +1,7 @@
 """Glow and its parts: shapes, log-determinants on images, and the start from the data."""
 
+import copy
+
 import pyro.distributions as dist
 import pytest
 import torch
@@ -49,6 +51,26 @@ def test_log_determinant_on_images_is_that_of_autograd_and_the_round_trip_closes
     # has no digit left
     error = torch.maximum((back - y).abs().amax((1, 2, 3)), (log_det_back + log_det).abs())
     assert ((error <= 1e-9 + 1e-13 * condition) | (condition > 1e12)).all()
+
+
+@pytest.mark.parametrize("name", IMAGE_MAPS)
+def test_single_precision_agrees_and_has_no_nan_up_to_ten_thousand(name):
+    transform = build(name, 0.1)
+    y = torch.randn(20, *SHAPE).float()
+    x, log_det = transform.inverse_with_log_det(y.double())
+    single = transform.float()
+    x32, log_det32 = single.inverse_with_log_det(y)
+    assert ((log_det32 - log_det).abs() <= 1e-5 * (1 + log_det.abs())).all()
+    assert torch.allclose(single.forward_with_log_det(x32)[0], y, atol=1e-4)
+    scales = torch.logspace(-8, 4, 50)[:, None, None, None]
+    far = (scales * torch.randn(50, *SHAPE).sign()).float().requires_grad_()
+    for way, value in (
+        (single.inverse_with_log_det, far),
+        (single.forward_with_log_det, far.reshape(50, *x.shape[1:])),
+    ):
+        out, log_det = way(value)
+        for tensor in (out, log_det, *torch.autograd.grad(out.sum() + log_det.sum(), far)):
+            assert not tensor.isnan().any()
 
 
 @pytest.mark.parametrize("name", IMAGE_MAPS)
@@ -113,6 +135,19 @@ def test_glow_is_a_distribution_of_images():
     assert y.shape == (5, *SHAPE)
     assert torch.allclose(flow.log_prob(y), log_prob, atol=1e-8)
     assert flow.sample().shape == SHAPE
+
+
+def test_glow_never_misses_a_parameter_update():
+    glow, y = build("glow", 0.1), torch.randn(5, *SHAPE)
+    flow = Pushforward(dist.Normal(torch.zeros(32), 1.0).to_event(1), [glow])
+    before = flow.log_prob(y)
+    with torch.no_grad():
+        for parameter in glow.parameters():
+            parameter.add_(0.1)
+    after = flow.log_prob(y)
+    assert not torch.allclose(after, before)
+    twin = Pushforward(dist.Normal(torch.zeros(32), 1.0).to_event(1), [copy.deepcopy(glow)])
+    assert torch.equal(after, twin.log_prob(y))
 
 
 def test_glow_complains_in_the_users_words():

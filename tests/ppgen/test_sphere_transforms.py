@@ -5,6 +5,7 @@ import math
 import pyro.distributions as dist
 import pytest
 import torch
+from scipy import stats
 from torch.nn import functional as F
 
 from ppgen.distributions import SphereUniform
@@ -19,6 +20,7 @@ from ppgen.transforms.scalar import LinearSpline
 from ppgen.transforms.sphere import ExponentialMap, Recursive, Rotation
 from ppgen.transforms.stereographic import Stereographic, sphere
 
+FAILURE_RATE = 2e-5  # as in tests/conftest.py
 SPREADS = (0.0, 0.3, 1.0)
 CIRCLES = {
     "one Moebius": lambda: Moebius(1),
@@ -223,6 +225,60 @@ def test_densities_integrate_to_one(name, spread):
     with torch.no_grad():
         mass = transform.inverse_with_log_det(grid)[1].exp().mean()
     assert mass.item() == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", [n for n in SPHERES if "S^" not in n or "S^2" in n])
+def test_draws_fit_the_density(name):
+    # exponential maps are gentle: at 3 their log-determinants vary by .24 to .7 nats
+    spread = 3.0 if "exponential" in name else 1.0 if "S^" in name else 0.15
+    transform = perturbed(SPHERES[name](), spread)
+    flow, count = Pushforward(SphereUniform(2), [transform]), 20_000
+    # 6 x 8 cells of equal area, the mass of each by 30 x 30 midpoints
+    h = (torch.arange(180) + 0.5) / 90 - 1
+    t = TURN * (torch.arange(240) + 0.5) / 240
+    height, angle = torch.meshgrid(h, t, indexing="ij")
+    across = (1 - height * height).sqrt()
+    grid = torch.stack([across * angle.cos(), across * angle.sin(), height], -1)
+    with torch.no_grad():
+        mass = flow.log_prob(grid).exp().reshape(6, 30, 8, 30).mean((1, 3)).flatten()
+        x = flow.sample(torch.Size([count]))
+    expected = count * mass * math.exp(log_area(2)) / 48
+    row = ((x[:, 2] + 1) * 3).long().clamp(max=5)
+    column = (wrap(torch.atan2(x[:, 1], x[:, 0])) / TURN * 8).long().clamp(max=7)
+    observed = torch.bincount(8 * row + column, minlength=48).double()
+    assert expected.min() > 5
+    square = ((observed - expected) ** 2 / expected).sum().item()
+    assert stats.chi2.sf(square, 47) > FAILURE_RATE
+
+
+@pytest.mark.parametrize("name", SPHERES)
+def test_single_precision_agrees_with_double(name):
+    # splines with wilder parameters have slopes up to 1e4, which magnify rounding as much
+    transform = perturbed(SPHERES[name](), 1.0 if "S^" in name else 0.1)
+    x = points(transform, 50).float()
+    y, log_det = transform.forward_with_log_det(x.double())
+    single = transform.float()
+    y32, log_det32 = single.forward_with_log_det(x)
+    assert ((log_det32 - log_det).abs() <= 1e-5 * (1 + log_det.abs())).all()
+    assert torch.allclose(y32.double(), y, atol=1e-4)
+    assert torch.allclose(single.inverse_with_log_det(y32)[0], x, atol=1e-4)
+
+
+@pytest.mark.parametrize("f", CIRCLES)
+def test_no_angle_and_no_parameter_makes_a_nan_in_float32(f):
+    scalar_map = CIRCLES[f]()
+    value = torch.logspace(-8, 4, 200) * torch.randn(200).sign()
+    for spread in (0.0, 1.0, 100.0):
+        raw = (spread * torch.randn(200, scalar_map.parameters)).float().requires_grad_()
+        angles = value.float().requires_grad_()
+        for way in (scalar_map.to_base, scalar_map.to_data):
+            out, slope = way(angles, raw)
+            for tensor in (
+                out,
+                slope,
+                *torch.autograd.grad(out.sum() + slope.sum(), (angles, raw)),
+            ):
+                assert not tensor.isnan().any()
 
 
 @pytest.mark.parametrize("name", SPHERES)
