@@ -118,7 +118,7 @@ def _with_bounds(z: LogPartition, score: ImportanceBound) -> Likelihood:
         ends = mean - high, mean - low
         return Likelihood("bounds", *ends, high_error, low_error, z.text, count, details)
     error = math.hypot(score.error, high_error)
-    method = f"{score.method}, {z.text}"
+    method = f"{score.method}, {z}"
     return Likelihood("lower", mean - high, None, error, None, method, count, details)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ppgen.inference.training.averaging import ParameterAverage
-from ppgen.inference.training.captured import CapturedUpdates, require_capturable
+from ppgen.inference.training.captured import captured_updates, require_capturable
 from ppgen.inference.training.data_parallel import own_device, ranks
 from ppgen.inference.training.loop import Callback, Loop, Stopped, own_store
 from ppgen.inference.training.minibatches import Data, Minibatches
@@ -126,7 +126,8 @@ def train(
             epoch.
         compile: on a GPU, capture each whole update (both phases, gradient, optimizer) as one CUDA
             graph, which leaves the numbers as they are; for `ContrastiveDivergence` with block
-            Gibbs or `Langevin`, in one process. Elsewhere the same steps run one by one.
+            Gibbs or `Langevin`, in one process. On a CPU there is nothing to gain, and it changes
+            nothing.
         config: what else ``config.json`` shall hold, such as ``{"story": {"name": "rbm"}}``.
         callbacks: called after each epoch as ``callback(story, row)``, on rank 0.
 
@@ -169,6 +170,8 @@ def train(
     }
     with ExitStack() as stack:
         group = stack.enter_context(ranks(device))
+        if compile:
+            require_capturable(loss, group.world)
         folder = None
         if out is not None and group.first:
             folder = stack.enter_context(RunFolder(out, resume=resume, overwrite=overwrite))
@@ -177,8 +180,6 @@ def train(
         story.to(device)
         average = ParameterAverage(parameters, averaging) if averaging else None
         descent = make(parameters, lr=learning_rate)
-        if compile:
-            require_capturable(loss, group.world)
         loop = Loop(
             state=TrainingState(story, descent, loss, average, Position(), group, device),
             batches=batches,
@@ -191,7 +192,7 @@ def train(
             callbacks=callbacks,
             out=None if out is None else Path(out),
             folder=folder,
-            captured=CapturedUpdates(loss, story, descent, device) if compile else None,
+            captured=captured_updates(loss, story, descent, device) if compile else None,
         )
         loop.begin(options, config or {})
         stopped, message = loop.run()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ppgen.cli import exits, run
+from ppgen.likelihood import Likelihood
 
 STORY = """
 import pyro, pyro.distributions as dist, torch
@@ -213,7 +214,7 @@ def test_a_run_that_is_no_start_is_refused(files, capsys, without_pages):
         assert "are not the lowest of" in capsys.readouterr().err
 
 
-def test_a_run_is_trained_evaluated_sampled_resumed_and_reported(files, capsys):
+def test_a_run_is_trained_evaluated_sampled_resumed_and_reported(files, capsys, monkeypatch):
     train = ["train", "rbm", "--epochs", "2", "--hidden", "8", "--out", "run", "--quiet"]
     assert run(train) == exits.DONE
     assert {p.name for p in (files / "run").iterdir()} >= {
@@ -231,6 +232,11 @@ def test_a_run_is_trained_evaluated_sampled_resumed_and_reported(files, capsys):
     assert "static binarisation" in found["data"]
     assert run(["sample", "run", "--count", "4", "--out", "x.npy", "--quiet"]) == exits.DONE
     assert run(["report", "run", "--quiet"]) == exits.DONE
+    apart = Likelihood("bounds", -30.0, -20.0, 0.1, 0.1, "AIS", 360)
+    monkeypatch.setattr("ppgen.cli.deep.held_out_likelihood", lambda *_: apart)
+    assert run(["evaluate", "run", "--quiet"]) == exits.DONE
+    assert "no likelihood: the two sides disagree" in capsys.readouterr().out
+    assert run(["evaluate", "run", "--quiet", "--strict"]) == exits.NOT_PASSED
 
 
 @pytest.mark.parametrize("more", [[], ["--given-data"]], ids=["prior", "given data"])

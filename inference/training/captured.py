@@ -46,6 +46,18 @@ def require_capturable(loss: Any, processes: int) -> None:
         raise ValueError("compile=True: ranks exchange gradients in the middle of an update")
 
 
+def captured_updates(
+    loss: InPlace, story: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
+) -> CapturedUpdates | None:
+    """None where there are no graphs, and memory that stays would be of no use."""
+    return CapturedUpdates(loss, story, optimizer, device) if has_graphs(device) else None
+
+
+def has_graphs(device: torch.device) -> bool:
+    """Whether updates there can be captured."""
+    return device.type == "cuda"
+
+
 class CapturedUpdates:
     """The updates of a training run: gradient and optimizer, one program for each shape of a batch.
 
@@ -53,7 +65,7 @@ class CapturedUpdates:
         loss: whose `state` is there, as it is after one step.
         story: what is trained.
         optimizer: its numbers, such as the learning rate, are part of a program (`begin_epoch`).
-        device: where the story is. Without CUDA the same steps run one by one.
+        device: where the story is.
     """
 
     def __init__(
@@ -64,8 +76,7 @@ class CapturedUpdates:
         device: torch.device,
     ) -> None:
         self.loss, self.story, self.optimizer, self.device = loss, story, optimizer, device
-        where = device if device.type == "cuda" else "cpu"
-        self._total = torch.zeros((), dtype=torch.float64, device=where)
+        self._total = torch.zeros((), dtype=torch.float64, device=device)
         self._counting = False  # whether it is the sum of the losses over the present epoch
         self._programs: dict[Any, _Program] = {}
         self._state: Any = None
@@ -76,7 +87,7 @@ class CapturedUpdates:
         groups = self.optimizer.param_groups
         for group in groups:
             if "capturable" in group:  # counts its steps on the device
-                group["capturable"] = self.device.type == "cuda"
+                group["capturable"] = self.device.type == "cuda"  # others do not know it
         rates = [group["lr"] for group in groups]
         if rates != self._rates:
             self._forget()
@@ -131,13 +142,11 @@ class _Program:
 
 
 def captured(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
-    """`step`, which has run before, as a CUDA graph that is not run yet; elsewhere `step` itself.
+    """`step`, which has run before, as a CUDA graph that is not run yet.
 
     Raises:
         RuntimeError: where it waits for the device, or allocates as graphs cannot.
     """
-    if device.type != "cuda":
-        return step
     graph = torch.cuda.CUDAGraph()
     try:
         with torch.cuda.device(device), torch.cuda.graph(graph, stream=torch.cuda.Stream(device)):

@@ -66,7 +66,7 @@ class Loop:
     callbacks: Sequence[Callback]
     out: Path | None
     folder: RunFolder | None  # of rank 0
-    captured: CapturedUpdates | None = None
+    captured: CapturedUpdates | None = None  # under train(compile=True)
     validated: bool = field(default=False, init=False)  # a first step has been checked
     since: float = field(default=0.0, init=False)
     rates: list[float] = field(default_factory=list, init=False)

@@ -94,7 +94,7 @@ def evaluate(
     what = f"{settings['model']} on {examples.describe()}"
     common.print(f"{what}: {found}{more}{code}", {"story": settings["model"],
                  "data": examples.describe(), **asdict(found), **numbers})  # fmt: skip
-    return DONE
+    return common.code(not found.disagrees)
 
 
 def sample(

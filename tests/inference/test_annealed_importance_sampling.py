@@ -283,6 +283,17 @@ def test_two_sides_that_disagree_are_no_likelihood():
     assert text(-90.0, -86.0, error=2.0).startswith("between")
 
 
+def test_of_a_lower_bound_the_sides_are_those_of_log_z():
+    def text(lower, upper):
+        z = ais.LogPartition(lower, 0.1, upper, 0.1, 9.0, 10, 50, "uniform", False)
+        bound = Likelihood("lower", -90.0, None, 0.1, None, "AIS", 10, {"log_partition": z})
+        return str(bound)
+
+    assert text(80.0, 84.0).startswith("no likelihood: two sides of log Z disagree by 3.6 nats, >=")
+    assert text(84.0, 80.0).startswith("no likelihood")
+    assert text(80.0, 80.9).startswith(">= -90.00")
+
+
 def test_a_machine_that_annealing_cannot_follow_has_no_likelihood():
     """Two temperatures to couplings of standard deviation 2: the passes never meet."""
     rbm = machine(30, 30, scale=2.0)

@@ -63,6 +63,7 @@ def record(step, device):
 def graphs(monkeypatch):
     Recorded.made = 0
     monkeypatch.setattr(captured, "captured", record)
+    monkeypatch.setattr(captured, "has_graphs", lambda device: True)
 
 
 def data(units=6):
@@ -132,8 +133,9 @@ def test_optimizers_moments_averages_and_falling_rates_go_along(optimizer, graph
     assert Recorded.made == 3  # of the whole batches at both rates, of the short ones at the second
 
 
-def test_without_a_graph_the_same_steps_run_one_by_one():
+def test_where_there_are_no_graphs_nothing_changes(monkeypatch):
     x = data()
+    monkeypatch.setattr(captured.CapturedUpdates, "run", None)
     runs = [trained(lambda: RBM(6, 4), x, c, loss=PERSISTENT) for c in (True, False)]
     assert_same(*runs)
 
@@ -184,7 +186,7 @@ def test_divergence_ends_the_run_at_its_next_look(graphs):
     assert "smaller learning_rate" in result.message
 
 
-def test_what_cannot_be_captured_is_refused(monkeypatch):
+def test_what_cannot_be_captured_is_refused(graphs, tmp_path):
     x = data()
     for loss, story, match in (
         (ELBO(), VAE(6, 2, (4,)), "those by ELBO run as they are written"),
@@ -192,10 +194,10 @@ def test_what_cannot_be_captured_is_refused(monkeypatch):
         (PERSISTENT(sampler=Tempered()), RBM(6, 4), "block Gibbs"),
     ):
         with pytest.raises(ValueError, match=match):
-            train(story, x, loss=loss, batch_size=5, compile=True)
+            train(story, x, loss=loss, batch_size=5, compile=True, out=tmp_path / "run")
+        assert not (tmp_path / "run").exists()
     with pytest.raises(ValueError, match="ranks exchange gradients"):
         captured.require_capturable(PERSISTENT(), 2)
-    monkeypatch.setattr(captured, "captured", record)
     with pytest.raises(RuntimeError, match="not permitted when stream is capturing"):
         train(DBM(6, (4, 3)), x, batch_size=5, compile=True)  # which looks whether it converges
 
