@@ -98,7 +98,7 @@ class ForwardKL:
 
     def run(self, model: Story, *args: Any, **kwargs: Any) -> Posterior:
         program = as_program(model, args, kwargs)
-        function, clock = Batched(program, _ROWS), Clock(program)
+        function, clock = Batched(program, _ROWS, tolerant=True), Clock(program)
         if self.reference is not None:
             fit = _of_reference(program, self.reference)
         elif program.dim > _DENSE:
@@ -114,22 +114,29 @@ class ForwardKL:
         q = Normal.of(fit.mean, covariance)
         z = q.push(torch.randn(self.draws, program.dim).to(q.mean))
         names = ("draws", "particles", "rounds")
-        return independent(
-            program,
-            z,
-            q.log_prob(z),
-            log_density=function.value,
-            cost=lambda: clock.cost(function.gradients),
-            engine="ForwardKL",
-            options={
-                "guide": describe(self.guide),
-                **{name: getattr(self, name) for name in names},
-                "reference": None if self.reference is None else self.reference.engine,
-            },
-            complaints=fit.complaints,
-            notes=(*fit.notes, *_divergence(fit, q, self._full())),
-            history={"location": fit.mean, "covariance": fit.covariance, **fit.history},
-        )
+        try:
+            return independent(
+                program,
+                z,
+                q.log_prob(z),
+                log_density=function.value,
+                cost=lambda: clock.cost(function.gradients),
+                engine="ForwardKL",
+                options={
+                    "guide": describe(self.guide),
+                    **{name: getattr(self, name) for name in names},
+                    "reference": None if self.reference is None else self.reference.engine,
+                },
+                complaints=fit.complaints,
+                notes=(*fit.notes, *_divergence(fit, q, self._full())),
+                history={"location": fit.mean, "covariance": fit.covariance, **fit.history},
+            )
+        except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
+            raise ValueError(
+                f"ForwardKL: draws of the fitted normal lie where a matrix inside the story cannot "
+                f"be factorised ({error}), so that its sites have no value there: add a jitter to "
+                "that diagonal, or use HMC, which treats such points as impossible"
+            ) from error
 
     def _adapt(self, program: Program, function: Batched, progress: Progress) -> Fit:
         frame = find_frame(function, program.initial(_ROWS), dense=True)

@@ -136,6 +136,12 @@ class LowRank(FlatGuide):
         # not zero, where the gradient of W vanishes
         self.columns = nn.Parameter(0.1 / math.sqrt(dim) * torch.randn(dim, rank))
 
+    @torch.no_grad()
+    def begin(self, log_scale: Tensor, columns: Tensor) -> None:
+        """Start with another covariance: log S ``(D,)`` and W ``(D, rank)``."""
+        self.log_scale.copy_(log_scale)
+        self.columns.copy_(columns)
+
     def _inner(self) -> Tensor:
         """Cholesky factor of ``I + W^T W``, ``(rank, rank)``."""
         gram = self.columns.mT @ self.columns

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 
 from ppgen.anatomy import Subsampling
-from ppgen.inference.guides import Family, MeanField
+from ppgen.inference.frame import Frame
+from ppgen.inference.guides import Family, FlatGuide, LowRank, MeanField
 from ppgen.inference.independent import Clock, independent
 from ppgen.inference.minibatches import Minibatches
 from ppgen.inference.mode import Batched
@@ -27,7 +28,7 @@ from ppgen.inference.stochastic_ascent import Schedule, ascend
 from ppgen.inference.vi_fit import CHECKED, Fit
 from ppgen.inference.vi_guides import choose, describe
 from ppgen.inference.vi_pyro import fit_pyro_guide
-from ppgen.inference.vi_start import find_frame, fixed_draw_optimum
+from ppgen.inference.vi_start import DENSE, find_frame, fixed_draw_optimum, low_rank_optimum
 from ppgen.posterior import Posterior
 from ppgen.program import Program
 from ppgen.progress import Interrupt, Progress, interruptible
@@ -36,6 +37,7 @@ from ppgen.types import Story
 _ON_ALL_ROWS = 64  # draws that tell the ELBO of all rows
 _FIXED = 1024  # draws of the plain function that independent normals are first fitted to
 _NEAR = 2  # drops of the learning rate with which they go on from there
+_NEARLY_NORMAL = 2.0  # nats, sd of the log weights of a start that is nearly the optimum
 _SHORT = 50  # steps between two looks then
 _AGREE = 0.1  # nats of the ELBO by which restarts may differ
 
@@ -197,17 +199,13 @@ class VI:
         progress: Progress,
     ) -> Fit:
         guide = family.build(program.dim).to(program.device, program.dtype)
-        if isinstance(function, Minibatches):
-            frame = function.start(dense=guide.dense)
-        else:
-            frame = find_frame(function, program.initial(function.rows), dense=guide.dense)
-        schedule = self._schedule(guide.rate)
-        if isinstance(guide, MeanField) and not isinstance(function, Minibatches):
-            found = fixed_draw_optimum(function, frame, _FIXED)
-            if found is not None:
-                guide.begin(*found)
-                schedule = replace(schedule, level=_NEAR, window=_SHORT)
+        frame, begun = _begin(guide, function, program)
         fit = Fit(guide, frame, function, self.path_gradient and guide.has_score)
+        schedule = self._schedule(guide.rate)
+        # of independent normals this spread is large at their optimum
+        near = isinstance(guide, MeanField) or fit.spread(CHECKED) < _NEARLY_NORMAL
+        if begun and near:
+            schedule = replace(schedule, level=_NEAR, window=_SHORT)
         fit.record(compile=self.compile)
         ascent = ascend(
             lambda: fit.step(function.particles),
@@ -228,6 +226,26 @@ class VI:
         named += ("compile",) if self.compile else ()
         options = {name: getattr(self, name) for name in named}
         return {"guide": describe(self.guide), **options, "path_gradient": self.path_gradient}
+
+
+def _begin(guide: FlatGuide, function: Batched, program: Program) -> tuple[Frame, bool]:
+    """Where the guide stands at first, and whether it begins as the best for a simpler target."""
+    if isinstance(function, Minibatches):
+        return function.start(dense=guide.dense), False
+    low = isinstance(guide, LowRank) and program.dim <= DENSE
+    frame = find_frame(function, program.initial(function.rows), dense=guide.dense or low)
+    if isinstance(guide, MeanField):
+        found = fixed_draw_optimum(function, frame, _FIXED)
+        if found is not None:
+            guide.begin(*found)
+        return frame, found is not None
+    if isinstance(guide, LowRank) and frame.factor.ndim == 2:
+        covariance = frame.factor @ frame.factor.mT
+        frame = Frame(frame.centre, covariance.diagonal().sqrt())
+        log_scale, columns = low_rank_optimum(covariance, guide.columns.shape[1])
+        guide.begin(log_scale - frame.factor.log(), columns)
+        return frame, True
+    return frame, False
 
 
 def _disagreement(fits: list[Fit]) -> str:

@@ -136,6 +136,10 @@ class Fit:
         first, second = self.log_weights(count).chunk(2)
         return 0.5 * (first + second)
 
+    def spread(self, count: int) -> float:
+        """Standard deviation of these means, nats: zero where the guide is the posterior."""
+        return float(self.paired_log_weights(count).std())
+
     @torch.no_grad()
     def log_weights_of_all_rows(self, count: int) -> Tensor:
         """The same by one pass over all rows."""

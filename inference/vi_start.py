@@ -22,8 +22,9 @@ from ppgen.inference.hmc_starts import climb
 from ppgen.inference.mode import hessian, polish, spectrum
 
 _STAGES = (10, 30, 100)  # L-BFGS iterations of each stage
-_DENSE = 500  # dimensions up to which the curvature is measured
+DENSE = 500  # dimensions up to which the curvature is measured
 _DRAWS = 64
+_STARTS, _CLOSED, _TOP = 32, 300, 1e-6  # of an ascent that has a formula: starts, iterations, nats
 _ASCENT, _ALMOST = 60, 1e-3  # iterations with fixed draws; nats that the last of them may gain
 
 
@@ -45,7 +46,7 @@ def find_frame(value_and_grad: ValueAndGrad, starts: Tensor, *, dense: bool) -> 
             state = climb(value_and_grad, state.z, iterations=iterations)
         for row in _spread_rows(state):
             frames += _frames(value_and_grad, state.z[row], dense)
-    if dim <= _DENSE:  # Newton's method crosses the narrow valleys where L-BFGS gives up
+    if dim <= DENSE:  # Newton's method crosses the narrow valleys where L-BFGS gives up
         best = int(state.log_density.nan_to_num(nan=-torch.inf).argmax())
         mode = polish(value_and_grad, state.z[best], state.log_density)
         frames += _frames(value_and_grad, mode.z, dense)
@@ -78,6 +79,45 @@ def fixed_draw_optimum(
     return (end[0, :dim], end[0, dim:]) if float(after) < float(before) else None
 
 
+def low_rank_optimum(covariance: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    r"""Log S ``(D,)`` and W ``(D, rank)`` of the normal that is closest to one of this covariance.
+
+    Closest in KL(q || p), so that it is what the ELBO asks for where the posterior is that normal:
+    with :math:`Q = S (I + W W^T) S` and precision P the maximum of :math:`\log |Q| - tr(P Q)`, by
+    L-BFGS from several starts. Where sites correlate strongly no gradient of a few draws finds it.
+    """
+    dim, unit = len(covariance), covariance.diagonal().sqrt()
+    precision = torch.cholesky_inverse(torch.linalg.cholesky(covariance / unit / unit[:, None]))
+
+    def split(eta: Tensor) -> tuple[Tensor, Tensor]:
+        return eta[:, :dim], eta[:, dim:].reshape(-1, dim, rank)
+
+    def objective(eta: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            eta = eta.detach().requires_grad_()
+            log_scale, columns = split(eta)
+            scale = log_scale.exp()
+            spread = scale[:, :, None] * columns
+            trace = (scale.square() * precision.diagonal()).sum(-1)
+            trace = trace + (spread * (precision @ spread)).sum((1, 2))
+            gram = columns.mT @ columns + torch.eye(rank).to(columns)
+            log_det = 2 * log_scale.sum(-1) + torch.logdet(gram)
+            value = 0.5 * (log_det - trace)
+            (gradient,) = torch.autograd.grad(value.sum(), eta)
+        return value.detach(), gradient
+
+    axes = torch.linalg.eigh(covariance / unit / unit[:, None])
+    scale = precision.diagonal().rsqrt()
+    widest = axes.eigenvectors[:, -rank:] * axes.eigenvalues[-rank:].sqrt()
+    starts = [(widest / scale[:, None]) * share for share in (1.0, 0.3, 0.1)]
+    starts += [torch.randn(dim, rank).to(scale) for _ in range(_STARTS - len(starts))]
+    eta = torch.stack([torch.cat([scale.log(), columns.flatten()]) for columns in starts])
+    state = climb(objective, eta, iterations=_CLOSED, enough=_TOP)
+    best = int(state.log_density.nan_to_num(nan=-torch.inf).argmax())
+    log_scale, columns = split(state.z[best : best + 1])
+    return log_scale[0] + unit.log(), columns[0]
+
+
 def _pairs(draws: int, like: Tensor) -> Tensor:
     """Antithetic noise, ``(draws, D)``."""
     half = torch.randn(draws // 2, len(like)).to(like)
@@ -92,7 +132,7 @@ def _spread_rows(state: State) -> list[int]:
 
 
 def _frames(value_and_grad: ValueAndGrad, z: Tensor, dense: bool) -> list[Frame]:
-    if len(z) > _DENSE:
+    if len(z) > DENSE:
         return [Frame(z, torch.full_like(z, size)) for size in (1.0, 0.1, 0.01)]
     precision = hessian(value_and_grad, z).neg()
     if not bool(torch.isfinite(precision).all()):

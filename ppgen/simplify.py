@@ -81,6 +81,17 @@ def tidy(graph: fx.Graph) -> None:
             node.replace_all_uses_with(same)
             graph.erase_node(node)
     graph.eliminate_dead_code()
+    _drop_idle_checks(graph)
+
+
+def _drop_idle_checks(graph: fx.Graph) -> None:
+    """Leave out whether a factorisation failed, where nothing is made of the factor."""
+    checks = graph.find_nodes(op="call_function", target=_aten._linalg_check_errors.default)
+    for check in reversed(list(checks)):  # a later factor may be the only use of an earlier one
+        info = cast("fx.Node", check.args[0])
+        if info.target is getitem and set(cast("fx.Node", info.args[0]).users) == {info}:
+            graph.erase_node(check)
+            graph.eliminate_dead_code()
 
 
 def keep_apart(graph: fx.Graph) -> None:

@@ -25,13 +25,18 @@ Result = dict[str, Any]
 _FILE = "results.json"
 _FORMAT = "ppgen benchmark"
 
+_EVERY = (
+    "HMC, NUTS, mean-field=VI, low-rank=VI(guide='low-rank'), full-rank=VI(guide='full-rank'), "
+    "flow=VI(guide='flow'), DADVI, Pathfinder, Laplace, ForwardKL"
+)
+
 benchmark = App(name="benchmark", help="Every engine on posteriors whose answer is known.")
 
 
 @benchmark.command
 def posteriordb(
     *,
-    engines: str = "HMC,NUTS,VI",
+    engines: str = _EVERY,
     posteriors: str = "",
     posteriordb: Path | None = None,
     out: Path = Path("runs/posteriordb"),
@@ -48,7 +53,8 @@ def posteriordb(
         ppgen benchmark posteriordb --posteriors arma,blr --engines "NUTS, flow=VI(guide='flow')"
 
     Args:
-        engines: engines between commas, each with an optional label in front: label=engine.
+        engines: engines between commas, each with an optional label in front: label=engine. By
+            default all that take any story, which is some fifteen minutes of one core.
         posteriors: parts of names between commas; all twelve when empty.
         posteriordb: the clone; the environment variable PPGEN_POSTERIORDB when not given.
         out: the folder for the results.

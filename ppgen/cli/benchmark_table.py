@@ -78,12 +78,18 @@ def picture(results: Sequence[_Row]) -> Figure:
         ]
         for heading, key in panels.items()
     }
+    doubtful = [
+        [not cells.get((label, name), {}).get("converged", True) for name in posteriors]
+        for label in labels
+    ]
     return grids(
         errors,
         labels,
         [_short(name) for name in posteriors],
         "Engines against the reference draws of posteriordb",
-        "White: within the noise of the reference and the bars. A dash: no result.",
+        "White: within the noise of the reference and the bars. An asterisk: the run itself says "
+        "that it has not converged. A dash: no result.",
+        starred=doubtful,
     )
 
 

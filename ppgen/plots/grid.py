@@ -24,6 +24,7 @@ def grids(
     subtitle: str = "",
     *,
     kinds: tuple[str, str] = ("engine", "posterior"),
+    starred: Any = None,
     good: float = 0.05,
     bad: float = 1.0,
 ) -> Figure:
@@ -36,9 +37,11 @@ def grids(
         title: heading.
         subtitle: what to see in it.
         kinds: what rows and columns are.
+        starred: cells whose numbers get an asterisk, (rows, columns); none unless given.
         good: errors up to here are white.
         bad: errors from here on have the strongest colour; between, the scale is logarithmic.
     """
+    stars = np.zeros((len(rows), len(columns)), bool) if starred is None else np.asarray(starred)
     height = 0.26 * len(rows) + 0.3
     figure, axes = canvas(
         len(panels) * height + 1.2, title, subtitle, rows=len(panels), sharex=True
@@ -57,8 +60,9 @@ def grids(
         for (i, j), error in np.ndenumerate(errors):
             known = np.isfinite(error)
             ax.text(
-                j + 0.5, i + 0.5, _short(float(error)) if known else "–", ha="center", va="center",
-                fontsize=_SMALL, color=INK if known else MUTED,
+                j + 0.5, i + 0.5,
+                (_short(float(error)) if known else "–") + ("*" if stars[i, j] else ""),
+                ha="center", va="center", fontsize=_SMALL, color=INK if known else MUTED,
             )  # fmt: skip
         ax.set_yticks(np.arange(len(rows)) + 0.5, [shorten(name, 22) for name in rows])
         ax.set_xticks(

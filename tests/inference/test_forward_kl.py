@@ -55,6 +55,27 @@ def test_a_normal_keeps_its_variances_whatever_the_correlation(guide):
     assert float(mean.abs().max()) < Z / math.sqrt(size)
 
 
+@pytest.mark.slow  # 3 s
+def test_points_where_a_matrix_cannot_be_factorised_have_no_weight():
+    """Of draws beyond -3 sd, one in 700: the moments are those of the rest, to .01."""
+
+    def story():
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        root = torch.linalg.cholesky(torch.diag(torch.stack([x + 3.0, torch.ones(())])))
+        pyro.factor("nothing", 0.0 * root[0, 0])
+        if kept:
+            pyro.deterministic("root", root)
+
+    kept = False
+    posterior = ForwardKL().run(story)
+    assert posterior.converged, posterior.messages
+    assert abs(float(posterior.history["location"])) < 0.01 + Z / math.sqrt(10_000)
+    assert 0.95 < float(posterior.history["covariance"]) < 1.03
+    kept = True
+    with pytest.raises(ValueError, match="a matrix inside the story cannot be factorised"):
+        ForwardKL().run(story)
+
+
 def test_reverse_and_forward_disagree_by_the_correlation():
     reverse = DADVI(linear_response=False, fixed=2000).run(normal)
     ratio = covariance(reverse).diagonal() / covariance(ForwardKL().run(normal)).diagonal()

@@ -88,6 +88,23 @@ def test_a_copy_that_a_view_needs_survives_the_tidying():
     torch.testing.assert_close(graph(z), function(z))
 
 
+def test_a_factor_that_nothing_is_made_of_need_not_exist():
+    def function(z):
+        torch.linalg.cholesky(torch.linalg.cholesky(z))
+        return z.exp()
+
+    good, bad = torch.eye(3), -torch.eye(3)
+    graph, _ = trace(function, good, [])
+    tidy(graph.graph)
+    graph.recompile()
+    torch.testing.assert_close(graph(bad), bad.exp())
+    kept, _ = trace(torch.linalg.cholesky, good, [])
+    tidy(kept.graph)
+    kept.recompile()
+    with pytest.raises(RuntimeError, match="positive-definite"):
+        kept(bad)
+
+
 def test_writing_to_a_tensor_of_ones_own_is_written_down_as_making_another():
     assert not any(
         mutates(n) for n in trace(writes_to_its_own, torch.ones(3, 3), [])[0].graph.nodes
