@@ -44,4 +44,5 @@ from ppgen.models.sentence_vae import SentenceVAE as SentenceVAE
 from ppgen.models.shrinkage_regression import ShrinkageRegression as ShrinkageRegression
 from ppgen.models.sphere_flow import SphereFlow as SphereFlow
 from ppgen.models.stochastic_volatility import stochastic_volatility as stochastic_volatility
+from ppgen.models.torus_flow import TorusFlow as TorusFlow
 from ppgen.models.vae import VAE as VAE

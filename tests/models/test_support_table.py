@@ -57,6 +57,7 @@ from ppgen.models import (
     SentenceVAE,
     ShrinkageRegression,
     SphereFlow,
+    TorusFlow,
     banana,
     bayesian_neural_network,
     correlated_gaussian,
@@ -214,6 +215,7 @@ CASES = {
     "MoebiusMixture": deep(lambda: MoebiusMixture(2, 3), POLES, (pyro.infer.Trace_ELBO(), ELBO())),
     "ImageFlow": deep(lambda: ImageFlow((1, 2, 2), scales=1, steps=1, hidden=4), BITS[:, :4]),
     "SphereFlow": deep(SphereFlow, POLES, (pyro.infer.Trace_ELBO(), ELBO())),
+    "TorusFlow": deep(lambda: TorusFlow(3), POLES, (pyro.infer.Trace_ELBO(), ELBO())),
     "DequantizedFlow": deep(lambda: DequantizedFlow(6, hidden=(8,)), BITS),
     "BaseRate": deep(lambda: BaseRate(BITS), BITS),
 }
