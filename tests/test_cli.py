@@ -212,6 +212,8 @@ def test_a_run_that_is_no_start_is_refused(files, capsys, without_pages):
     for model in wrong:
         assert run(["train", *model, *options, "--start-from", "below"]) == exits.USAGE
         assert "are not the lowest of" in capsys.readouterr().err
+    assert run(["resume", "below", "--patience", "3"]) == exits.USAGE
+    assert "--likelihood-every" in capsys.readouterr().err
 
 
 def test_a_run_is_trained_evaluated_sampled_resumed_and_reported(files, capsys, monkeypatch):

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+import ppgen
 from ppgen.cli import exits, run
 from ppgen.cli.runs import load_data, read_settings, restored
 from ppgen.plots import pictures
@@ -42,6 +43,20 @@ def test_a_run_begins_with_the_parameters_of_another(train, tmp_path, capsys):
     told = train("told", "--posterior", "spline", *slow)
     torch.testing.assert_close(told.posterior.base.state_dict(), first.posterior.state_dict())
     assert len(told.posterior.layers) == 2
+
+
+def test_a_run_goes_on_with_another_patience(train, tmp_path, monkeypatch):
+    train("run")
+    given, real = {}, ppgen.train
+
+    def watched(*args, **options):
+        given.update(options)
+        return real(*args, **options)
+
+    monkeypatch.setattr(ppgen, "train", watched, raising=False)
+    more = ["resume", str(tmp_path / "run"), "--epochs", "2", "--patience", "1", "--quiet"]
+    assert run(more) == exits.DONE
+    assert (given["patience"], given["epochs"]) == (1, 2)
 
 
 def test_a_convolutional_vae_with_causal_pixels(train, tmp_path, capsys):

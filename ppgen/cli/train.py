@@ -113,11 +113,7 @@ def train(
     if model not in BUNDLED or BUNDLED[model].kind != "deep":
         names = ", ".join(n for n, b in BUNDLED.items() if b.kind == "deep")
         raise ValueError(f"no model {model!r} to train: there are {names}")
-    if patience is not None and model in MACHINES:
-        raise ValueError(
-            f"--patience {patience}: the validation of a {model} is its free-energy gap, which is "
-            "smallest before training; watch the likelihood itself with --likelihood-every"
-        )
+    _check_patience(model, patience)
     flow = flow or FlowOptions()
     units = flows.usual_hidden(flow.layer) if model == "flow" else _HIDDEN.get(model, 200)
     out = out or Path("runs") / f"{model}-{Path(data).stem}"
@@ -151,21 +147,41 @@ def train(
         return _train(settings, examples, out, common, overwrite=overwrite)
 
 
-def resume(run: Run, /, *, epochs: int | None = None, common: Common | None = None) -> int:
+def resume(
+    run: Run,
+    /,
+    *,
+    epochs: int | None = None,
+    patience: int | None = None,
+    common: Common | None = None,
+) -> int:
     """Go on with a training run that was stopped or killed, bit for bit.
 
     Try:
 
         ppgen resume runs/rbm
+        ppgen resume runs/vae --epochs 200 --patience 20
 
     Args:
         epochs: in all; as many as were asked for when not given.
+        patience: stop after so many epochs without a better validation, counted from the best one
+            so far, and keep that one; as in training when not given.
     """
     common = common or Common()
     settings = read_settings(run)
+    _check_patience(settings["model"], patience)
     settings["epochs"] = epochs or settings["epochs"]
+    settings["patience"] = settings["patience"] if patience is None else patience
     with common.active():
         return _train(settings, load_data(settings, "train"), run, common, resume=True)
+
+
+def _check_patience(model: str, patience: int | None) -> None:
+    if patience is not None and model in MACHINES:
+        raise ValueError(
+            f"--patience {patience}: the validation of a {model} is its free-energy gap, which is "
+            "smallest before training; watch the likelihood itself with --likelihood-every"
+        )
 
 
 def _of_its_kind(model: str, machine: MachineOptions, code: CodeOptions) -> dict[str, Any]:
