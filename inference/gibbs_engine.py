@@ -32,6 +32,8 @@ from ppgen.types import (
     Story,
 )
 
+_TEMPERED = "Gibbs(temperatures=...): this story is no Boltzmann machine; leave it out"
+
 S = TypeVar("S")
 R = TypeVar("R")
 
@@ -88,10 +90,13 @@ class Gibbs:
         warmup: sweeps discarded before the first draw.
         thin: sweeps to a draw.
         keep: auxiliary blocks to keep beside the sites, such as the assignments of a mixture.
+        temperatures: of a Boltzmann machine: steps of the inverse temperature from 0 to 1, at each
+            of which a replica of every chain runs and swaps with its neighbours (parallel
+            tempering). It crosses between modes where sides in turn do not.
 
     Raises:
-        ValueError: from `run`, for a story without conditionals, data that do not fit it, or an
-            unknown block in `keep`.
+        ValueError: from `run`, for a story without conditionals, data that do not fit it, an
+            unknown block in `keep`, or `temperatures` where the story is no Boltzmann machine.
 
     References:
         | Sampling-Based Approaches to Calculating Marginal Densities (Gelfand & Smith, 1990)
@@ -109,10 +114,12 @@ class Gibbs:
     warmup: int = 200
     thin: int = 1
     keep: tuple[str, ...] = ()
+    temperatures: int | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("chains", 1), ("draws", 1), ("warmup", 0), ("thin", 1)):
-            if getattr(self, name) < least:
+        least_of = {"chains": 1, "draws": 1, "warmup": 0, "thin": 1, "temperatures": 1}
+        for name, least in least_of.items():
+            if getattr(self, name) is not None and getattr(self, name) < least:
                 raise ValueError(
                     f"Gibbs({name}=...) must be at least {least}, got {getattr(self, name)!r}"
                 )
@@ -173,11 +180,15 @@ class Gibbs:
         begin = time.perf_counter()
         story = getattr(model, "__self__", None)
         if isinstance(story, ConditionallyConjugate):
+            if self.temperatures is not None:
+                raise ValueError(_TEMPERED)
             return None
         with sandbox(_dtype(model, args, kwargs)), torch.no_grad():
             # other methods of a machine are stories of their own
             if isinstance(story, MachineStory) and model.__name__ == "model":
-                chains = machine_chains(story, self.chains, args, kwargs)
+                chains = machine_chains(story, self.chains, args, kwargs, self.temperatures)
+            elif self.temperatures is not None:
+                raise ValueError(_TEMPERED)
             else:
                 chains = binary_chains(model, self.chains, args, kwargs)
             if chains is None:

@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ppgen.inference.annealed_importance_sampling import base_biases
+from ppgen.inference import ladder
+from ppgen.inference import parallel_tempering as tempering
+from ppgen.inference.annealed_importance_sampling import base_biases, schedule
 from ppgen.inference.discrete_chains import Chains, Reading
 from ppgen.inference.gibbs import clamped
 from ppgen.types import MachineStory
@@ -30,11 +32,16 @@ class Clamp(NamedTuple):
 
 
 def machine_chains(
-    story: MachineStory, chains: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+    story: MachineStory,
+    chains: int,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    temperatures: int | None = None,
 ) -> Chains:
     """Chains over the latent sites of a machine's ``model(x)``, dispersed.
 
-    `x` is clamped; entries of it that are NaN are not observed, and are drawn.
+    `x` is clamped; entries of it that are NaN are not observed, and are drawn. With `temperatures`
+    each chain has replicas at so many more, with which it swaps.
 
     Raises:
         ValueError: where x is no data of this machine.
@@ -52,10 +59,16 @@ def machine_chains(
     if x is not None:
         clamp = _clamp(story, start, x.repeat(chains, 1))
         given = {"x": clamp.units[: len(x), : story.visible]}
-    hidden = story.sample_hidden(start)  # replaced in the first sweep
+    start = start if clamp is None else torch.where(*clamp, start)
+    if temperatures is None:
+        state, sweep = State(start, story.sample_hidden(start)), step  # replaced in the first sweep
+    else:
+        betas = schedule(temperatures)
+        state = ladder.init(start, len(betas))
+        sweep = partial(tempered_step, base=base_biases(story, None), betas=betas)
     return Chains(
-        State(start if clamp is None else torch.where(*clamp, start), hidden),
-        partial(step, machine=story, clamp=clamp),
+        state,
+        partial(sweep, machine=story, clamp=clamp),
         partial(read, machine=story, chains=chains, clamp=clamp),
         observes=clamp is not None and bool(clamp.units.any()),
         given=given,
@@ -70,9 +83,26 @@ def step(state: State, *, machine: MachineStory, clamp: Clamp | None) -> State:
     return State(visible if clamp is None else torch.where(*clamp, visible), hidden)
 
 
+def tempered_step(
+    state: ladder.State,
+    *,
+    machine: MachineStory,
+    clamp: Clamp | None,
+    base: Tensor,
+    betas: list[float],
+) -> ladder.State:
+    """The same at every temperature, then swaps."""
+    return tempering.step(state, machine=machine, base=base, betas=betas, clamp=clamp)[0]
+
+
 @torch.no_grad()
-def read(state: State, *, machine: MachineStory, chains: int, clamp: Clamp | None) -> Reading:
+def read(
+    state: State | ladder.State, *, machine: MachineStory, chains: int, clamp: Clamp | None
+) -> Reading:
     """Latent sites; with x in full where a part of it is latent."""
+    if isinstance(state, ladder.State):
+        visible = state.ladder[-1].clone()
+        state = State(visible, machine.sample_hidden(visible))
     sites = machine.sites(state.visible, state.hidden)
     if clamp is not None and bool(clamp.units[:, : machine.visible].all()):
         del sites["x"]

@@ -33,13 +33,24 @@ from ppgen.types import BoltzmannMachine
 
 @torch.no_grad()
 def step(
-    state: State, *, machine: BoltzmannMachine, base: Tensor, betas: list[float], sweeps: int = 1
+    state: State,
+    *,
+    machine: BoltzmannMachine,
+    base: Tensor,
+    betas: list[float],
+    sweeps: int = 1,
+    clamp: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[State, Info]:
-    """`sweeps` Gibbs updates of every replica, then swaps of the even and of the odd pairs."""
+    """`sweeps` Gibbs updates of every replica, then swaps of the even and of the odd pairs.
+
+    Units of `clamp`, a mask and their values, stay; all replicas of a chain have the same ones.
+    """
     ladder = state.ladder
     beta = ladder.new_tensor(betas)[:, None, None]
     for _ in range(sweeps):
         ladder = move(machine, base, machine.hidden_logits(ladder), beta)
+        if clamp is not None:
+            ladder = torch.where(*clamp, ladder)
     logits = machine.hidden_logits(ladder)
     accepted = ladder.new_zeros(len(betas) - 1)
     for parity in (0, 1):
@@ -111,6 +122,7 @@ class ParallelTempering(LadderKernel):
             data's base rates make do with fewer temperatures.
         sweeps: block Gibbs updates of every replica for each draw.
         site: name of the draws.
+        clamp: as of `BlockGibbs`.
 
     References:
         | Replica Monte Carlo simulation of spin-glasses (Swendsen, Wang, 1986)
@@ -134,16 +146,23 @@ class ParallelTempering(LadderKernel):
         base: Tensor | None = None,
         sweeps: int = 1,
         site: str = "x",
+        clamp: Tensor | None = None,
     ) -> None:
-        inner = BlockGibbs(machine, start, sweeps=sweeps, site=site)  # the same arguments, checked
+        inner = BlockGibbs(machine, start, sweeps=sweeps, site=site, clamp=clamp)  # checks them
         self.machine, self.sweeps = machine, sweeps
+        self.clamp = None if inner.clamp is None else (inner.clamp, inner.values)
         self.betas = schedule(temperatures)
         self.base = base_biases(machine, base).detach()
         super().__init__(site, inner.initial_params[site], len(self.betas))
 
     def step(self, state: State) -> tuple[State, Info]:
         return step(
-            state, machine=self.machine, base=self.base, betas=self.betas, sweeps=self.sweeps
+            state,
+            machine=self.machine,
+            base=self.base,
+            betas=self.betas,
+            sweeps=self.sweeps,
+            clamp=self.clamp,
         )
 
     def base_log_partition(self) -> float:

@@ -1,5 +1,6 @@
 """Engine `Gibbs` on Boltzmann machines and binary sites: enumerated laws, and honest diagnoses."""
 
+import dataclasses
 import inspect
 import math
 
@@ -13,6 +14,7 @@ import ppgen
 from ppgen import diagnostics
 from ppgen.distributions import RestrictedBoltzmann
 from ppgen.inference import Gibbs, binary_gibbs, machine_gibbs
+from ppgen.inference import parallel_tempering as tempering
 from ppgen.models import (
     DBM,
     DBN,
@@ -21,6 +23,7 @@ from ppgen.models import (
     ClassificationRBM,
     FullyVisibleBoltzmannMachine,
     GaussianRBM,
+    NormalGamma,
 )
 
 pytestmark = pytest.mark.usefixtures("silent")
@@ -68,6 +71,23 @@ def missing_units():
     rbm = random(RBM(4, 3))
     x = torch.tensor([[1.0, NAN, 0.0, NAN]])
     posterior = ppgen.fit(rbm.model, x, using=ONE_DRAW)
+    assert (posterior["x"][..., [0, 2]] == torch.tensor([1.0, 0.0])).all()
+    law = rbm.missing_given_observed(x[0], torch.tensor([True, False, True, False]))
+    return posterior["x"][:, 0, 0, [1, 3]], law.log_prob(states(2)).exp()
+
+
+def tempered_machine():
+    rbm = random(RBM(4, 3))
+    posterior = ppgen.fit(rbm.model, using=dataclasses.replace(ONE_DRAW, temperatures=3))
+    both = torch.cat([posterior["x"], posterior["h"]], -1)[:, 0, 0]
+    every = states(7)
+    return both, (-rbm.energy(every[:, :4], every[:, 4:])).softmax(0)
+
+
+def tempered_missing_units():
+    rbm = random(RBM(4, 3))
+    x = torch.tensor([[1.0, NAN, 0.0, NAN]])
+    posterior = ppgen.fit(rbm.model, x, using=dataclasses.replace(ONE_DRAW, temperatures=2))
     assert (posterior["x"][..., [0, 2]] == torch.tensor([1.0, 0.0])).all()
     law = rbm.missing_given_observed(x[0], torch.tensor([True, False, True, False]))
     return posterior["x"][:, 0, 0, [1, 3]], law.log_prob(states(2)).exp()
@@ -134,6 +154,7 @@ CASES = {
     case.__name__: case
     for case in (
         *(whole_machine, missing_units, hidden_of_a_real_machine, deep_machine),
+        *(tempered_machine, tempered_missing_units),
         *(inside_another_story, plain_sites, tied_units),
     )
 }
@@ -154,6 +175,9 @@ BUGS = {
         machine_gibbs, "step", "return State(visible if", "hidden = state.hidden\n    return State("
         "visible if", whole_machine,
     ),
+    "replicas are not clamped": (
+        tempering, "step", "if clamp is not None:", "if False:", tempered_missing_units,
+    ),
     "stale density": (
         binary_gibbs, "step", "current = torch.where(moves, other, current)", "pass", tied_units,
     ),
@@ -172,7 +196,7 @@ def test_a_planted_bug_is_caught(bug, monkeypatch):
     space = dict(vars(module))
     exec(compile(source.replace(old, new), "<planted>", "exec"), space)  # noqa: S102
     monkeypatch.setattr(module, name, space[name])
-    if case is missing_units:
+    if case in (missing_units, tempered_missing_units):
         with pytest.raises(AssertionError):
             case()
         return
@@ -234,11 +258,27 @@ def test_chains_that_stand_still_and_disagree_have_an_infinite_rhat():
     assert (diagnostics.ess_bulk(x.numpy())[:2] < 60).all()
 
 
-def test_a_machine_with_two_modes_is_not_converged():
+def two_modes():
     rbm = RBM(6, 2, weight_scale=0.0).requires_grad_(False)
     rbm.weight += 8.0
     rbm.visible_bias -= 8.0
     rbm.hidden_bias -= 24.0
+    return rbm
+
+
+def test_replicas_at_other_temperatures_carry_chains_from_mode_to_mode():
+    rbm = two_modes()
+    tempered = Gibbs(chains=100, draws=60, warmup=20, temperatures=10)
+    posterior = ppgen.fit(rbm.model, using=tempered)
+    x = posterior["x"].mean(-1).squeeze(-1)
+    every = states(6)
+    exact = rbm.marginal().log_prob(every).exp() @ every.mean(-1)
+    assert abs(x.mean() - exact) < 4.3 * diagnostics.mcse_mean(x.numpy())
+    assert diagnostics.rhat(x.numpy()) < 1.2  # above 1.5 without replicas, as below
+
+
+def test_a_machine_with_two_modes_is_not_converged():
+    rbm = two_modes()
     posterior = ppgen.fit(rbm.model, using=Gibbs(chains=20, draws=100))
     assert not posterior.converged
     assert posterior.diagnosis()["rhat"] > 1.5
@@ -321,6 +361,12 @@ def depends(y):
 def test_what_does_not_fit_is_refused(story, args, said):
     with pytest.raises(ValueError, match=said):
         ppgen.fit(story, *args, using=Gibbs(chains=2, draws=2))
+
+
+@pytest.mark.parametrize("story", [switches, NormalGamma().model], ids=["binary", "conjugate"])
+def test_temperatures_are_for_machines_alone(story):
+    with pytest.raises(ValueError, match="this story is no Boltzmann machine"):
+        ppgen.fit(story, torch.zeros(2), using=Gibbs(chains=2, draws=2, temperatures=3))
 
 
 def test_a_dbn_s_layers_are_binary_sites_too():

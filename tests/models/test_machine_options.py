@@ -140,7 +140,10 @@ USES = {
     ),
     ParallelTempering: (
         lambda **o: drawn(ParallelTempering(RBM(6, 3), x(), **o)),
-        {"temperatures": 3, "base": torch.full((6,), 0.1), "sweeps": 2, "site": "s"},
+        {
+            "temperatures": 3, "base": torch.full((6,), 0.1), "sweeps": 2, "site": "s",
+            "clamp": MASK,
+        },
     ),
     TrajectoryTempering: (
         lambda **o: drawn(TrajectoryTempering([RBM(6, 3)], x(), **o)),
@@ -178,7 +181,7 @@ USES = {
     ),
     Gibbs: (
         lambda **o: ppgen.fit(RBM(6, 3).model, x(), using=Gibbs(**{"draws": 2, "warmup": 1, **o})),
-        {"chains": 3, "draws": 3, "warmup": 2, "thin": 2},
+        {"chains": 3, "draws": 3, "warmup": 2, "thin": 2, "temperatures": 3},
     ),
 }  # fmt: skip
 ELSEWHERE = {Gibbs: {"keep"}}  # of other stories
