@@ -177,7 +177,7 @@ def compare(
     with interruptible() as interrupt:
         for label, engine in using.items():
             again = "auto" if repair and label == reference else False
-            posteriors[label] = fitted(engine, reparametrise=again)
+            posteriors[label] = _of_shared_sites(fitted(engine, reparametrise=again), program)
             if interrupt:
                 break
     if reference not in posteriors:
@@ -277,6 +277,13 @@ def _with_remedies(
             cheapest = min(passing, key=lambda attempt: attempt.cost)
             found[label] = dataclasses.replace(found[label], remedy=cheapest.remedy)
     return found
+
+
+def _of_shared_sites(posterior: Posterior, program: Program) -> Posterior:
+    """Without the discrete sites that `Gibbs` draws and every other engine sums out."""
+    summed = program.anatomy.of_kind("enumerated")
+    kept = [name for name in posterior.draws if name not in summed]
+    return posterior if len(kept) == len(posterior.draws) else posterior.only(*kept)
 
 
 def _refuse_trainable(model: Story, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:

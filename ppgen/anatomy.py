@@ -209,7 +209,8 @@ def _is_discrete(msg: Any) -> bool:
         raise ValueError(
             f"site '{msg['name']}' is {_describe(fn)}: discrete with infinitely many values (or "
             "none that can be listed), so it can neither be summed out nor moved by gradients; "
-            "observe it, marginalise it by hand, or use Gibbs() where its units are binary"
+            "observe it, marginalise it by hand, or use Gibbs(), which draws units of finitely "
+            "many values one by one"
         )
     return discrete
 

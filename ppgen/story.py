@@ -356,7 +356,8 @@ def _factor(anatomy: Anatomy, msg: Any) -> Factor:
                 raise ValueError(
                     f"site '{msg['name']}' has batch shape {tuple(log_prob.shape)} where it had "
                     f"{tuple(declared)} before discrete sites were enumerated: it mixes their "
-                    "values over a plate; index and broadcast along the plates instead"
+                    "values over a plate; index and broadcast along the plates instead, or use "
+                    "Gibbs()"
                 )
             names.append(f"dimension {dim}")  # belongs to no plate
             shape.append(size)

@@ -14,7 +14,7 @@ from scipy import stats
 
 import ppgen
 from ppgen.distributions import RestrictedBoltzmann
-from ppgen.inference import Gibbs, HMCWithinGibbs, hmc_within_gibbs
+from ppgen.inference import HMC, Gibbs, HMCWithinGibbs, hmc_within_gibbs
 from ppgen.program import Program
 
 pytestmark = pytest.mark.usefixtures("silent")
@@ -200,6 +200,21 @@ def test_the_posterior_is_diagnosed_and_keeps_all_sites():
     assert set(posterior.stats) == {"lp", "acceptance_rate", "diverging"}
     assert posterior.diagnosis()["divergences"] == 0
     assert posterior.predict(summed, torch.tensor(2.4), draws=3)["y"].shape == (3,)
+
+
+def mixture(y):
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(y)):
+        k = pyro.sample("k", dist.Categorical(torch.tensor(SHARES)))
+        pyro.sample("y", dist.Normal(mu + k, NOISE), obs=y)
+
+
+@SLOW  # 4 s
+def test_it_is_compared_with_engines_that_sum_the_discrete_sites_out():
+    engines = {"HMC": HMC(chains=32), "Gibbs": Gibbs(draws=400)}
+    found = ppgen.compare(mixture, torch.tensor([0.4, 2.2]), using=engines, reference="HMC")
+    assert [row.name for row in found.marginals["Gibbs"]] == ["mu"]
+    assert found.verdicts["Gibbs"].level == "pass", found.verdicts["Gibbs"]
 
 
 def one_hot():
