@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -88,6 +89,8 @@ def test_the_code_is_annealed_on_request(train, tmp_path, capsys, monkeypatch):
     least = found["importance_sampled"] - 4.3 * found["annealed_error"] - 0.05
     assert found["elbo"] < found["importance_sampled"]
     assert least < found["annealed"] < found["importance_sampled"] + 0.3
+    assert run(["evaluate", place, "--samples", "2", "--quiet"]) == exits.DONE
+    assert re.search(r"\nELBO -\d+\.\d\d nats per example\n", capsys.readouterr().out)
     assert run(["evaluate", place, "--anneal", "0", "--quiet"]) == exits.USAGE
     assert "--anneal must be at least 1" in capsys.readouterr().err
 

@@ -88,6 +88,8 @@ def evaluate(
         else:
             numbers = bits_per_dimension(found, settings, examples.x.shape[1])
             more = "".join(f"\nat most {bits:.3f} bits per dimension" for bits in numbers.values())
+        if settings["model"] == "vae":
+            more = f"\nELBO {found.details['elbo']:.2f} nats per example{more}"
         if anneal is not None:
             looseness = annealed(story, examples, common, anneal, chains or 16, temperatures or 500)
             more, numbers = more + looseness[0], numbers | looseness[1]
