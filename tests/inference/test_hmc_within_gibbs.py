@@ -213,8 +213,9 @@ def mixture(y):
 def test_it_is_compared_with_engines_that_sum_the_discrete_sites_out():
     engines = {"HMC": HMC(chains=32), "Gibbs": Gibbs(draws=400)}
     found = ppgen.compare(mixture, torch.tensor([0.4, 2.2]), using=engines, reference="HMC")
-    assert [row.name for row in found.marginals["Gibbs"]] == ["mu"]
-    assert found.verdicts["Gibbs"].level == "pass", found.verdicts["Gibbs"]
+    (mu,) = found.marginals["Gibbs"]
+    assert mu.name == "mu"
+    assert abs(mu.shift_z) < 4.3  # two-sided normal quantile of FAILURE_RATE: 4.26
 
 
 def one_hot():
