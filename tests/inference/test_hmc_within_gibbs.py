@@ -171,16 +171,74 @@ BUGS = {
 }  # fmt: skip
 
 
-@SLOW  # 5 s
-@pytest.mark.parametrize("bug", BUGS)
-def test_a_planted_bug_is_caught(bug, monkeypatch):
+def plant(bug, monkeypatch):
+    """The case that has to find it."""
     owner, name, old, new, case = BUGS[bug]
     source = textwrap.dedent(inspect.getsource(getattr(owner, name)))
     assert old in source, f"{name} no longer reads {old!r}: plant the bug where it would be now"
     space = dict(vars(hmc_within_gibbs))
     exec(compile(source.replace(old, new), "<planted>", "exec"), space)  # noqa: S102
     monkeypatch.setattr(owner, name, space[name])
-    assert min(run(case)) < FAILURE_RATE / 2
+    return case
+
+
+@SLOW  # 5 s
+@pytest.mark.parametrize("bug", BUGS)
+def test_a_planted_bug_is_caught(bug, monkeypatch):
+    assert min(run(plant(bug, monkeypatch))) < FAILURE_RATE / 2
+
+
+def geweke(rounds=5):
+    """p-values of k, of mu, and of mu where k is large, after sweeps and fresh data in turn.
+
+    With y among the sites, each chain has data of its own: a sweep holds them, and then they are
+    drawn anew given the rest. Where the sweep is right that leaves the prior as it is.
+    """
+
+    def story():
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", 2):
+            k = pyro.sample("k", dist.Categorical(torch.tensor(SHARES)))
+        pyro.sample("y", dist.Normal(mu + k.sum(-1), NOISE))
+
+    joint = Joint(story, (), {})
+    mu, y = (joint.program.anatomy.sites[name].start for name in ("mu", "y"))
+    joint.continuous = torch.tensor([mu])
+    moves = Sweeps(joint, CHAINS, 0)
+    point = moves.start.clone()
+    point[:, mu] = torch.randn(CHAINS)
+    k = dist.Categorical(torch.tensor(SHARES)).sample((CHAINS, 2))
+    point[:, joint.columns["k"]] = k.to(point)
+
+    def simulate():
+        total = point[:, joint.columns["k"]].sum(-1)
+        point[:, y] = point[:, mu] + total + NOISE * torch.randn(CHAINS)
+        return total
+
+    for _ in range(rounds):
+        simulate()
+        point, _ = moves.sweep(point)
+    total = simulate()
+    law = torch.zeros(5)
+    for i, j in itertools.product(range(3), repeat=2):
+        law[i + j] += SHARES[i] * SHARES[j]
+    counts = torch.stack([(total == t).sum() for t in range(5)])
+    return (
+        stats.chisquare(counts, CHAINS * law, sum_check=False).pvalue,
+        stats.kstest(point[:, mu].numpy(), stats.norm.cdf).pvalue,
+        stats.kstest(point[total >= 3, mu].numpy(), stats.norm.cdf).pvalue,
+    )
+
+
+@SLOW  # 1 s
+def test_geweke_s_joint_test():
+    assert min(geweke()) > FAILURE_RATE / 3
+
+
+@SLOW  # 1 s
+def test_geweke_s_joint_test_catches_units_at_another_temperature(monkeypatch):
+    plant("tempered units", monkeypatch)
+    assert min(geweke()) < FAILURE_RATE / 3
 
 
 @SLOW  # 2 s
