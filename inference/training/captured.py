@@ -11,6 +11,7 @@ generator, whose state checkpoints hold, as they would without a graph.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, Protocol
 
 import torch
@@ -141,6 +142,12 @@ class _Program:
         (self.replay or self.step)()
 
 
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all graphs of a device: libraries keep a workspace for each stream that they see."""
+    return torch.cuda.Stream(device)
+
+
 def captured(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
     """`step`, which has run before, as a CUDA graph that is not run yet.
 
@@ -149,7 +156,7 @@ def captured(step: Callable[[], None], device: torch.device) -> Callable[[], Non
     """
     graph = torch.cuda.CUDAGraph()
     try:
-        with torch.cuda.device(device), torch.cuda.graph(graph, stream=torch.cuda.Stream(device)):
+        with torch.cuda.device(device), torch.cuda.graph(graph, stream=_side_stream(device)):
             step()
     except RuntimeError as error:
         raise RuntimeError(
