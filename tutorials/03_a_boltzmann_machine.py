@@ -43,18 +43,18 @@ result = ppgen.train(
     loss=ContrastiveDivergence(gibbs_steps=5, persistent=True),
     optimizer=torch.optim.SGD,
     learning_rate=0.5,
-    schedule=lambda epoch: 1 - epoch / (20 if FAST else 200),
-    epochs=20 if FAST else 200,
+    schedule=lambda epoch: 1 - epoch / (16 if FAST else 200),
+    epochs=16 if FAST else 200,
     averaging=0.99,
 )
-bounds = ppgen.log_likelihood(rbm, held_out.x, temperatures=300 if FAST else 1000, seed=1)
+bounds = ppgen.log_likelihood(rbm, held_out.x, temperatures=200 if FAST else 1000, seed=1)
 coins = ppgen.log_likelihood(base_rates, held_out.x)
 print(held_out.describe())
 print(f"RBM:        {bounds}")
 print(f"base rates: {coins}")
 
 samples = base_rates.sample(400)
-for _ in range(200 if FAST else 1000):
+for _ in range(100 if FAST else 1000):
     samples = rbm.sweep(samples)
 plots.images(
     torch.cat([held_out.x[:20], samples[:20]]),
@@ -270,7 +270,7 @@ figure
 # %%
 patterns = bars_and_stripes(3)
 weight = patterns.log_prob.exp()
-updates = 450 if FAST else 2000
+updates, pace = (250, 0.04) if FAST else (2000, 0.02)
 
 
 def exact_log_likelihood(machine):
@@ -283,7 +283,7 @@ def fit(loss, seed=0):
     """Train a 9 x 8 machine; `loss` None follows the exact gradient."""
     torch.manual_seed(seed)
     machine = RBM(9, 8, weight_scale=0.1)
-    optimizer = torch.optim.Adam(machine.parameters(), lr=0.02)
+    optimizer = torch.optim.Adam(machine.parameters(), lr=pace)
     slower = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, total_iters=updates)
     likelihood, contrast = [], []
     for update in range(updates):

@@ -37,7 +37,7 @@ chains = partial(ContrastiveDivergence, 5, persistent=True)  # 5 sweeps of chain
 
 def epochs(count):
     """Options of a training: stochastic gradients, a rate that falls to zero, an average."""
-    count = count // 8 if FAST else count
+    count = count // 10 if FAST else count
     return {
         "epochs": count,
         "schedule": lambda epoch: 1 - epoch / count,
@@ -80,10 +80,10 @@ stories = {
     "DBM": dbm,
 }
 # log Z by annealed importance sampling, as in 03_a_boltzmann_machine
-effort = {"temperatures": 100 if FAST else 2000, "burn_in": 200, "seed": 1}
+effort = {"temperatures": 60 if FAST else 2000, "burn_in": 200, "seed": 1}
 with quiet():
     scores = {
-        name: ppgen.log_likelihood(story, held_out.x, samples=100 if FAST else 1000, **effort)
+        name: ppgen.log_likelihood(story, held_out.x, samples=50 if FAST else 1000, **effort)
         for name, story in stories.items()
     }
 scores["base rates"] = ppgen.log_likelihood(BaseRate(digits.x), held_out.x)
@@ -348,7 +348,7 @@ plots.filters(
 # of all its layers.
 
 # %%
-sweeps = 300 if FAST else 1000
+sweeps = 150 if FAST else 1000
 torch.manual_seed(1)
 from_dbn = dbn.sample(30, gibbs_steps=sweeps)
 side = dbm.machine_side(BaseRate(digits.x).sample(30))
@@ -387,7 +387,7 @@ plots.images(
 plain = DBM.from_data(digits.x, HIDDEN)
 plain.assemble(stack)  # RBMs that were trained for a DBN
 with quiet():
-    naive = ppgen.log_likelihood(plain, held_out.x, samples=100 if FAST else 200, **effort)
+    naive = ppgen.log_likelihood(plain, held_out.x, samples=50 if FAST else 200, **effort)
 print(f"assembled from a doubled stack: >= {scores['DBM, pretrained'].lower:.2f} nats")
 print(f"assembled from plain RBMs:      >= {naive.lower:.2f} nats")
 try:

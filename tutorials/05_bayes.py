@@ -42,6 +42,7 @@ from ppgen.models import (
     normal_normal,
 )
 from ppgen.plots import canvas, grids, label, legend, styles
+from ppgen.program import Program
 from ppgen.progress import quiet
 
 FAST = os.environ.get("PPGEN_FAST") == "1"
@@ -144,7 +145,7 @@ figure
 # draws of a posterior it generates the posterior predictive.
 
 # %%
-draws = 1_000 if FAST else 20_000
+draws = 500 if FAST else 20_000
 forward = Predictive(pyro.poutine.uncondition(coin.model), num_samples=draws)(x)
 simulated_before = torch.bincount(forward["x"].sum(1).long(), minlength=11) / draws
 fitted = ppgen.fit(coin.model, x, using=Exact(draws=draws))
@@ -209,9 +210,10 @@ worth = {}
 print("error of the mean, in posterior sd, and of the sd, as a share")
 for i, (name, (story, data)) in enumerate(chosen.items()):
     laws = story.exact_posterior(**data)
+    program = Program(story.model, **data)  # recorded once for all engines
     for j, (engine, using) in enumerate(engines.items()):
         with quiet():
-            found = ppgen.fit(story.model, **data, using=using)
+            found = ppgen.fit(program, using=using)
         assert found.converged, found.headline()
         for site, law in laws.items():
             values = found[site].flatten(0, 1)
@@ -242,7 +244,7 @@ grids(
 # %%
 story, measured = pairs["Normal-gamma"]
 laws = story.exact_posterior(**measured)
-for name, using in {"Gibbs": Gibbs(), "CAVI": CAVI()}.items():
+for name, using in {"Gibbs": Gibbs(draws=300 if FAST else 1000), "CAVI": CAVI()}.items():
     with quiet():
         found = ppgen.fit(story.model, **measured, using=using)
     errors = [(found[s].mean() - law.mean).abs() / law.stddev for s, law in laws.items()]

@@ -26,7 +26,7 @@ FAST = os.environ.get("PPGEN_FAST") == "1"
 torch.manual_seed(0)
 torch.set_default_dtype(torch.float64)
 torch.set_num_threads(1)
-hmc = HMC(chains=32, draws=60, warmup=80) if FAST else HMC()
+hmc = HMC(chains=16, draws=60, warmup=60) if FAST else HMC()
 
 sets = 2_000 if FAST else 20_000
 normal = dist.Normal(torch.zeros(()), torch.ones(()))

@@ -31,7 +31,7 @@ torch.set_num_threads(1)
 
 digits = load("digits", binarisation="threshold")
 held_out = load("digits", "test", binarisation="threshold")
-COUNT = 30 if FAST else 100  # digits of each kind to be looked at
+COUNT = 20 if FAST else 100  # digits of each kind to be looked at
 data = {"training": digits.x[:COUNT], "held out": held_out.x[:COUNT]}
 
 
@@ -40,7 +40,7 @@ def log_joint(story, x, z):
     return story.decode(z).log_prob(x) + story.prior().log_prob(z)
 
 
-def refine(story, x, start, *, full=False, steps=120 if FAST else 200, draws=8, rate=0.03):
+def refine(story, x, start, *, full=False, steps=80 if FAST else 200, draws=8, rate=0.03):
     """The best normal q for each row of `x` by itself, from `start`, the networks held fixed."""
     mean = start.mean.clone().requires_grad_()
     log_sd = start.stddev.log()
@@ -66,7 +66,7 @@ def normal(mean, raw, full):
 
 
 @torch.no_grad()
-def judge(story, x, q, draws=500 if FAST else 2000):
+def judge(story, x, q, draws=200 if FAST else 2000):
     """ELBO and importance-weighted bound of each row under q, nats."""
     z = q.sample((draws,))
     log_w = log_joint(story, x, z) - q.log_prob(z)
@@ -91,7 +91,7 @@ def dissect(story):
     return levels
 
 
-ages = (10, 25) if FAST else (20, 60, 200, 400)
+ages = (10, 16) if FAST else (20, 60, 200, 400)
 stories = {}
 torch.manual_seed(0)
 growing = VAE(visible=64, latent=8, hidden=(200,))
@@ -169,10 +169,10 @@ figure
 # code, plain quadrature on a grid.
 
 # %%
-few = held_out.x[:25]
+few = held_out.x[: 10 if FAST else 25]
 with quiet():
     annealed = ppgen.log_likelihood(
-        vae, few, annealing=Annealing(chains=8, temperatures=40 if FAST else 300), seed=1
+        vae, few, annealing=Annealing(chains=8, temperatures=30 if FAST else 300), seed=1
     )
 with torch.no_grad():
     guess = vae.encode(few)
@@ -184,7 +184,7 @@ print(f"annealing {annealed.lower:.2f} +- {annealed.lower_error:.2f}, importance
 torch.manual_seed(0)
 flat = VAE(64, latent=2, hidden=(200,))
 with quiet():
-    ppgen.train(flat, digits, learning_rate=2e-3, epochs=20 if FAST else 80)
+    ppgen.train(flat, digits, learning_rate=2e-3, epochs=12 if FAST else 80)
 side = torch.linspace(-6, 6, 241)
 grid = torch.cartesian_prod(side, side)  # (241^2, 2)
 x = held_out.x[:40]

@@ -27,13 +27,12 @@ from ppgen.transforms.vector import VectorChain
 
 FAST = os.environ.get("PPGEN_FAST") == "1"
 torch.set_num_threads(1)
-hmc = HMC(chains=32, draws=40, warmup=80) if FAST else HMC()
-tolerance, steps = (1e-2, 250) if FAST else (1e-3, 1500)
-flow = VI(guide=flow_guide(layers=2 if FAST else 4), max_steps=steps)
+hmc = HMC(chains=16, draws=40, warmup=60) if FAST else HMC()
+steps, most = (120, 120) if FAST else (20_000, 1500)
 guides = {
-    "mean-field": VI(tolerance=tolerance),
-    "full-rank": VI(guide=full_rank_guide(), tolerance=tolerance),
-    "flow": flow,
+    "mean-field": VI(max_steps=steps),
+    "full-rank": VI(guide=full_rank_guide(), max_steps=steps),
+    "flow": VI(guide=flow_guide(layers=2 if FAST else 4), max_steps=most),
 }
 
 with quiet():
@@ -133,7 +132,7 @@ def planar(latent):
 
 
 train, test = data.load("digits").x, data.load("digits", "test").x
-epochs, samples_each = (6, 50) if FAST else (100, 500)
+epochs, samples_each = (4, 50) if FAST else (100, 500)
 table, vaes = {}, {}
 for latent in (2,) if FAST else (2, 6):
     for kind in ("normal", "flow"):

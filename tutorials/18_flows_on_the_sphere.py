@@ -85,7 +85,7 @@ def judge(layers, count=20_000):
 
 torch.manual_seed(0)
 flow = SphereFlow(2, bins=8, hidden=(32, 32), waves=2)
-fit(flow.transforms, 40 if FAST else 600, 5e-3)
+fit(flow.transforms, 20 if FAST else 600, 5e-3)
 results = {"recursive, 2 layers": judge(flow.transforms)}
 kl, error, share = results["recursive, 2 layers"]
 print(f"KL {kl:.3f} +- {error:.3f} nats, effective share {share:.0%}")
@@ -101,7 +101,7 @@ print(f"KL {kl:.3f} +- {error:.3f} nats, effective share {share:.0%}")
 # exact check of everything on this page.
 
 # %%
-rows, columns = (200, 400) if FAST else (400, 800)
+rows, columns = (100, 200) if FAST else (400, 800)
 heights = (torch.arange(rows) + 0.5) / rows * 2 - 1
 longitudes = (torch.arange(columns) + 0.5) / columns * 2 * math.pi - math.pi
 h, lam = torch.meshgrid(heights, longitudes, indexing="ij")
@@ -265,7 +265,7 @@ def projected(keep, steps):
     return float(((true if keep else flat) - log_p).mean()), float((true - log_p).mean()), height
 
 
-trained = {name: projected(name == "kept", 60 if FAST else 400) for name in ("kept", "dropped")}
+trained = {name: projected(name == "kept", 40 if FAST else 400) for name in ("kept", "dropped")}
 print(f"log-determinant  objective   true KL   mean of mu.x (exact {exact:.3f})")
 for name, (objective, true_kl, height) in trained.items():
     print(f"{name:<15} {objective:>10.3f} {true_kl:>9.3f} {height:>14.3f}")
@@ -287,7 +287,7 @@ for name, (objective, true_kl, height) in trained.items():
 # %%
 torch.manual_seed(0)
 walks = [ExponentialMap(2, 5) for _ in range(6)]
-fit(walks, 60 if FAST else 600, 5e-2)
+fit(walks, 20 if FAST else 600, 5e-2)
 results["exponential map, N=6, K=5"] = judge(walks)
 published = {"recursive, 2 layers": "", "exponential map, N=6, K=5": "published: 0.19, 75%"}
 for name, (value, error, effective) in results.items():
@@ -336,12 +336,12 @@ torch.manual_seed(0)
 quakes = SphereFlow(2, layers=2, bins=32)
 with quiet():
     ppgen.train(
-        quakes, rest.x, epochs=8 if FAST else 120, batch_size=128, learning_rate=3e-3,
+        quakes, rest.x, epochs=4 if FAST else 120, batch_size=128, learning_rate=3e-3,
         validation=held.x, patience=25,
     )  # fmt: skip
 models = {"uniform": SphereUniform(2), "flow": quakes}
 for components in (5, 20, 80):
-    models[f"mixture of {components}"] = mixture_by_em(rest.x, components, 20 if FAST else 100)
+    models[f"mixture of {components}"] = mixture_by_em(rest.x, components, 8 if FAST else 100)
 scores = {}
 for name, model in models.items():
     with torch.no_grad():
