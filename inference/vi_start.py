@@ -25,6 +25,7 @@ _STAGES = (10, 30, 100)  # L-BFGS iterations of each stage
 DENSE = 500  # dimensions up to which the curvature is measured
 _DRAWS = 64
 _STARTS, _CLOSED, _TOP = 32, 300, 1e-6  # of an ascent that has a formula: starts, iterations, nats
+_EVEN = 0.05  # nats by which noise alone may tell two optima apart
 _ASCENT, _ALMOST = 60, 1e-3  # iterations with fixed draws; nats that the last of them may gain
 
 
@@ -61,7 +62,8 @@ def fixed_draw_optimum(
 
     With the noise of `draws` draws held fixed the ELBO is a plain function, which L-BFGS climbs in
     a few tens of calls (Giordano et al. 2024); first with an eighth of them, which come most of the
-    way. None where that finds nothing better on other noise.
+    way. The frame's own normals where that finds nothing better on other noise, and None where it
+    finds what is clearly worse: then nobody knows where the optimum is.
     """
     dim = len(frame.centre)
     objective = Objective(value_and_grad, frame, _pairs(draws, frame.centre))
@@ -76,7 +78,9 @@ def fixed_draw_optimum(
         end = climb(elbo, end, iterations=_ASCENT, enough=_ALMOST).z
     objective.noise = _pairs(draws, frame.centre)
     before, after = objective(torch.cat([start, end]))[0]
-    return (end[0, :dim], end[0, dim:]) if float(after) < float(before) else None
+    if float(after) < float(before):
+        return end[0, :dim], end[0, dim:]
+    return (start[0, :dim], start[0, dim:]) if float(after) < float(before) + _EVEN else None
 
 
 def low_rank_optimum(covariance: Tensor, rank: int) -> tuple[Tensor, Tensor]:

@@ -417,7 +417,7 @@ def test_ctrl_c_keeps_what_there_is(monkeypatch):
     monkeypatch.setattr(Progress, "advance", lambda *_, **__: signal.raise_signal(signal.SIGINT))
     posterior = Conjugate().fit()
     assert not posterior.converged
-    assert "interrupted after 100 steps" in posterior.headline()
+    assert "interrupted after 50 steps" in posterior.headline()
     assert posterior.count == 4000
 
 
