@@ -28,7 +28,7 @@ from ppgen.transforms.vector import VectorChain
 FAST = os.environ.get("PPGEN_FAST") == "1"
 torch.set_num_threads(1)
 hmc = HMC(chains=16, draws=40, warmup=60) if FAST else HMC()
-steps, most = (120, 120) if FAST else (20_000, 1500)
+steps, most = (120, 180) if FAST else (20_000, 1500)
 guides = {
     "mean-field": VI(max_steps=steps),
     "full-rank": VI(guide=full_rank_guide(), max_steps=steps),
