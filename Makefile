@@ -88,17 +88,19 @@ mnist-deep-dbm: $(READY)  ## the same for a DBM with three hidden layers (an hou
 	  --mean-field-steps 3 --out runs/dbm-mnist-500-500-1000 $(ARGS)
 	$(BIN)/ppgen evaluate runs/dbm-mnist-500-500-1000 $(DEEP_TEMPERATURES)
 
-# EPOCHS=1000 goes on at a constant rate until the validation bound has been flat for 50 epochs.
 PLAIN_GOES_ON = $(PLAIN_VAE) --learning-rate 0.0005 --averaging 0.9995 --patience 50
-mnist-vae: $(READY)  ## the same for the VAE with one hidden layer each side (three quarters of an hour)
+mnist-vae: $(READY)  ## the same for the VAE with one hidden layer each side (an hour and a half)
 	$(BIN)/ppgen train vae --data mnist $(PLAIN_VAE) --decay --averaging 0.999 --epochs 50 \
 	  --learning-rate 0.002 --out runs/vae-mnist-begin $(ARGS)
 	$(BIN)/ppgen train vae --data mnist $(PLAIN_GOES_ON) --epochs $(or $(EPOCHS),54) \
 	  --start-from runs/vae-mnist-begin --out runs/vae-mnist $(ARGS)
+	$(BIN)/ppgen train vae --data mnist $(PLAIN_VAE) --averaging 0.9998 --learning-rate 0.001 \
+	  --patience 50 --epochs $(or $(EPOCHS),282) --start-from runs/vae-mnist \
+	  --out runs/vae-mnist-long $(ARGS)
 	$(BIN)/ppgen train vae --data mnist $(PLAIN_VAE) --decay --averaging 0.999 --epochs 8 \
 	  --learning-rate 0.0005 --objective dreg --draws 5 --start-from runs/vae-mnist-begin \
 	  --out runs/vae-mnist-dreg $(ARGS)
-	for run in vae-mnist vae-mnist-dreg; do \
+	for run in vae-mnist vae-mnist-long vae-mnist-dreg; do \
 	  $(BIN)/ppgen evaluate runs/$$run --thorough 200 || exit 1; \
 	done
 
@@ -108,7 +110,11 @@ mnist-conv-vae: $(READY)  ## for the convolutional VAE of pretrained/ (a quarter
 	  --decay --averaging 0.999 --out runs/vae-mnist-conv $(ARGS)
 	$(BIN)/ppgen evaluate runs/vae-mnist-conv --thorough 100
 
-mnist-flow-vae: $(READY)  ## for flow posteriors, which begin with runs/vae-mnist (4 to 25 minutes each)
+mnist-flow-vae: $(READY)  ## for flow posteriors, which go on from the runs of mnist-vae (4 to 25 minutes each)
+	$(BIN)/ppgen train vae --data mnist $(PLAIN_VAE) --averaging 0.9995 --learning-rate 0.001 \
+	  --posterior planar --flow-layers 10 --epochs $(or $(EPOCHS),88) \
+	  --start-from runs/vae-mnist-long --out runs/vae-mnist-planar-long $(ARGS)
+	$(BIN)/ppgen evaluate runs/vae-mnist-planar-long --thorough 200
 	for flow in 'planar 10' 'sylvester 10 --flow-columns 8' 'planar 80' \
 	    'sylvester 80 --flow-columns 2' 'normal 1'; do \
 	  set -- $$flow; out=runs/vae-mnist-$$1-$$2; \
