@@ -82,20 +82,19 @@ def _unit(x: Tensor) -> Tensor:
 
 def whole(criterion: str) -> Callable[[Program], tuple[Tensor, int, int]]:
     """Draws of HMC with another criterion, ``(C, N, D)``, gradients of them and of the run."""
-    snaper = Snaper()
-    patches = {
-        "ChEES": {"leapfrogs": _LEAPFROGS},
-        "SNAPER": {"criterion_gradient": snaper.gradient, "leapfrogs": snaper.leapfrogs},
-        "none": {"criterion_gradient": lambda *_: 0.0},
-    }[criterion]
 
     def run(program: Program) -> tuple[Tensor, int, int]:
-        with patch.multiple(chees, **patches):
+        snaper = Snaper()
+        changes = {
+            "ChEES": {"leapfrogs": _LEAPFROGS},
+            "SNAPER": {"criterion_gradient": snaper.gradient, "leapfrogs": snaper.leapfrogs},
+            "none": {"criterion_gradient": lambda *_: 0.0},
+        }
+        with patch.multiple(chees, **changes[criterion]):
             posterior = HMC(chains=CHAINS, draws=DRAWS, max_draws=DRAWS).run(program)
         z = posterior.unconstrained
         assert z is not None
-        kept = int(posterior.stats["n_steps"].sum())
-        return z, kept, posterior.cost.gradients
+        return z, int(posterior.stats["n_steps"].sum()), posterior.cost.gradients
 
     return run
 
