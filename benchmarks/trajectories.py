@@ -4,7 +4,8 @@
 that is a quarter period of the widest direction; and MEADS (Hoffman and Sountsov 2022), generalised
 HMC of one leapfrog a transition without a warm-up. All begin at the same starts, on the same
 recorded density. An effective draw is the smallest ESS of the unconstrained coordinates and of
-their squares; gradients are those of the draws kept, and in brackets of the whole run.
+their squares; gradients are those of the draws kept, and in brackets of the whole run. MEADS has a
+diagonal metric; `--metric diag` gives the others no other either.
 
     python benchmarks/trajectories.py --posteriordb DIR --seeds 2
 """
@@ -12,6 +13,7 @@ their squares; gradients are those of the draws kept, and in brackets of the who
 from __future__ import annotations
 
 import statistics
+from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
 from unittest.mock import patch
@@ -24,7 +26,7 @@ from ppgen import diagnostics
 from ppgen.inference import chees
 from ppgen.inference.hmc import Info, Metric
 from ppgen.inference.hmc_engine import HMC
-from ppgen.inference.hmc_warmup import starts
+from ppgen.inference.hmc_warmup import MetricName, starts
 from ppgen.inference.target import Target
 from ppgen.models import logistic_regression
 from ppgen.models.posteriordb import POSTERIORS
@@ -80,10 +82,10 @@ def _unit(x: Tensor) -> Tensor:
     return x / x.norm()
 
 
-def whole(criterion: str) -> Callable[[Program], tuple[Tensor, int, int]]:
+def whole(criterion: str) -> Callable[[Program, MetricName], tuple[Tensor, int, int]]:
     """Draws of HMC with another criterion, ``(C, N, D)``, gradients of them and of the run."""
 
-    def run(program: Program) -> tuple[Tensor, int, int]:
+    def run(program: Program, metric: MetricName) -> tuple[Tensor, int, int]:
         snaper = Snaper()
         changes = {
             "ChEES": {"leapfrogs": _LEAPFROGS},
@@ -91,7 +93,7 @@ def whole(criterion: str) -> Callable[[Program], tuple[Tensor, int, int]]:
             "none": {"criterion_gradient": lambda *_: 0.0},
         }
         with patch.multiple(chees, **changes[criterion]):
-            posterior = HMC(chains=CHAINS, draws=DRAWS, max_draws=DRAWS).run(program)
+            posterior = HMC(CHAINS, DRAWS, metric=metric, max_draws=DRAWS).run(program)
         z = posterior.unconstrained
         assert z is not None
         return z, int(posterior.stats["n_steps"].sum()), posterior.cost.gradients
@@ -99,7 +101,7 @@ def whole(criterion: str) -> Callable[[Program], tuple[Tensor, int, int]]:
     return run
 
 
-def meads(program: Program) -> tuple[Tensor, int, int]:
+def meads(program: Program, _: MetricName) -> tuple[Tensor, int, int]:
     """Adaptive generalised HMC: four folds, each tuned by its neighbour.
 
     Source: Tuning-free generalized Hamiltonian Monte Carlo (2022), AISTATS.
@@ -156,20 +158,22 @@ ENGINES = {
 }
 
 
-def measure(name: str, engine: str, seed: int, options: object) -> tuple[float, float, float]:
+def measure(name: str, engine: str, seed: int, options: Namespace) -> tuple[float, float, float]:
     """Gradients an effective draw, of draws and of the run, and the largest R-hat."""
     story = POSTERIORS[name].story if name in POSTERIORS else logistic_regression
-    program = Program(story, **arguments(name, options.posteriordb))  # pyright: ignore
+    program = Program(story, **arguments(name, options.posteriordb))
     torch.manual_seed(seed)
     with quiet():
-        z, kept, total = ENGINES[engine](program)
+        z, kept, total = ENGINES[engine](program, options.metric)
     squares = (z - z.mean((0, 1))).square()
     ess = min(float(diagnostics.ess_mean(x.numpy()).min()) for x in (z, squares))
     return kept / ess, total / ess, float(diagnostics.rhat(z.numpy()).max())
 
 
 def main() -> None:
-    options = choices(parser(__doc__ or "", ENGINES, seeds=2, cap=0.0))
+    made = parser(__doc__ or "", ENGINES, seeds=2, cap=0.0)
+    made.add_argument("--metric", choices=["auto", "diag"], default="auto")
+    options = choices(made)
     print(f"| gradients an effective draw | {' | '.join(options.engines)} |")
     print("|---" * (len(options.engines) + 1) + "|")
     for name in options.posteriors:
