@@ -28,6 +28,13 @@ class UntransformedKernel(MCMCKernel):
         self._initial_params = params
 
 
+def require_counts(**counts: int) -> None:
+    """Refuse by name what is not at least 1."""
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"{name}: expected at least 1, got {value}")
+
+
 class BlockGibbs(UntransformedKernel):
     """Alternate the two sides of a Boltzmann machine, all units of a side at once.
 

@@ -42,7 +42,7 @@ from ppgen.inference.binary_gibbs import (
     plate_dimensions,
 )
 from ppgen.inference.discrete_chains import Chains, Reading
-from ppgen.inference.gibbs import UntransformedKernel
+from ppgen.inference.gibbs import UntransformedKernel, require_counts
 from ppgen.inference.hmc_warmup import JITTER, quarter_period, reasonable_step_size, renew
 from ppgen.inference.target import Target
 from ppgen.program import Program
@@ -301,9 +301,7 @@ class HMCWithinGibbs(UntransformedKernel):
     """
 
     def __init__(self, model: Story, *data: Any, chains: int = 1, sweeps: int = 1) -> None:
-        for name, value in (("chains", chains), ("sweeps", sweeps)):
-            if value < 1:
-                raise ValueError(f"{name}: expected at least 1, got {value}")
+        require_counts(chains=chains, sweeps=sweeps)
         self.sweeps = sweeps
         self.moves = Sweeps(Joint(model, data, {}), chains, 0)
         self.point = self.moves.start
