@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ppgen.progress import Progress
+from ppgen.threads import LITTLE, one_thread_if
 from ppgen.types import BoltzmannMachine
 
 
@@ -108,7 +109,12 @@ def annealed_importance_sampling(
     base = base_biases(machine, base)
     exact = machine.marginal().enumerable
     total = 2 * (len(betas) - 1) + (0 if exact else burn_in)
-    with torch.random.fork_rng(enabled=seed is not None), Progress("AIS", total) as progress:
+    numbers = machine.weight.numel() + chains * sum(machine.weight.shape)
+    with (
+        torch.random.fork_rng(enabled=seed is not None),
+        one_thread_if(numbers < LITTLE),
+        Progress("AIS", total) as progress,
+    ):
         if seed is not None:
             torch.manual_seed(seed)
         forward, side = forward_pass(machine, base, betas, chains, progress)

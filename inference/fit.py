@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -20,6 +18,7 @@ from ppgen.inference.verdict import WEIGHT_ESS_FAIL
 from ppgen.inputs import slots, tensors
 from ppgen.posterior import Posterior
 from ppgen.program import Program
+from ppgen.threads import one_thread_if
 from ppgen.types import Engine, Story
 
 _SMALL = 20_000  # numbers in the data and parameters
@@ -70,7 +69,8 @@ def fit(
         raise TypeError(
             f"using must be an engine with its options, such as HMC(chains=64); got {using!r}"
         )
-    with torch.random.fork_rng(enabled=seed is not None), _threads_for(model, args, kwargs):
+    little = one_thread_if(_little(model, args, kwargs))
+    with torch.random.fork_rng(enabled=seed is not None), little:
         if seed is not None:
             torch.manual_seed(seed)
         return _run(engine, reparametrise, model, args, kwargs)
@@ -162,22 +162,10 @@ def _way_out(
     return f"fit(..., reparametrise=True) would run it {change.description}"
 
 
-@contextmanager
-def _threads_for(
-    model: Story | Program, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Iterator[None]:
-    """One thread for a story with little data, and the old number afterwards.
-
-    Its tensors are too small to share: threads that wait for each other made a flow guide ten
-    times slower on a busy machine, and no faster on an idle one.
-    """
+def _little(model: Story | Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether data and parameters are too few for threads to share."""
     if isinstance(model, Program):
         model, args, kwargs = model.model, model.args, model.kwargs
     held = [t for _, t in slots(model, args, kwargs)]
     numbers = sum({id(t): t.numel() for t in [*held, *tensors(args, kwargs)]}.values())
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1 if numbers < _SMALL else threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+    return numbers < _SMALL

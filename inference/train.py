@@ -31,6 +31,7 @@ from ppgen.inference.training.state import restore_story as restore_story
 from ppgen.inference.training.state import trained_tensors as trained_tensors
 from ppgen.inference.training.validation import question
 from ppgen.run_folder import RunFolder
+from ppgen.threads import LITTLE, one_thread_if
 
 
 @dataclass(frozen=True)
@@ -177,6 +178,8 @@ def train(
             folder = stack.enter_context(RunFolder(out, resume=resume, overwrite=overwrite))
         stack.enter_context(seeded(stream(seed, "rank", group.rank), device))
         stack.enter_context(own_store())
+        numbers = sum(p.numel() for p in parameters) + batches.numbers
+        stack.enter_context(one_thread_if(numbers < LITTLE))
         story.to(device)
         average = ParameterAverage(parameters, averaging) if averaging else None
         descent = make(parameters, lr=learning_rate)

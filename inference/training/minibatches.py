@@ -62,6 +62,11 @@ class Minibatches:
                 f"batch_size={size}: expected 1 to {self.examples}, the number of examples"
             )
 
+    @property
+    def numbers(self) -> int:
+        """In the tensors of a batch."""
+        return self.size * sum(t[0].numel() for t in self.tensors)
+
     def __len__(self) -> int:
         return -(-self.examples // self.size)
 

@@ -544,3 +544,23 @@ def test_the_first_ctrl_c_saves_and_tells_how_to_go_on(tmp_path, capsys, number)
     resumed = train(Coins(), x, loss=loss, out=out, resume=True, **QUICK)
     assert resumed.stopped == "finished"
     assert torch.equal(resumed.story.logits, whole.story.logits)
+
+
+@pytest.mark.parametrize(("visible", "threads"), [(16, 1), (784, 2)])
+def test_little_work_takes_one_thread_and_gives_the_others_back(visible, threads):
+    seen = []
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        train(
+            RBM(visible, 70),
+            torch.zeros(20, visible),
+            loss=ContrastiveDivergence(),
+            epochs=1,
+            batch_size=10,
+            callbacks=[lambda story, row: seen.append(torch.get_num_threads())],
+        )
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [threads]
