@@ -203,8 +203,7 @@ class VI:
         fit = Fit(guide, frame, function, self.path_gradient and guide.has_score)
         schedule = self._schedule(guide.rate)
         # of independent normals this spread is large at their optimum
-        near = isinstance(guide, MeanField) or fit.spread(CHECKED) < _NEARLY_NORMAL
-        if begun and near:
+        if begun and (isinstance(guide, MeanField) or fit.spread(CHECKED) < _NEARLY_NORMAL):
             schedule = replace(schedule, level=_NEAR, window=_SHORT)
         fit.record(compile=self.compile)
         ascent = ascend(
