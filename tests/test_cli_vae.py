@@ -28,6 +28,7 @@ def train(tmp_path, monkeypatch):
     return run_folder
 
 
+@pytest.mark.slow
 def test_a_run_begins_with_the_parameters_of_another(train, tmp_path, capsys):
     first = train("first")
     slow = ["--learning-rate", "1e-12", "--start-from", str(tmp_path / "first")]
@@ -76,6 +77,7 @@ def test_a_convolutional_vae_with_causal_pixels(train, tmp_path, capsys):
     assert options["optimizer"]["options"]["weight_decay"] == 0.1
 
 
+@pytest.mark.slow
 def test_the_code_is_annealed_on_request(train, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("ppgen.inference.decoder_likelihood.SETTLING", 2)
     train("plain")

@@ -32,8 +32,9 @@ class Continuous:
         steps: of the solver, equal ones; nothing is then looked at, so that programs with the
             map can be recorded. None: as many as `tolerance` asks for, 256 at most, chosen for
             the batch.
-        tolerance: of the sixth-order error of each step, relative to 1 + |x|, in single precision
-            1e-5 at least. That of the eighth order, which counts, is a hundred times less.
+        tolerance: of the sixth-order error of each step, relative to ``1 + |x|``, in single
+            precision 1e-5 at least. That of the eighth order, which counts, is a hundred times
+            less.
 
     Shapes: raw parameters ``(*, H (2 D + 2))``: w, u, b, c.
 

@@ -112,6 +112,7 @@ def test_bounds_lie_on_their_sides_on_average():
     assert (lower > truth + 1).double().mean() < math.exp(-1) + Z * 0.5 / math.sqrt(runs)
 
 
+@pytest.mark.slow
 def test_reported_estimates_of_z_and_its_inverse_are_unbiased():
     """E[exp(lower)] = Z and E[exp(-upper)] = 1 / Z; averaging reverse weights would break it."""
     rbm, runs = machine(scale=0.7), 300

@@ -62,6 +62,7 @@ def test_an_exact_engine_passes_and_says_what_that_rests_on():
     assert "at most 0.01" in str(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("engine", "flagged", "reading"),
     [

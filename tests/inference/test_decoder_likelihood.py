@@ -72,6 +72,7 @@ def test_simulated_data_have_bounds_from_both_sides(pca):
     assert "simulated" in str(found)
 
 
+@pytest.mark.slow
 def test_it_works_for_binary_pixels_and_says_what_it_did():
     vae = VAE(6, 2, (5,))
     x = vae.sample(4)

@@ -51,6 +51,7 @@ def test_the_new_density_is_the_old_one_with_its_jacobian():
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_independent_normals_are_exact_there_and_the_sites_are_the_storys():
     posterior = ppgen.fit(heights, X, Y, using=VI(), reparametrise=True)
     assert set(posterior.draws) == {"a", "b"}

@@ -76,6 +76,7 @@ def test_points_where_a_matrix_cannot_be_factorised_have_no_weight():
         ForwardKL().run(story)
 
 
+@pytest.mark.slow
 def test_reverse_and_forward_disagree_by_the_correlation():
     reverse = DADVI(linear_response=False, fixed=2000).run(normal)
     ratio = covariance(reverse).diagonal() / covariance(ForwardKL().run(normal)).diagonal()

@@ -154,6 +154,7 @@ def test_constrained_supports():
     assert (abs(posterior["p"].mean((0, 1)) - truth) < 4.6 * error).all()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*point by point")
 def test_a_kink_or_a_flat_stretch_where_the_curvature_is_taken_does_not_set_the_step():
     """Laplace priors have no second derivative: the first metric was 1e10 times too wide."""
@@ -188,6 +189,7 @@ def test_a_factorisation_that_fails_costs_one_proposal_not_the_run():
     assert -5.0 < posterior["r"].min() < -4.0
 
 
+@pytest.mark.slow
 def test_modes_far_apart_are_not_called_converged():
     def story():
         x = pyro.sample("x", dist.Normal(0.0, 100.0))

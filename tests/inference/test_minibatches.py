@@ -147,6 +147,7 @@ def test_the_posterior_is_the_exact_one(dtype):
     assert "batches of 20 of the 110 rows of 'data'" in posterior.headline()
 
 
+@pytest.mark.slow
 def test_many_rows_leave_the_density_of_each_draw_unknown(monkeypatch):
     monkeypatch.setattr("ppgen.inference.minibatches._AFFORDABLE", 100)
     posterior = VI(batch_size=20, draws=30, max_steps=2).run(regression, *data(60))
@@ -161,6 +162,7 @@ def test_few_rows_are_taken_whole():
     assert "batches" not in posterior.headline()
 
 
+@pytest.mark.slow
 def test_values_of_a_batch_are_not_kept_as_draws():
     def story(x, y):
         beta = pyro.sample("beta", dist.Normal(0.0, 1.0))

@@ -303,6 +303,7 @@ def test_a_ready_program_is_taken():
     assert fit(Program(conjugate, Y), draws=10, warmup=20)["mu"].shape == (2, 10)
 
 
+@pytest.mark.slow
 def test_chains_go_on_until_they_have_converged_and_stop_where_that_would_not_help():
     posterior = fit(conjugate, Y, chains=8, draws=30, warmup=100, max_draws=1000)
     kept = posterior["mu"].shape[1]

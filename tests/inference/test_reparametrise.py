@@ -164,6 +164,7 @@ def spread_out(story, *args, draws=200):
     )
 
 
+@pytest.mark.slow
 def test_draws_and_importance_weights_survive_the_way_back():
     """Weights are a ratio of densities: the same in any coordinates."""
     found = reparametrised(eight_schools_centred, *SCHOOLS)

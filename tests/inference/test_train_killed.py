@@ -21,6 +21,7 @@ def _complaints(moments: int, saves: int) -> list[str]:
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_a_few_killed_runs_resume_bit_for_bit():
     # More than 2 s, nearly all of it the imports of a process that can be killed.
     assert _complaints(moments=2, saves=4) == []

@@ -210,6 +210,7 @@ def test_taking_from_the_reservoir_without_a_test_is_caught(monkeypatch):
     assert exchanged(1) < FAILURE_RATE / 2
 
 
+@pytest.mark.slow
 def test_a_new_rung_is_the_machine_as_it_was_and_its_reservoir_has_its_law():
     """The chains have not moved from the mode in which they started; tempering fills both."""
     rbm, sampler = two_modes(), Trajectory(reservoir=40, freeze=0.9, rounds=30)

@@ -160,6 +160,7 @@ def test_compiling_is_for_families_on_all_rows():
         VI(compile=True, guide=lambda x, y: None).run(regression, case.x, case.y)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guide", [mean_field_guide(), full_rank_guide(), low_rank_guide(2)])
 def test_the_path_derivative_is_an_unbiased_gradient(guide):
     case = Conjugate()

@@ -238,6 +238,7 @@ def test_svi_changes_the_parameters_twice_in_one_process(name):
             assert any(moved)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

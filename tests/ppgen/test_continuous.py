@@ -43,6 +43,7 @@ def test_errors_fall_with_the_eighth_power_of_the_steps():
     assert (fine < 1e-5).all()
 
 
+@pytest.mark.slow
 def test_steps_are_chosen_so_that_the_log_det_is_that_of_the_map():
     """A field of length 10, which 16 steps of fourth order left 0.04 nats off."""
     flow = Continuous(3, 32)

@@ -13,6 +13,7 @@ from ppgen.data.molecule_strings import MOLECULES, PROPERTIES, Vocabulary
 from ppgen.data.tokens import EOS, PAD, split_tokens
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("notation", ["selfies", pytest.param("smiles", marks=pytest.mark.slow)])
 def test_tokens_come_back_as_the_very_strings(notation):
     train, test = molecules("train", notation), molecules("test", notation)
@@ -27,6 +28,7 @@ def test_tokens_come_back_as_the_very_strings(notation):
         assert "".join(split_tokens(strings[7])) == strings[7]
 
 
+@pytest.mark.slow
 def test_the_parts_have_the_stated_sizes_properties_and_nothing_in_common():
     train, test = molecules(), molecules("test")
     assert (len(train), len(test)) == (13_500, 1_500)
@@ -40,6 +42,7 @@ def test_the_parts_have_the_stated_sizes_properties_and_nothing_in_common():
     assert MOLECULES.stat().st_size <= 400_000
 
 
+@pytest.mark.slow
 def test_the_chosen_have_the_smallest_hashes():
     # a sample of sixteenths of a uniform law: 13,500 of 1,584,663 lie below their share
     highest = max(hashlib.sha256(s.encode()).digest() for s in molecules().smiles)

@@ -409,6 +409,7 @@ def test_a_hidden_markov_model_equals_the_forward_algorithm():
     torch.testing.assert_close((moved - value) / step, gradient[:, 0], rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_long_chain_of_discrete_sites_costs_linear_time():
     nodes = []
     for length in (10, 20, 40):

@@ -38,6 +38,7 @@ def perturbed(flow, spread=0.3):
     return flow
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FLOWS)
 def test_density_is_zukos_and_integrates_to_one(name):
     flow = perturbed(FLOWS[name]())
