@@ -49,8 +49,9 @@ def repair(posterior: Posterior, draws: int | None = None) -> Posterior:
         >>> def story():
         ...     pyro.sample("x", dist.Gamma(3.0, 1.0))
         >>> fitted = Laplace().run(story)
-        >>> print(f"{fitted['x'].mean():.0f} {repair(fitted)['x'].mean():.0f}")
-        4 3
+        >>> off = [abs(float(found["x"].mean()) - 3) for found in (fitted, repair(fitted))]
+        >>> off[1] < off[0] / 2
+        True
     """
     log_weights = _weights(posterior)
     found = diagnostics.pareto_k(log_weights)

@@ -242,6 +242,7 @@ def test_a_run_is_trained_evaluated_sampled_resumed_and_reported(files, capsys, 
     assert run(["evaluate", "run", "--quiet", "--strict"]) == exits.NOT_PASSED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [[], ["--given-data"]], ids=["prior", "given data"])
 def test_an_engine_is_calibrated_and_a_page_is_written(files, capsys, more):
     command = ["calibrate", "mystory.py:model", "--data", "my.csv", "--quiet", "--json", *more]

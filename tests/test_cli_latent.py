@@ -22,6 +22,7 @@ def folder(tmp_path_factory):
     return place
 
 
+@pytest.mark.slow
 def test_interpolations_begin_and_end_with_reconstructions(folder, capsys):
     capsys.readouterr()
     place = folder / "x.npy"

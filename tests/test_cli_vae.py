@@ -47,6 +47,7 @@ def test_a_run_begins_with_the_parameters_of_another(train, tmp_path, capsys):
     assert len(told.posterior.layers) == 2
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_patience(train, tmp_path, monkeypatch):
     train("run")
     given, real = {}, ppgen.train
@@ -61,6 +62,7 @@ def test_a_run_goes_on_with_another_patience(train, tmp_path, monkeypatch):
     assert (given["patience"], given["epochs"]) == (1, 2)
 
 
+@pytest.mark.slow
 def test_a_convolutional_vae_with_causal_pixels(train, tmp_path, capsys):
     story = train(
         "causal", "--convolutional", "--channels", "2", "--refine", "0", "--pixels", "causal",
@@ -111,6 +113,7 @@ def test_grey_levels_are_modelled_as_they_are(train, pixels):
     assert ((x != 0) & (x != 1)).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "pixels", ["logistic", pytest.param("categorical", marks=pytest.mark.slow)]
 )

@@ -80,6 +80,7 @@ def test_warm_up_rises_with_the_steps_and_then_costs_nothing():
     assert objective(loss, vae, X)[0] == pytest.approx(plain, abs=1e-10)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_with_its_warm_up(tmp_path, silent):
     def story():
         torch.manual_seed(0)

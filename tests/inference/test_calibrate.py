@@ -53,6 +53,7 @@ class Twisted:
         return Posterior(draws, "Twisted", "independent", unconstrained=z)
 
 
+@pytest.mark.slow
 def test_an_exact_engine_passes_and_says_what_that_rests_on():
     found = ppgen.calibrate(STORY.model, Exact(200), X, simulations=100)
     assert found.passed

@@ -161,6 +161,7 @@ TARGETS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TARGETS)
 def test_sampling_a_gaussian_is_efficient_and_right(name):
     covariance, bar = TARGETS[name]

@@ -90,6 +90,7 @@ def test_a_factorisation_that_fails_costs_one_proposal_not_the_run():
     torch.testing.assert_close(ended.z[[0, 2]], expected.z[[0, 2]])
 
 
+@pytest.mark.slow
 def test_without_a_compiler_it_samples_all_the_same(monkeypatch):
     def refuse(*args, **kwargs):
         raise RuntimeError("no C++ compiler was found\n a long story")

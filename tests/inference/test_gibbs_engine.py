@@ -44,6 +44,7 @@ GEWEKE = {  # with priors that have second moments, and few data: the chain then
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("story", "data"), EXACT.values(), ids=EXACT)
 def test_finds_the_moments_of_the_exact_posterior(story, data):
     posterior = ppgen.fit(story.model, *data, using=Gibbs())

@@ -169,6 +169,7 @@ def test_a_kink_or_a_flat_stretch_where_the_curvature_is_taken_does_not_set_the_
     assert posterior.stats["n_steps"].double().mean() < 32  # 256 before
 
 
+@pytest.mark.slow
 def test_a_factorisation_that_fails_costs_one_proposal_not_the_run():
     """A correlation of 1/2 or -1 and beyond makes the matrix below indefinite: hard walls."""
 

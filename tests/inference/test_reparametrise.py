@@ -210,6 +210,7 @@ def test_the_funnel_is_sampled_to_its_ends():
     assert (abs(squares.mean((0, 1)).numpy() - 1) < 4.8 * diagnostics.mcse_mean(squares)).all()
 
 
+@pytest.mark.slow
 def test_a_failed_run_proposes_what_would_help():
     engine = HMC(chains=8, draws=20, warmup=20)
     posterior = ppgen.fit(eight_schools_centred, *SCHOOLS, using=engine)

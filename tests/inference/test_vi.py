@@ -70,6 +70,7 @@ def test_mean_field_finds_the_known_optimum():
     assert posterior.converged
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guide", [full_rank_guide(), autoguide.AutoMultivariateNormal])
 def test_full_rank_is_exact_on_a_normal_posterior(guide):
     case = Conjugate()

@@ -105,6 +105,7 @@ def test_any_text_is_a_table_or_a_data_error(tmp_path, text):
     assert len({len(column) for column in table.values()}) == 1
 
 
+@pytest.mark.slow
 def test_large_tables_are_read_at_more_than_a_million_numbers_a_second(tmp_path):
     path = tmp_path / "a.csv"
     x = np.random.default_rng(0).random((2000, 500)).round(4)

@@ -22,6 +22,7 @@ def test_a_uniform_sample_leaves_the_band_at_the_stated_rate(size):
     assert level / 3 - error < out < level + error
 
 
+@pytest.mark.slow
 def test_the_p_value_is_at_most_the_level_exactly_where_the_band_is_left():
     rng, band = np.random.default_rng(1), ecdf_band(60, 0.2)
     for _ in range(100):
