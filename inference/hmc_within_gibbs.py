@@ -32,7 +32,7 @@ from pyro.infer.reparam.reparam import Reparam
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from ppgen.anatomy import Subsample, innermost
+from ppgen.anatomy import Subsample, innermost, is_discrete
 from ppgen.inference import chees, hmc
 from ppgen.inference.binary_gibbs import (
     free_energy,
@@ -325,7 +325,7 @@ class _Survey(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         fn = msg["fn"]
-        if msg["is_observed"] or isinstance(fn, Subsample) or not _is_discrete(fn):
+        if msg["is_observed"] or isinstance(fn, Subsample) or not is_discrete(fn):
             return
         values = choices(msg["name"], fn)
         msg["value"], msg["done"] = values[torch.randint(len(values), fn.shape())], True
@@ -414,13 +414,6 @@ class _Hold(Reparam):
             pyro.factor(f"{msg['name']}_free_energy", -free_energy(innermost(fn), value))
             fn = dist.Delta(value, event_dim=fn.event_dim).mask(False)
         return {"fn": fn, "value": value, "is_observed": True}
-
-
-def _is_discrete(fn: Any) -> bool:
-    try:
-        return bool(fn.support.is_discrete)
-    except (NotImplementedError, AttributeError):
-        return False
 
 
 def _place(name: str) -> str:

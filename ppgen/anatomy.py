@@ -141,7 +141,7 @@ class _Dissect(Messenger):
                 check_observed(msg, _describe(fn), _support(fn))
         elif isinstance(innermost(fn), dist.Delta):
             kind = "deterministic"
-        elif _is_discrete(msg):
+        elif _can_be_summed_out(msg):
             kind = "enumerated"
         else:
             kind = "latent"
@@ -199,12 +199,18 @@ def _support(fn: Any) -> str:
         return "unknown"
 
 
-def _is_discrete(msg: Any) -> bool:
-    fn = msg["fn"]
+def is_discrete(fn: Any) -> bool:
+    """Whether a distribution's values are; of one that names no support, no."""
     try:
-        discrete = fn.support.is_discrete
+        return bool(fn.support.is_discrete)
     except (NotImplementedError, AttributeError):
-        discrete = False
+        return False
+
+
+def _can_be_summed_out(msg: Any) -> bool:
+    """Whether the site is discrete; with values that cannot be listed it is refused."""
+    fn = msg["fn"]
+    discrete = is_discrete(fn)
     if discrete and not fn.has_enumerate_support:
         raise ValueError(
             f"site '{msg['name']}' is {_describe(fn)}: discrete with infinitely many values (or "
