@@ -1,4 +1,9 @@
-"""The ELBO of independent normals as a plain function: its draws are fixed once."""
+"""The ELBO of independent normals as a plain function: its draws are fixed once.
+
+References:
+    | Numerical Valuation of High Dimensional Multivariate European Securities (Barraquand, 1995):
+    | draws with exact second moments
+"""
 
 from __future__ import annotations
 
@@ -38,3 +43,19 @@ class Objective:
         steps = reach * directions / directions.norm(dim=-1, keepdim=True).clamp(min=1e-300)
         ahead, behind = self(torch.cat([eta + steps, eta - steps]))[1].chunk(2)
         return (ahead - behind) / (2 * reach) * directions.norm(dim=-1, keepdim=True)
+
+
+def matched_normal(count: int, like: Tensor) -> Tensor:
+    """Standard normal noise of exact moments, ``(count, D)``, as `like`, ``(D,)``, is.
+
+    Antithetic pairs, so that the mean is zero, and covariance one (its diagonal alone where there
+    are less than two pairs to a dimension): of a quadratic the mean over the draws is exact, so
+    that the fixed draws misplace the optimum by what is not quadratic in the log density alone.
+    """
+    half = torch.randn(count // 2, len(like)).to(like)
+    if len(half) >= 2 * len(like):
+        factor = torch.linalg.cholesky(half.mT @ half / len(half))
+        half = torch.linalg.solve_triangular(factor, half.mT, upper=False).mT
+    else:
+        half = half / half.square().mean(0).sqrt()
+    return torch.cat([half, -half])

@@ -24,7 +24,7 @@ from ppgen.inference.independent import Clock, independent
 from ppgen.inference.minibatches import Minibatches
 from ppgen.inference.mode import Batched
 from ppgen.inference.point import as_program
-from ppgen.inference.stochastic_ascent import Schedule, ascend
+from ppgen.inference.stochastic_ascent import Ascent, Schedule, ascend
 from ppgen.inference.vi_fit import CHECKED, Fit
 from ppgen.inference.vi_guides import choose, describe
 from ppgen.inference.vi_pyro import fit_pyro_guide
@@ -35,7 +35,6 @@ from ppgen.progress import Interrupt, Progress, interruptible
 from ppgen.types import Story
 
 _ON_ALL_ROWS = 64  # draws that tell the ELBO of all rows
-_FIXED = 1024  # draws of the plain function that independent normals are first fitted to
 _NEAR = 2  # drops of the learning rate with which they go on from there
 _NEARLY_NORMAL = 2.0  # nats, sd of the log weights of a start that is nearly the optimum
 _SHORT = 50  # steps between two looks then
@@ -50,8 +49,10 @@ class VI:
     ("sticking the landing"), whose noise vanishes as the guide approaches the posterior; draws
     come in antithetic pairs. The ascent starts at the best of many local normals, stops when the
     ELBO has settled, averages its last iterates and says whether it did
-    (``posterior.converged``). That is about the optimiser: how far the family is from the
-    posterior, k-hat says (``posterior.diagnosis()``).
+    (``posterior.converged``). Independent normals are first fitted to draws that are fixed once, by
+    L-BFGS: where larger sets of other draws gain nothing, that is the end, without a noisy step.
+    Convergence is about the optimiser: how far the family is from the posterior, k-hat says
+    (``posterior.diagnosis()``).
 
     Args:
         guide: None for independent normals; a family (``full_rank_guide()``, ``flow_guide()``,
@@ -62,7 +63,8 @@ class VI:
         particles: draws to a step; 64, or 8 where Pyro's own ELBO is used.
         learning_rate: Adam's first; the family's own by default.
         max_steps: steps at most, for each restart.
-        tolerance: nats of the ELBO that a lower learning rate has to gain to go on.
+        tolerance: nats of the ELBO that a lower learning rate, or a larger set of fixed draws, has
+            to gain to go on.
         restarts: independent runs, of which the best counts; they have to agree to 0.1 nats.
         path_gradient: leave out the score of the guide from its gradient; it has mean zero.
         batch_size: rows of the data to a step, in random order, epoch after epoch; None for all of
@@ -89,6 +91,8 @@ class VI:
     References:
         | Automatic Differentiation Variational Inference (Kucukelbir et al., 2017)
         | https://arxiv.org/abs/1603.00788
+        | Black Box Variational Inference with a Deterministic Objective
+        | (Giordano, Ingram & Broderick, 2024) | https://jmlr.org/papers/v25/23-1015.html
         | Sticking the Landing (Roeder, Wu & Duvenaud, 2017) | https://arxiv.org/abs/1703.09194
     """
 
@@ -199,11 +203,15 @@ class VI:
         progress: Progress,
     ) -> Fit:
         guide = family.build(program.dim).to(program.device, program.dtype)
-        frame, begun = _begin(guide, function, program)
+        frame, begun = _begin(guide, function, program, self.tolerance)
         fit = Fit(guide, frame, function, self.path_gradient and guide.has_score)
+        if begun is not None and begun.settled:
+            progress.advance(0, elbo=begun.history[-1])
+            return fit.finished(begun)
         schedule = self._schedule(guide.rate)
         # of independent normals this spread is large at their optimum
-        if begun and (isinstance(guide, MeanField) or fit.spread(CHECKED) < _NEARLY_NORMAL):
+        nearly = isinstance(guide, MeanField) or fit.spread(CHECKED) < _NEARLY_NORMAL
+        if begun is not None and nearly:
             schedule = replace(schedule, level=_NEAR, window=_SHORT)
         fit.record(compile=self.compile)
         ascent = ascend(
@@ -227,24 +235,27 @@ class VI:
         return {"guide": describe(self.guide), **options, "path_gradient": self.path_gradient}
 
 
-def _begin(guide: FlatGuide, function: Batched, program: Program) -> tuple[Frame, bool]:
-    """Where the guide stands at first, and whether it begins as the best for a simpler target."""
+def _begin(
+    guide: FlatGuide, function: Batched, program: Program, tolerance: float
+) -> tuple[Frame, Ascent | None]:
+    """Where the guide stands at first, and the ascent by which it came there, if any did."""
     if isinstance(function, Minibatches):
-        return function.start(dense=guide.dense), False
+        return function.start(dense=guide.dense), None
     low = isinstance(guide, LowRank) and program.dim <= DENSE
     frame = find_frame(function, program.initial(function.rows), dense=guide.dense or low)
     if isinstance(guide, MeanField):
-        found = fixed_draw_optimum(function, frame, _FIXED)
-        if found is not None:
-            guide.begin(*found)
-        return frame, found is not None
+        found = fixed_draw_optimum(function, frame, tolerance)
+        if found is None:
+            return frame, None
+        guide.begin(found.loc, found.log_scale)
+        return frame, Ascent(found.elbos, found.settled, "")
     if isinstance(guide, LowRank) and frame.factor.ndim == 2:
         covariance = frame.factor @ frame.factor.mT
         frame = Frame(frame.centre, covariance.diagonal().sqrt())
         log_scale, columns = low_rank_optimum(covariance, guide.columns.shape[1])
         guide.begin(log_scale - frame.factor.log(), columns)
-        return frame, True
-    return frame, False
+        return frame, Ascent([], False, "")
+    return frame, None
 
 
 def _disagreement(fits: list[Fit]) -> str:

@@ -11,10 +11,13 @@ References:
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from ppgen.inference.fixed_draws import Objective
+from ppgen.inference.fixed_draws import Objective, matched_normal
 from ppgen.inference.frame import Frame
 from ppgen.inference.guides import standard_normal
 from ppgen.inference.hmc import State, ValueAndGrad, init, value
@@ -26,7 +29,10 @@ DENSE = 500  # dimensions up to which the curvature is measured
 _DRAWS = 64
 _STARTS, _CLOSED, _TOP = 32, 300, 1e-6  # of an ascent that has a formula: starts, iterations, nats
 _EVEN = 0.05  # nats by which noise alone may tell two optima apart
-_ASCENT, _ALMOST = 60, 1e-3  # iterations with fixed draws; nats that the last of them may gain
+_FIXED = (64, 128, 256, 512, 1024)  # fixed draws, until more of them gain nothing
+_ASCENT, _ALMOST = 60, 1e-4  # iterations with them; nats that the last of them may gain
+_LEVEL = 1e-2  # nats that the slope promises at most where a climb is at its top
+_JUDGED = 1024  # other draws that judge the end
 
 
 def find_frame(value_and_grad: ValueAndGrad, starts: Tensor, *, dense: bool) -> Frame:
@@ -55,32 +61,55 @@ def find_frame(value_and_grad: ValueAndGrad, starts: Tensor, *, dense: bool) -> 
     return frames[int(elbos.argmax())]
 
 
-def fixed_draw_optimum(
-    value_and_grad: ValueAndGrad, frame: Frame, draws: int
-) -> tuple[Tensor, Tensor] | None:
-    """Location and log scale ``(D,)`` in the frame of the independent normals that fit best.
+class Normals(NamedTuple):
+    """Independent normals in a frame."""
 
-    With the noise of `draws` draws held fixed the ELBO is a plain function, which L-BFGS climbs in
-    a few tens of calls (Giordano et al. 2024); first with an eighth of them, which come most of the
-    way. The frame's own normals where that finds nothing better on other noise, and None where it
-    finds what is clearly worse: then nobody knows where the optimum is.
+    loc: Tensor  # (D,)
+    log_scale: Tensor  # (D,)
+    elbos: list[float]  # by each set of fixed draws; nats, larger is better
+    settled: bool  # whether other draws would have given the same
+
+
+def fixed_draw_optimum(
+    value_and_grad: ValueAndGrad, frame: Frame, tolerance: float
+) -> Normals | None:
+    """The independent normals of the largest ELBO in the frame.
+
+    With its draws fixed the ELBO is a plain function, which L-BFGS climbs in some ten calls
+    (Giordano et al. 2024). The next, larger set of draws begins where the last one ended, and the
+    normals are settled when it gains less than `tolerance`, nats: both sets are as good as each
+    other, and had nothing in common. The frame's own normals where that finds nothing better on
+    other noise, and None where it finds what is clearly worse: then nobody knows where the optimum
+    is.
     """
     dim = len(frame.centre)
-    objective = Objective(value_and_grad, frame, _pairs(draws, frame.centre))
+    objective = Objective(value_and_grad, frame, frame.centre.new_empty(0))
 
     def elbo(eta: Tensor) -> tuple[Tensor, Tensor]:
         values, gradients = objective(eta)
         return -values, -gradients
 
     start = end = frame.centre.new_zeros(1, 2 * dim)
-    for count in (draws // 8, draws):
-        objective.noise = _pairs(count, frame.centre)
-        end = climb(elbo, end, iterations=_ASCENT, enough=_ALMOST).z
-    objective.noise = _pairs(draws, frame.centre)
-    before, after = objective(torch.cat([start, end]))[0]
-    if float(after) < float(before):
-        return end[0, :dim], end[0, dim:]
-    return (start[0, :dim], start[0, dim:]) if float(after) < float(before) + _EVEN else None
+    constant = 0.5 * dim * (1 + math.log(2 * math.pi))  # of the entropy
+    elbos: list[float] = []
+    settled = False
+    for count in _FIXED:
+        objective.noise = matched_normal(count, frame.centre)
+        before = elbo(end)[0]
+        state = climb(elbo, end, iterations=_ASCENT, enough=_ALMOST)
+        gain, end = float(state.log_density - before), state.z
+        elbos.append(float(state.log_density) + constant)
+        # the slope: a climb that is stuck gains nothing either
+        at_top = 0.5 * float(state.gradient.square().sum()) < _LEVEL
+        settled = count > _FIXED[0] and 0 <= gain < tolerance and at_top
+        if settled:
+            break
+    objective.noise = _pairs(_JUDGED, frame.centre)
+    before, after = elbo(torch.cat([start, end]))[0].tolist()
+    if after > before or (settled and after > before - _EVEN):
+        return Normals(end[0, :dim], end[0, dim:], elbos, settled)
+    at_start = Normals(start[0, :dim], start[0, dim:], elbos, False)
+    return at_start if after > before - _EVEN else None
 
 
 def low_rank_optimum(covariance: Tensor, rank: int) -> tuple[Tensor, Tensor]:
