@@ -13,6 +13,7 @@ References:
 from __future__ import annotations
 
 import math
+import reprlib
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -144,7 +145,7 @@ def check(engine: Engine, simulations: int, draws: int, level: float) -> None:
     if not callable(getattr(engine, "run", None)) or isinstance(engine, type):
         raise TypeError(
             "the second argument is an engine with its options, as in calibrate(story, HMC(), x); "
-            f"got {engine!r}"
+            f"got {reprlib.repr(engine)}"
         )
     for name, value, least in (("simulations", simulations, 10), ("draws", draws, 1)):
         if value < least:
@@ -214,7 +215,8 @@ def _ranks(
     draws: int,
 ) -> dict[str, float]:
     """The rank of each true scalar among `count` draws, as a number in (0, 1)."""
-    names = [n for n in (*program.sites, *program.anatomy.of_kind("deterministic")) if n in drawn]
+    names = [*program.sites, *program.anatomy.of_kind("deterministic")]
+    names = [n for n in names if n in drawn and n in posterior]
     values = {n: posterior.draws[n].flatten(0, 1) for n in names}
     truth = {n: drawn[n].to(values[n]) for n in names}
     story = getattr(program.model, "__self__", None)

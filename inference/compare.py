@@ -135,7 +135,7 @@ class Comparison:
 def compare(
     model: Story,
     *args: Any,
-    using: Mapping[str, Engine],
+    using: Mapping[str, Engine | Posterior],
     reference: str,
     quantities: Mapping[str, Quantity] | None = None,
     repair: bool = False,
@@ -147,7 +147,7 @@ def compare(
     Args:
         model: the story, any Pyro callable.
         args: its arguments: the data.
-        using: label -> engine.
+        using: label -> engine, or a posterior of this story that is there already.
         reference: the label of the engine to trust, usually a Markov chain's.
         quantities: name -> a function from sites ``(draws, *shape)`` to one value a draw, whose
             posterior is compared too.
@@ -165,11 +165,15 @@ def compare(
         ValueError: where the story has parameters that an engine would train, so that the
             methods would not approximate the same posterior; or `reference` is not in `using`.
     """
+    if not isinstance(using, Mapping):
+        raise TypeError(
+            f"using must be labels with engines, such as {{'HMC': HMC()}}, got {using!r}"
+        )
     if reference not in using:
         raise ValueError(f"reference={reference!r} is not among the methods {list(using)}")
     _refuse_trainable(model, args, kwargs)
     program = as_program(model, args, kwargs)
-    posteriors = {}
+    posteriors: dict[str, Posterior] = {}
 
     def fitted(engine: Engine, *, reparametrise: Literal["auto"] | bool = False) -> Posterior:
         return fit(program.fork(), using=engine, seed=seed, reparametrise=reparametrise)
@@ -177,11 +181,13 @@ def compare(
     with interruptible() as interrupt:
         for label, engine in using.items():
             again = "auto" if repair and label == reference else False
-            posteriors[label] = _of_shared_sites(fitted(engine, reparametrise=again), program)
+            ready = isinstance(engine, Posterior)
+            posteriors[label] = engine if ready else fitted(engine, reparametrise=again)
             if interrupt:
                 break
     if reference not in posteriors:
         raise KeyboardInterrupt("the comparison was stopped before its reference was fitted")
+    posteriors = _of_shared_sites(posteriors, program)
     with torch.random.fork_rng(enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
@@ -194,10 +200,11 @@ def compare(
         attempts = dict(found.repairs)
         for label in found.others:
             tried = attempts.get(label, ())
-            if found.verdicts[label].level == "pass" or any(t.remedy for t in tried):
+            engine, passes = using[label], found.verdicts[label].level == "pass"
+            if passes or isinstance(engine, Posterior) or any(t.remedy for t in tried):
                 continue
             rows = found.marginals[label]
-            tried += tuple(refits(using[label], posteriors[label], program, rows, judge, fitted))
+            tried += tuple(refits(engine, posteriors[label], program, rows, judge, fitted))
             attempts[label] = tried
     return dataclasses.replace(
         found, repairs=attempts, verdicts=_with_remedies(found.verdicts, attempts)
@@ -222,6 +229,11 @@ def comparison(
         quantities: name -> a function from sites to one value a draw.
     """
     truth = posteriors[reference]
+    if truth.kind == "point":
+        raise ValueError(
+            f"reference={reference!r} is a point ({truth.engine}), which has no width to "
+            "compare with: choose a method that gives draws, such as HMC()"
+        )
     rows = {label: marginals(p, truth) for label, p in posteriors.items()}
     trust = reference_trust(reference, posteriors, rows)
     others = [label for label in posteriors if label != reference]
@@ -279,11 +291,20 @@ def _with_remedies(
     return found
 
 
-def _of_shared_sites(posterior: Posterior, program: Program) -> Posterior:
-    """Without the discrete sites that `Gibbs` draws and every other engine sums out."""
+def _of_shared_sites(posteriors: Mapping[str, Posterior], program: Program) -> dict[str, Posterior]:
+    """Without the discrete sites that `Gibbs` draws and every other engine sums out.
+
+    Deterministic sites that follow from these go too, where another engine lacks them.
+    """
+    everywhere = set.intersection(*(set(p.draws) for p in posteriors.values()))
     summed = program.anatomy.of_kind("enumerated")
-    kept = [name for name in posterior.draws if name not in summed]
-    return posterior if len(kept) == len(posterior.draws) else posterior.only(*kept)
+
+    def shared(posterior: Posterior) -> Posterior:
+        left = {n for n in posterior.deterministic if n not in everywhere} | summed.keys()
+        kept = [name for name in posterior.draws if name not in left]
+        return posterior if len(kept) == len(posterior.draws) else posterior.only(*kept)
+
+    return {label: shared(posterior) for label, posterior in posteriors.items()}
 
 
 def _refuse_trainable(model: Story, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:

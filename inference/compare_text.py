@@ -96,7 +96,7 @@ def joint_lines(joint: Joint) -> list[str]:
         lines.append(
             f"log evidence: {bounds.elbo:.2f} +- {bounds.elbo_error:.2f} (ELBO) to "
             f"{bounds.eubo:.2f} +- {bounds.eubo_error:.2f} nats (EUBO); the gap "
-            f"{bounds.gap:.2f} is KL both ways"
+            f"{bounds.gap:z.2f} is KL both ways"
         )
     return lines
 

@@ -25,6 +25,7 @@ class Chains(NamedTuple):
     read: Callable[[Any], Reading]
     observes: bool  # whether anything is data
     given: Mapping[str, Tensor] = MappingProxyType({})  # what of a latent site is data, (*shape)
+    deterministic: tuple[str, ...] = ()  # of the sites read, those that follow from the others
 
 
 def said_of(draws: dict[str, Tensor], chains: Chains) -> tuple[str, ...]:

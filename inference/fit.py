@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 import warnings
 from dataclasses import replace
 from typing import Any, Literal
@@ -67,7 +68,8 @@ def fit(
         raise ValueError(f"reparametrise must be True, False or 'auto', got {reparametrise!r}")
     if not callable(getattr(engine, "run", None)) or isinstance(engine, type):
         raise TypeError(
-            f"using must be an engine with its options, such as HMC(chains=64); got {using!r}"
+            "using must be an engine with its options, such as HMC(chains=64); "
+            f"got {reprlib.repr(using)}"
         )
     little = one_thread_if(_little(model, args, kwargs))
     with torch.random.fork_rng(enabled=seed is not None), little:

@@ -68,9 +68,7 @@ def step(state: State, coordinates: Mapping[str, Coordinate]) -> tuple[State, In
 class Gibbs:
     """Block Gibbs, for stories whose full conditionals are known. Nothing is tuned or rejected.
 
-    - A :class:`ppgen.types.ConditionallyConjugate` declares them. Where components have no numbers
-      of their own (:class:`ppgen.types.Exchangeable`) the draws are put into the order that the
-      story calls canonical, and the result says so.
+    - A :class:`ppgen.types.ConditionallyConjugate` declares them.
     - A Boltzmann machine (:class:`ppgen.types.MachineStory`) has its two sides: ``rbm.model``
       alone draws x and h, ``rbm.model, x`` draws h given x, and entries of x that are NaN are
       drawn given the others (inpainting). x then comes in full.
@@ -143,10 +141,8 @@ class Gibbs:
                 lambda after: {name: after[0].values[name] for name in names},
             )
         found = {name: torch.stack([row[name] for row in kept], 1) for name in kept[0]}
-        messages = self._stopped(len(kept))
         if isinstance(story, Exchangeable):
             found = story.canonical(found)
-            messages = (*messages, "components are numbered in the story's canonical order")
         z, _ = unconstrained(program, found, info.laws)
         sampled = time.perf_counter()
         lp = program.log_density(z)
@@ -155,7 +151,7 @@ class Gibbs:
             z,
             engine="Gibbs",
             kind="chains",
-            messages=messages,
+            messages=self._stopped(len(kept)),
             options=asdict(self),
             log_density=lp,
             stats={"lp": lp},
@@ -204,6 +200,7 @@ class Gibbs:
             engine="Gibbs",
             messages=(*self._stopped(len(kept)), *said_of(draws, chains)),
             options=asdict(self),
+            deterministic=chains.deterministic,
             stats={
                 "lp": torch.stack([row.lp for row in kept], 1),
                 **{n: torch.stack([row.stats[n] for row in kept], 1) for n in kept[0].stats},

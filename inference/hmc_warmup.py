@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ppgen import diagnostics
 from ppgen.inference import chees, hmc_starts
-from ppgen.inference.hmc import Info, Metric, State, ValueAndGrad, step
+from ppgen.inference.hmc import Info, Metric, State, ValueAndGrad, init, step
 
 JITTER = 0.5  # share of the trajectory that varies; see `chees.jittered`
 MetricName = Literal["auto", "diag", "dense"]
@@ -68,6 +68,7 @@ def warm_up(
     metric: MetricName,
     draws: int = 200,
     jitter: float = JITTER,
+    canonical: Callable[[Tensor], Tensor] = lambda z: z,
     advance: Callable[[float, Info], bool] = lambda step_size, info: True,
 ) -> Tuned:
     """From dispersed starts ``(C, D)`` to tuned chains.
@@ -81,9 +82,11 @@ def warm_up(
         metric: `auto` is dense where the parameters are strongly correlated.
         draws: that each chain will keep.
         jitter: share of the trajectory that varies between iterations, in [0, 1].
+        canonical: one of the points ``(N, D)`` that the story's exchangeable components make equal;
+            what differs by their numbers alone would look like chains apart.
         advance: told the step size and info of each iteration; False ends the warm-up early.
     """
-    state, current, moved = starts(z, value_and_grad, metric)
+    state, current, moved = starts(z, value_and_grad, metric, canonical)
     steps = chees.start_step_size(reasonable_step_size(state, value_and_grad, current))
     shortest = quarter_period(1.0, jitter)
     path = chees.start_trajectory(shortest)
@@ -112,6 +115,7 @@ def warm_up(
             longest = max(shortest, 1000.0 * epsilon)
             path = chees.update_trajectory(path, gradient, shortest=shortest, longest=longest)
         if t + 1 in renewals and t + 1 < end:
+            window = in_order(window, canonical)
             before_renewal = current
             current, spread = renew(current, torch.stack([s.z for s in window]), metric)
             if t + 1 > falling:
@@ -127,11 +131,19 @@ def warm_up(
         if not advance(epsilon, info):
             break
     epsilon, trajectory = math.exp(steps.log_average), math.exp(path.log_average)
-    kept, lost = [s.z for s in window], hopeless(stages)
+    kept, lost = [s.z for s in in_order(window, canonical)], hopeless(stages)
     thin = 1
     if kept and not lost:
         thin = thinning(torch.stack(kept, 1), trajectory / epsilon, draws)
     return Tuned(state, current, epsilon, trajectory, moved, thin, lost)
+
+
+def in_order(states: list[State], canonical: Callable[[Tensor], Tensor]) -> list[State]:
+    """The same states with positions as `canonical` has them; gradients stay where they were."""
+    if not states:
+        return states
+    z = canonical(torch.stack([s.z for s in states]))
+    return [s._replace(z=x) for s, x in zip(states, z, strict=True)]
 
 
 class Stage(NamedTuple):
@@ -216,7 +228,10 @@ def quarter_period(spread: float, jitter: float) -> float:
 
 
 def starts(
-    z: Tensor, value_and_grad: ValueAndGrad, metric: MetricName
+    z: Tensor,
+    value_and_grad: ValueAndGrad,
+    metric: MetricName,
+    canonical: Callable[[Tensor], Tensor] = lambda z: z,
 ) -> tuple[State, Metric, int]:
     """Climb from ``z (C, D)``, find normals in the coordinates that the curvature whitens, draw.
 
@@ -228,6 +243,8 @@ def starts(
     """
     chains, moved, mass = len(z), 0, -math.inf
     state = hmc_starts.climb(value_and_grad, z)
+    if (ordered := canonical(state.z)) is not state.z:
+        state = init(ordered, value_and_grad)
     frame = whitening(value_and_grad, state.z[hmc_starts.median(state)], chains, metric)
     for _ in range(_ROUNDS):
         paths = hmc_starts.paths(value_and_grad, state.z, frame)

@@ -362,12 +362,13 @@ def mixed_chains(
     if not discrete_sites(model, args, kwargs):
         return None
     moves = Sweeps(Joint(model, args, kwargs), chains, warmup)
-    anatomy = moves.joint.program.anatomy
+    anatomy, columns = moves.joint.program.anatomy, moves.joint.columns
     return Chains(
         (moves.start, None),
         lambda state: moves.sweep(state[0]),
         lambda state: _read(moves.joint, *state),
-        observes=bool(set(anatomy.of_kind("observed", "factor")) - set(moves.joint.columns)),
+        observes=bool(set(anatomy.of_kind("observed", "factor")) - set(columns)),
+        deterministic=tuple(n for n in anatomy.of_kind("deterministic") if n not in columns),
     )
 
 

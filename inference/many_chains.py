@@ -180,6 +180,7 @@ class ManyChains(ABC):
             max_leapfrog=self._leapfrogs,
             metric=self.metric,
             draws=self.draws,
+            canonical=target.program.canonical,
             advance=advance,
         )
         if interrupt:

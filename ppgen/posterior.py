@@ -99,12 +99,22 @@ class Posterior:
         """Wrap unconstrained draws `z`, ``(chains, draws, D)``.
 
         Markov chains are diagnosed: what does not pass goes into `messages`, and `converged`
-        becomes False.
+        becomes False. Of an exchangeable story the draws are put into canonical order.
         """
+        ordered = program.canonical(z)
+        if ordered is not z:
+            said = "components are numbered in the story's canonical order"
+            fields["messages"] = (*fields.get("messages", ()), said)
+            fields["guide_log_prob"] = None  # that of one numbering among many
+            z = ordered
         draws = program.constrain(z, deterministic=True)
         if not program.anatomy.of_kind("observed", "factor"):
             # as where y=None was meant for prediction and forgotten in the fit
             said = "nothing is observed: this is the prior"
+            fields["messages"] = (*fields.get("messages", ()), said)
+        if following := [n for n in program.anatomy.of_kind("deterministic") if n not in draws]:
+            needy = " and ".join(following)
+            said = f"summed-out sites are needed for {needy}: infer_discrete draws both"
             fields["messages"] = (*fields.get("messages", ()), said)
         lost = [name for name in program.sites if not bool(torch.isfinite(draws[name]).all())]
         if lost:
@@ -308,8 +318,8 @@ class Posterior:
             kwargs: its keyword arguments.
 
         Returns:
-            Each summed-out site, ``(chains, draws, *shape)``, beside ``posterior[...]``: with
-            `draws` None, entry by entry.
+            Each summed-out site, and each deterministic site that depends on one, ``(chains,
+            draws, *shape)``, beside ``posterior[...]``: with `draws` None, entry by entry.
 
         Raises:
             ValueError: where `story` has no such site, or other latent sites than the posterior.

@@ -41,7 +41,7 @@ from ppgen.story import (
     sandbox,
 )
 from ppgen.tape import Unrecordable
-from ppgen.types import Story
+from ppgen.types import Exchangeable, Story
 
 Part = Literal["density", "map", "likelihood"]
 
@@ -256,16 +256,33 @@ class Program:
         first = self.anatomy.sites[self.sites[0]]
         given = sites[first.name]
         batch = given.shape[: given.dim() - len(first.shape)]
-        columns = {
+        rows = {
             name: self._cast(sites[name]).reshape(-1, *self.anatomy.sites[name].shape)
             for name in self.sites
         }
-        rows = []
-        for i in range(len(columns[first.name])):
-            row = {name: column[i] for name, column in columns.items()}
-            with self.sandbox():
-                rows.append(unconstrained(self.model, row, self.args, self.kwargs))
-        return torch.stack(rows).reshape(*batch, self.dim)
+        with self.sandbox():
+            flat, inside = unconstrained(self.model, rows, self.args, self.kwargs)
+        for name, good in inside.items():
+            if not bool(good.all()):
+                value, support = rows[name][~good][0], self.anatomy.sites[name].support
+                raise ValueError(f"site '{name}': {value} is outside its support {support}")
+        return flat.reshape(*batch, self.dim)
+
+    def canonical(self, z: Tensor) -> Tensor:
+        """Points ``(..., D)`` with components that have no numbers of their own in one order.
+
+        Of a story that is :class:`ppgen.types.Exchangeable`; of any other, `z` itself.
+        """
+        story = getattr(self.model, "__self__", None)
+        if not isinstance(story, Exchangeable):
+            return z
+        values = self.constrain(z.reshape(-1, self.dim))
+        ordered = story.canonical(values)
+        with self.sandbox():
+            flat, _ = unconstrained(self.model, ordered, self.args, self.kwargs)
+        stays = [(ordered[n] == values[n]).flatten(1).all(1) for n in self.sites]
+        better = ~torch.stack(stays).all(0) & flat.isfinite().all(1)
+        return torch.where(better.reshape(*z.shape[:-1], 1), flat.reshape(z.shape), z)
 
     def observed(self) -> dict[str, Tensor]:
         """The data of each observed site, as the story sees them."""

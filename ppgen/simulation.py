@@ -21,6 +21,7 @@ from ppgen.types import Story
 from ppgen.writing import writable
 
 _CHUNK = 1000  # simulations at once
+_FLAT = ""  # no site is called so
 _REFUSALS = (RuntimeError, ValueError, TypeError, NotImplementedError, StopIteration)
 
 
@@ -89,15 +90,20 @@ def for_all(one: Callable[[Any], dict[str, Tensor]], rows: Any) -> dict[str, Ten
 
 def unconstrained(
     model: Story, values: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> Tensor:
-    """The latent sites' values as one flat vector, ``(D,)``; call it inside :func:`sandbox`.
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The latent sites' values, ``(N, *shape)`` each, as flat vectors; call it inside `sandbox`.
 
-    Raises:
-        ValueError: where a value is outside its support; it names the site.
+    Returns: the vectors, ``(N, D)``; for each site, whether its value is in its support, ``(N,)``.
     """
-    with torch.random.fork_rng(devices=[]), _Unconstrain(values) as found:
-        simulate(model, values, args, kwargs, keep_data=True)
-    return torch.cat(found.parts)
+
+    def one(row: dict[str, Tensor]) -> dict[str, Tensor]:
+        with _Unconstrain(row) as found:
+            simulate(model, row, args, kwargs, keep_data=True)
+        return {_FLAT: torch.cat(found.parts), **found.inside}
+
+    with torch.random.fork_rng(devices=[]):
+        found = for_all(one, dict(values))
+    return found.pop(_FLAT), found
 
 
 class _Unconstrain(Messenger):
@@ -106,11 +112,11 @@ class _Unconstrain(Messenger):
     def __init__(self, values: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.values, self.parts = values, []
+        self.inside: dict[str, Tensor] = {}  # by site, whether its value is in the support, ()
 
     def _postprocess_message(self, msg: Any) -> None:
         if msg["type"] != "sample" or msg["name"] not in self.values:
             return
         support, value = msg["fn"].support, self.values[msg["name"]]
-        if not bool(torch.all(support.check(value))):
-            raise ValueError(f"site '{msg['name']}': {value} is outside its support {support}")
+        self.inside[msg["name"]] = torch.as_tensor(support.check(value)).all()
         self.parts.append(biject_to(support).inv(value).flatten())

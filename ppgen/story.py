@@ -23,6 +23,7 @@ from torch.distributions import biject_to, constraints
 from ppgen.anatomy import Anatomy, Site, Subsample, innermost
 from ppgen.enumeration import Drawn, Factor, Term, draw_back, sum_out
 from ppgen.lean import plain_shapes
+from ppgen.simulation import simulate
 from ppgen.types import Story
 
 
@@ -229,6 +230,9 @@ def _enumerated(
     with handler, _Enumerate(first_available_dim=-1 - anatomy.plate_nesting):
         config_enumerate(model)(*args, **kwargs)
     handler.refuse_absent()
+    for name, site in anatomy.of_kind("deterministic").items():
+        if torch.as_tensor(handler.values[name]).shape != site.shape:
+            del handler.values[name]  # it has one value for each of those of a summed-out site
     return handler
 
 
@@ -237,7 +241,8 @@ def infer_discrete(
 ) -> dict[str, Tensor]:
     """One draw of each summed-out site given the data and the unconstrained point `z`, ``(D,)``.
 
-    Call it inside :func:`sandbox`; it works under vmap.
+    With it come the deterministic sites that have no value without it. Call it inside
+    :func:`sandbox`; it works under vmap.
     """
     handler, trail = _enumerated(model, anatomy, z, args, kwargs), []
     sum_out([_factor(anatomy, msg) for msg in handler.visited], trail)
@@ -247,6 +252,10 @@ def infer_discrete(
         if site.kind == "enumerated":
             dim = msg["infer"]["_enumerate_dim"]
             found[site.name] = _at(drawn[msg["infer"]["_dim_to_id"][dim]], dim, msg, site)
+    following = [n for n in anatomy.of_kind("deterministic") if n not in handler.values]
+    if following:
+        whole = simulate(model, {**handler.values, **found}, args, kwargs, keep_data=True)
+        found |= {name: whole[name] for name in following}
     return found
 
 

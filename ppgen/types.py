@@ -336,7 +336,10 @@ class ConditionallyConjugate(Protocol):
 
 @runtime_checkable
 class Exchangeable(Protocol):
-    """A story whose posterior stays the same when its components change their numbers."""
+    """A story whose posterior stays the same when its components change their numbers.
+
+    Draws of every engine come in its canonical order, so that chains and engines can be compared.
+    """
 
     def canonical(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The same values, ``(*batch, *shape)`` of each block, in an order that is unique."""

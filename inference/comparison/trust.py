@@ -57,8 +57,6 @@ def reference_trust(
 
 def _own(reference: Posterior) -> str:
     """The diagnosis in numbers."""
-    if reference.kind == "point":
-        return "a point cannot be a reference for uncertainty"
     if reference.kind == "independent":
         if reference.engine == "Exact":
             return f"{reference.count} independent draws from the exact posterior"

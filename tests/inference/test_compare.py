@@ -309,6 +309,29 @@ def test_a_story_with_trainable_parameters_is_refused():
         ppgen.compare(story, using=using, reference="truth")
 
 
+def test_posteriors_that_are_there_already_are_compared_too(tmp_path):
+    ppgen.fit(story, Y, using=Laplace()).save(tmp_path)
+    using = {"old": Posterior.load(tmp_path), "new": Laplace()}
+    found = ppgen.compare(story, Y, using=using, reference="old", seed=1)
+    assert torch.equal(found["old"]["mu"], using["old"]["mu"])
+    assert found.verdicts["new"].level == "pass"
+    with pytest.raises(ValueError, match="different scalars"):
+        ppgen.compare(lambda: pyro.sample("x", dist.Normal(0, 1)), using=using, reference="old")
+
+
+def test_what_cannot_be_compared_is_refused_in_words():
+    with pytest.raises(ValueError, match=r"'MAP' is a point .*which has no width"):
+        ppgen.compare(story, Y, using={"MAP": MAP(), "Laplace": Laplace()}, reference="MAP")
+    with pytest.raises(TypeError, match="labels with engines"):
+        ppgen.compare(story, Y, using=[Laplace()], reference="Laplace")
+
+
+def test_a_quantity_of_two_values_has_no_error_of_its_width_below_zero():
+    coin = Posterior(draws={"p": (torch.arange(4000) % 2.0)[None]}, engine="t", kind="independent")
+    (row,) = marginals(coin, coin)
+    assert (row.ratio, row.ratio_error) == (1.0, 0.0)
+
+
 def test_fit_gives_the_callers_random_state_back_and_repeats_itself():
     state = torch.random.get_rng_state()
     one = ppgen.fit(story, Y, using=Laplace(draws=10), seed=4)

@@ -260,11 +260,28 @@ def test_the_posterior_is_diagnosed_and_keeps_all_sites():
     assert posterior.predict(summed, torch.tensor(2.4), draws=3)["y"].shape == (3,)
 
 
+def test_deterministic_sites_follow_from_the_others_in_predictions():
+    def story(x, y=None):
+        on = pyro.sample("on", dist.Bernoulli(0.5))
+        slope = pyro.sample("slope", dist.Normal(on, 1.0))
+        mean = pyro.deterministic("mean", slope * x)
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(mean, NOISE), obs=y)
+
+    posterior = ppgen.fit(story, torch.ones(2), torch.ones(2), using=SHORT)
+    assert posterior.deterministic == ("mean",)
+    found = posterior.predict(story, torch.tensor([10.0, 20.0]), draws=80)["mean"]
+    torch.testing.assert_close(
+        found.mean(0), posterior["slope"].mean() * torch.tensor([10.0, 20.0])
+    )
+
+
 def mixture(y):
     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
     with pyro.plate("data", len(y)):
         k = pyro.sample("k", dist.Categorical(torch.tensor(SHARES)))
-        pyro.sample("y", dist.Normal(mu + k, NOISE), obs=y)
+        mean = pyro.deterministic("mean", mu + k)  # of engines that sum k out, none has it
+        pyro.sample("y", dist.Normal(mean, NOISE), obs=y)
 
 
 @SLOW  # 4 s

@@ -14,6 +14,7 @@ from ppgen.models import (
     ShrinkageRegression,
 )
 from ppgen.moments import covariance, mean_log, point, shares
+from ppgen.posterior import Posterior
 from ppgen.program import Program
 from ppgen.types import ConditionallyConjugate, Exchangeable
 
@@ -145,6 +146,21 @@ def test_canonical_order_changes_no_density_and_is_unique():
     assert bool((one["mu"][..., 0].diff() >= 0).all())
     before = story.expected_log_joint(points(values), *data)
     assert torch.allclose(story.expected_log_joint(points(one), *data), before)
+
+
+def test_canonical_points_are_as_dense_and_every_posterior_has_them():
+    story, data = CASES["GaussianMixture, 3 in the plane"]
+    program = Program(story.model, *data)
+    z = torch.randn(2, 50, program.dim)
+    ordered = program.canonical(z)
+    torch.testing.assert_close(program.log_density(ordered), program.log_density(z))
+    assert bool((program.constrain(ordered)["mu"][..., 0].diff() >= 0).all())
+    stays = (program.constrain(z)["mu"][..., 0].diff() >= 0).all(-1)
+    assert bool(stays.any())
+    assert torch.equal((ordered == z).all(-1), stays)
+    posterior = Posterior.from_program(program, z, engine="test", kind="independent")
+    torch.testing.assert_close(posterior.unconstrained, ordered)
+    assert "canonical order" in posterior.headline()
 
 
 def test_moments_refuse_laws_that_they_do_not_know():

@@ -120,6 +120,24 @@ def test_they_stand_beside_the_draws_that_they_were_drawn_for():
     assert torch.equal(before, torch.get_rng_state())
 
 
+def test_what_follows_from_them_is_drawn_with_them_and_not_before():
+    def story(y):
+        apart = pyro.sample("apart", dist.Normal(0.0, 1.0))
+        pyro.deterministic("twice", 2 * apart)
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Bernoulli(0.5))
+            mean = pyro.deterministic("mean", z * apart)
+            pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+    posterior = fixed(story, MIXED, 10)
+    assert set(posterior.draws) == {"apart", "twice"}
+    assert "needed for mean: infer_discrete" in posterior.headline()
+    found = posterior.infer_discrete(story, MIXED)
+    assert set(found) == {"z", "mean"}
+    torch.testing.assert_close(found["mean"], found["z"] * posterior["apart"][..., None])
+    assert set(posterior.predict(story, MIXED, draws=3)) == {"twice", "z", "mean", "y"}
+
+
 def test_what_has_nothing_to_infer_is_refused():
     def plain(y):
         pyro.sample("y", dist.Normal(pyro.sample("apart", dist.Normal(0.0, 1.0)), 1.0), obs=y)
