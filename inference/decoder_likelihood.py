@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pyro
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from ppgen.inference import hmc
@@ -58,7 +58,8 @@ def annealed_likelihood(
     which the weights would be biased.
 
     Args:
-        story: with ``prior()`` and ``decode(z)``, such as a VAE.
+        story: with ``prior()`` and ``decode(z)``, such as a VAE; of several layers, with
+            ``flat()``, which is that.
         data: ``(N, D)``.
         options: of the annealing.
         batch: examples at a time.
@@ -108,7 +109,8 @@ def simulated_likelihood(
         raise ValueError(f"count must be at least 1; got {count}")
     options = options or Annealing()
     with torch.no_grad():
-        z = _prior(story).sample(torch.Size([count]))
+        story = _decoder(story)
+        z = story.prior().sample(torch.Size([count]))
         x = story.decode(z).sample().to(z.dtype)
     path = _Path(story, x, options)
     steps = path.pilot()
@@ -125,12 +127,12 @@ class _Path:
     """The densities between prior and posterior of some examples, and ways along them."""
 
     def __init__(self, story: DecoderModel, x: Tensor, options: Annealing) -> None:
-        self.story, self.options = story, options
-        self.prior = _prior(story)
+        self.story, self.options = _decoder(story), options
+        self.prior = self.story.prior()
         example = self.prior.sample()
         self.x, self.latent = x.to(example.dtype), example.shape[-1]
         with torch.no_grad(), pyro.validation_enabled(True):  # once: is x in the law's support?
-            story.decode(example).log_prob(self.x)
+            self.story.decode(example).log_prob(self.x)
         self.metric = hmc.Metric(torch.ones_like(example))
         self.betas = sigmoid_schedule(options.temperatures)
 
@@ -202,12 +204,15 @@ class _Path:
             return self._given(z)
 
 
-def _prior(story: DecoderModel) -> TorchDistribution:
-    if not isinstance(story, DecoderModel):
+def _decoder(story: Any) -> DecoderModel:
+    if hasattr(story, "flat"):
+        return story.flat()
+    # a prior that is a part, and not a method, is a Boltzmann machine
+    if not isinstance(story, DecoderModel) or isinstance(story.prior, torch.nn.Module):
         raise TypeError(
             f"{type(story).__name__} is no decoder: annealing its code needs prior() and decode(z)"
         )
-    return story.prior()
+    return story
 
 
 def sigmoid_schedule(temperatures: int, steepness: float = 4.0) -> list[float]:

@@ -108,8 +108,8 @@ def fit_energy(
         seed: of all noise; the caller's generator is left as it was.
 
     Raises:
-        ValueError: for options out of range, or no flow; for an energy of the wrong shape, or whose
-            loss is not finite.
+        ValueError: for options out of range, or no flow; for an energy of the wrong shape, without
+            a gradient, or whose loss is not finite.
 
     References:
         | Variational Inference with Normalizing Flows (Rezende & Mohamed, 2015)
@@ -208,6 +208,11 @@ def _pass(
             f"the energy must give one number for each of {count} points: of x with shape "
             f"{tuple(x.shape)} it should give {tuple(log_q.shape)} and gave {tuple(u.shape)}; "
             "does it lack a .sum(-1)?"
+        )
+    if x.requires_grad and not u.requires_grad and u.isfinite().all():
+        raise ValueError(
+            "the energy has no gradient with respect to the points, so that the flow cannot follow "
+            "it: write it with torch operations, without .detach(), numpy or torch.no_grad()"
         )
     return log_q, u
 

@@ -76,6 +76,11 @@ def _dispatch(
 ) -> Likelihood:
     if given or hasattr(story, "log_weights"):
         _check_arguments(story, 1 + len(given))
+    if given and "annealing" in options:
+        raise TypeError(
+            f"annealing is of stories of x alone; {type(story).__name__} is told more: leave "
+            "annealing= out"
+        )
     if given:
         return importance_weighted_likelihood(story, (data, *given), samples, **options)
     if "annealing" in options:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pyro
@@ -51,10 +50,13 @@ class WakeSleep(WeightedLoss):
             dreamed, latents = _dream(pair)
         weights = weigh(pair, drawn)
         wake = weights.scale * weights.log_p.mean(0).sum()
-        return weights, wake + _log_prob(pair.guide, dreamed, pair.kwargs, latents)
+        return weights, wake + _log_prob(pair._replace(args=dreamed[0], kwargs=dreamed[1]), latents)
 
 
-def _dream(pair: Pair) -> tuple[tuple[Any, ...], dict[str, Tensor]]:
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def _dream(pair: Pair) -> tuple[Arguments, dict[str, Tensor]]:
     """The arguments with data that the model drew in the place of those it was given, and the rest.
 
     Raises:
@@ -64,15 +66,16 @@ def _dream(pair: Pair) -> tuple[tuple[Any, ...], dict[str, Tensor]]:
     record = Record()
     with pyro.validation_enabled(False), record:
         poutine.uncondition(model)(*pair.args, **pair.kwargs)
-    dreamed, latents = list(pair.args), dict(record.values)
+    args, latents = [*pair.args, *pair.kwargs.values()], dict(record.values)
     for name, site in record.sites.items():
         if "was_observed" in site.options:
             seen, value = site.options["obs"], latents.pop(name)
-            dreamed[_place(name, seen, pair.args)] = value.to(seen)
-    return tuple(dreamed), latents
+            args[_place(name, seen, args)] = value.to(seen)
+    count = len(pair.args)
+    return (tuple(args[:count]), dict(zip(pair.kwargs, args[count:], strict=True))), latents
 
 
-def _place(name: str, seen: Tensor, args: tuple[Any, ...]) -> int:
+def _place(name: str, seen: Tensor, args: list[Any]) -> int:
     for i, arg in enumerate(args):
         alike = isinstance(arg, Tensor) and arg.shape == seen.shape
         if alike and (arg is seen or torch.equal(arg.to(seen), seen)):
@@ -84,14 +87,12 @@ def _place(name: str, seen: Tensor, args: tuple[Any, ...]) -> int:
     )
 
 
-def _log_prob(
-    guide: Callable, args: tuple[Any, ...], kwargs: dict[str, Any], values: dict[str, Tensor]
-) -> Tensor:
-    """``log q(values | args)``, summed and scaled, nats."""
-    (guide,) = lean(guide)
+def _log_prob(pair: Pair, values: dict[str, Tensor]) -> Tensor:
+    """``log q(values | arguments)``, summed and scaled, nats."""
+    (guide,) = lean(pair.guide)
     record = Record(values)
     with pyro.validation_enabled(False), record:
-        guide(*args, **kwargs)
+        guide(*pair.args, **pair.kwargs)
 
     def term(site: Site) -> Any:
         return scale_and_mask(site.fn.log_prob(site.value), site.scale, site.mask).sum()

@@ -90,8 +90,7 @@ class ConditionalVAE(PyroModule):
 
     @pyro_method
     def guide(self, x: Tensor, y: Tensor) -> None:
-        x = self._data(x)
-        code = scored(self.encode(x, one_of(y, self.classes).to(x)))
+        code = scored(self.encode(x, one_of(y, self.classes).to(self.zero)))
         with pyro.plate("data", len(x)):
             pyro.sample("z", code)
 
@@ -101,7 +100,8 @@ class ConditionalVAE(PyroModule):
 
     def encode(self, x: Tensor, label: Tensor) -> TorchDistribution:
         """q(z | x, y); `label` is one of C, ``(*, C)``, up to broadcasting."""
-        return self.posterior(self.encoder(joined(self.likelihood.network_input(x), label)))
+        x = self.likelihood.network_input(self._data(x))
+        return self.posterior(self.encoder(joined(x, label)))
 
     def decode(self, z: Tensor, label: Tensor) -> TorchDistribution:
         """p(x | z, y); `label` is one of C, ``(*, C)``, up to broadcasting."""
@@ -124,9 +124,8 @@ class ConditionalVAE(PyroModule):
     @torch.no_grad()
     def translate(self, x: Tensor, y: Tensor, other: Tensor) -> Tensor:
         """Mean pixels of `x` in the style that it has, as members of the classes `other`."""
-        x = self._data(x)
-        z = centre(self.encode(x, one_of(y, self.classes).to(x)))
-        return self.decode(z, one_of(other, self.classes).to(x)).mean
+        z = centre(self.encode(x, one_of(y, self.classes).to(self.zero)))
+        return self.decode(z, one_of(other, self.classes).to(z)).mean
 
     def _data(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.visible:

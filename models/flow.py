@@ -22,6 +22,7 @@ class DensityFlow(PyroModule):
     """A base law pushed through invertible transforms, as a Pyro pair."""
 
     transforms: nn.ModuleList  # base to data
+    base: Tensor  # of the flow's dtype
 
     def base_law(self) -> TorchDistribution:
         """Where the transforms start."""
@@ -29,7 +30,7 @@ class DensityFlow(PyroModule):
 
     @pyro_method
     def model(self, x: Tensor) -> None:
-        density = self.density()
+        x, density = self.check(x), self.density()
         with pyro.plate("data", len(x)):
             pyro.sample("x", density, obs=x)
 
@@ -40,6 +41,15 @@ class DensityFlow(PyroModule):
     def density(self) -> TorchDistribution:
         """p(x), a distribution with samples and exact log probabilities."""
         return Pushforward(self.base_law(), list(self.transforms))
+
+    def check(self, x: Tensor) -> Tensor:
+        """`x` in the flow's dtype; ValueError where no density is defined."""
+        raise NotImplementedError
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        x = self.check(x)
+        # of no points torch's distributions cannot say how many
+        return self.density().log_prob(x) if x.numel() else x.new_zeros(x.shape[:-1])
 
     @torch.no_grad()
     def sample(self, count: int) -> Tensor:
@@ -76,8 +86,6 @@ class Flow(DensityFlow):
         torch.Size([5])
     """
 
-    base: Tensor
-
     def __init__(
         self,
         dim: int,
@@ -103,7 +111,7 @@ class Flow(DensityFlow):
         # what it scores, the flow has checked
         return StandardNormal(self.base, validate_args=False)
 
-    def log_prob(self, x: Tensor) -> Tensor:
+    def check(self, x: Tensor) -> Tensor:
         if x.shape[-1:] != (self.dim,):
             raise ValueError(f"this flow has {self.dim} coordinates; got data {tuple(x.shape)}")
-        return self.density().log_prob(x)
+        return x.to(self.base.dtype)

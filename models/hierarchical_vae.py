@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pyro
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
+from torch.distributions import constraints
 
 from ppgen.diagnostics.latent import LayeredUse, latent_use
 from ppgen.networks.likelihoods import BernoulliLikelihood, PixelLikelihood
@@ -94,7 +96,7 @@ class HierarchicalVAE(PyroModule):
     @pyro_method
     def model(self, x: Tensor) -> None:
         x = self._data(self.likelihood.check(x))
-        prior = self.prior()
+        prior = self.upper_prior()
         data = pyro.plate("data", len(x))
         with data:
             z2 = pyro.sample("z2", prior)
@@ -108,7 +110,7 @@ class HierarchicalVAE(PyroModule):
 
     @pyro_method
     def guide(self, x: Tensor) -> None:
-        lower = scored(self.encode(self._data(x)))
+        lower = scored(self.encode(x))
         data = pyro.plate("data", len(x))
         with data:
             z1 = pyro.sample("z1", lower)
@@ -116,13 +118,13 @@ class HierarchicalVAE(PyroModule):
         with data:
             pyro.sample("z2", upper)
 
-    def prior(self) -> TorchDistribution:
+    def upper_prior(self) -> TorchDistribution:
         """p(z2), of shape ``(L2,)``; a VampPrior's pseudo-inputs are codes z1."""
         return self.code_prior(self.upper_encoder)
 
     def encode(self, x: Tensor) -> TorchDistribution:
         """The recognition distribution q(z1 | x)."""
-        return self.posterior(self.encoder(self.likelihood.network_input(x)))
+        return self.posterior(self.encoder(self.likelihood.network_input(self._data(x))))
 
     def decode(self, z1: Tensor) -> TorchDistribution:
         """The generating distribution p(x | z1)."""
@@ -135,29 +137,33 @@ class HierarchicalVAE(PyroModule):
         z1 = lower.rsample(torch.Size([samples]))
         upper = self.upper_encoder(z1)
         z2 = upper.rsample()
-        generated = self.upper_decoder(z2).log_prob(z1) + self.prior().log_prob(z2)
+        generated = self.upper_decoder(z2).log_prob(z1) + self.upper_prior().log_prob(z2)
         return self.decode(z1).log_prob(x) + generated - lower.log_prob(z1) - upper.log_prob(z2)
+
+    def flat(self) -> FlatCode:
+        """The same story with one code, both layers side by side: what annealing moves."""
+        return FlatCode(self)
 
     @torch.no_grad()
     def sample(self, count: int) -> Tensor:
         """New examples, ``(count, D)``."""
-        z2 = self.prior().sample(torch.Size([count]))
+        z2 = self.upper_prior().sample(torch.Size([count]))
         return self.decode(self.upper_decoder(z2).sample()).sample().to(self.zero.dtype)
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
         """Mean pixels at the mean of q(z1 | x), ``(*, D)``."""
-        return self.decode(centre(self.encode(self._data(x)))).mean
+        return self.decode(centre(self.encode(x))).mean
 
     @torch.no_grad()
     def latent_use(self, x: Tensor) -> LayeredUse:
         """Of each layer, which units follow `x`, ``(N, D)``, and how far from what is above it."""
-        lower = scored(self.encode(self._data(x)))
+        lower = scored(self.encode(x))
         z1 = lower.rsample(torch.Size([DRAWS]))
         upper = self.upper_encoder(z1)
         z2 = upper.rsample()
         below = lower.log_prob(z1) - self.upper_decoder(z2).log_prob(z1)
-        above = upper.log_prob(z2) - self.prior().log_prob(z2)
+        above = upper.log_prob(z2) - self.upper_prior().log_prob(z2)
         mean, noise = centre_and_noise(lower)
         return LayeredUse(
             z1=latent_use(mean, below.mean(0), noise=noise),
@@ -169,3 +175,47 @@ class HierarchicalVAE(PyroModule):
         if x.shape[-1] != self.visible:
             raise ValueError(f"this VAE has {self.visible} pixels; got data {tuple(x.shape)}")
         return x.to(self.zero.dtype)
+
+
+class FlatCode:
+    """A `HierarchicalVAE` as a decoder of the code ``(z1, z2)``, ``(*, L1 + L2)``."""
+
+    def __init__(self, story: HierarchicalVAE) -> None:
+        self.story = story
+
+    def prior(self) -> TorchDistribution:
+        """``p(z2) p(z1 | z2)``."""
+        return CodeOfCode(self.story.upper_prior(), self.story.upper_decoder, self.story.latent)
+
+    def decode(self, z: Tensor) -> TorchDistribution:
+        """p(x | z1)."""
+        return self.story.decode(z[..., : self.story.latent[0]])
+
+
+class CodeOfCode(TorchDistribution):
+    """The law of ``(z1, z2)`` where z2 is drawn first.
+
+    Args:
+        upper: p(z2).
+        lower: from z2 to p(z1 | z2).
+        sizes: dimensions of z1 and z2.
+    """
+
+    support = constraints.real_vector  # type: ignore[assignment]
+
+    def __init__(self, upper: TorchDistribution, lower: Callable, sizes: tuple[int, int]) -> None:
+        self.upper, self.lower, self.sizes = upper, lower, sizes
+        super().__init__(torch.Size(), torch.Size([sum(sizes)]), validate_args=False)
+
+    @property
+    def arg_constraints(self) -> dict[str, Any]:
+        return {}
+
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
+        with torch.no_grad():
+            z2 = self.upper.sample(sample_shape)
+            return torch.cat([self.lower(z2).sample(), z2], -1)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        z1, z2 = value.split(self.sizes, -1)
+        return self.lower(z2).log_prob(z1) + self.upper.log_prob(z2)

@@ -44,6 +44,7 @@ class MoebiusMixture(DirectionalFlow):
         if components < 1:
             raise ValueError(f"a mixture has at least one component; got components={components}")
         self.dim = dim
+        self.register_buffer("base", torch.zeros(dim + 1), persistent=False)
         self.logits = nn.Parameter(torch.zeros(components))
         start = torch.randn(components, dim + 1)
         self.raw = nn.Parameter(start / start.norm(dim=-1, keepdim=True))

@@ -72,13 +72,13 @@ class RBMVAE(PyroModule):
 
     @pyro_method
     def guide(self, x: Tensor) -> None:
-        code = self.encode(self._data(x))
+        code = self.encode(x)
         with pyro.plate("data", len(x)):
             pyro.sample("z", code)
 
     def encode(self, x: Tensor) -> TorchDistribution:
         """The recognition distribution q(z | x)."""
-        return dist.Bernoulli(logits=self.encoder(x), validate_args=False).to_event(1)
+        return dist.Bernoulli(logits=self.encoder(self._data(x)), validate_args=False).to_event(1)
 
     def decode(self, z: Tensor) -> TorchDistribution:
         """The generating distribution p(x | z)."""
@@ -106,7 +106,7 @@ class RBMVAE(PyroModule):
     @torch.no_grad()
     def unnormalised_log_weights(self, x: Tensor, samples: int) -> Tensor:
         """``log p(x, z) + log Z - log q(z | x)``, z ~ q: ``(N, D) -> (samples, N)``, nats."""
-        q = self.encode(x)
+        x, q = self._data(x), self.encode(x)
         z = q.sample(torch.Size([samples]))
         return self.log_unnormalised_joint(x, z) - q.log_prob(z)
 

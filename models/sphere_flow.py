@@ -22,21 +22,22 @@ class DirectionalFlow(DensityFlow):
 
     dim: int  # n, of the sphere
 
-    def log_prob(self, x: Tensor) -> Tensor:
+    def check(self, x: Tensor) -> Tensor:
         if x.shape[-1:] != (self.dim + 1,):
             raise ValueError(
                 f"this flow lives on S^{self.dim}, unit vectors of {self.dim + 1} coordinates; "
                 f"got data {tuple(x.shape)}"
             )
+        x = x.to(self.base.dtype)
         outside = ~sphere.check(x)
-        if bool(outside.any()):
+        if outside.any().item():
             first = outside.nonzero()[0].tolist()
             length = float(torch.linalg.vector_norm(x[tuple(first)]))
             raise ValueError(
                 f"row {first}: a vector of length {length:.6g}; this flow scores unit vectors: "
                 "divide each row by its norm"
             )
-        return self.density().log_prob(x)
+        return x
 
 
 class SphereFlow(DirectionalFlow):
@@ -69,8 +70,6 @@ class SphereFlow(DirectionalFlow):
         >>> flow.log_prob(torch.tensor([[0.0, 0.6, 0.8]])).shape
         torch.Size([1])
     """
-
-    base: Tensor
 
     def __init__(
         self,

@@ -98,7 +98,7 @@ class VAE(PyroModule):
 
     @pyro_method
     def guide(self, x: Tensor) -> None:
-        code = scored(self.encode(self._data(x)))
+        code = scored(self.encode(x))
         with pyro.plate("data", len(x)):
             pyro.sample("z", code)
 
@@ -108,7 +108,7 @@ class VAE(PyroModule):
 
     def encode(self, x: Tensor) -> TorchDistribution:
         """The recognition distribution q(z | x)."""
-        features = self.encoder(self.likelihood.network_input(x))
+        features = self.encoder(self.likelihood.network_input(self._data(x)))
         expected = getattr(self.posterior, "features", features.shape[-1])
         if features.shape[-1] != expected:
             raise ValueError(
@@ -149,13 +149,13 @@ class VAE(PyroModule):
     @torch.no_grad()
     def code(self, x: Tensor) -> Tensor:
         """The mean code of `x`, ``(*, D) -> (*, L)``."""
-        return centre(self.encode(self._data(x)))
+        return centre(self.encode(x))
 
     @torch.no_grad()
     def latent_use(self, x: Tensor) -> LatentUse:
         """Which units of the code follow `x`, ``(N, D)``, and how far from the prior."""
         prior, means, noises, divergences = self.prior(), [], [], []
-        for part in self._data(x).split(_AT_ONCE):
+        for part in x.split(_AT_ONCE):
             code = scored(self.encode(part))
             each = unit_divergences(code, prior)
             if each is None:  # no formula: the mean over draws

@@ -51,7 +51,10 @@ class ImportanceWeighted(Protocol):
 
 @runtime_checkable
 class DecoderModel(Protocol):
-    """A story with a continuous code, whose ``log p(x)`` annealing of the code bounds."""
+    """A story with a continuous code, whose ``log p(x)`` annealing of the code bounds.
+
+    A story of several layers has ``flat() -> DecoderModel`` instead, its codes side by side.
+    """
 
     def prior(self) -> TorchDistribution:
         """p(z), of event shape ``(L,)``."""

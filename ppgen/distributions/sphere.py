@@ -214,6 +214,13 @@ def _kl(p: VonMisesFisher, q: SphereUniform) -> Tensor:
     return kl_from_uniform(p)
 
 
+@register_kl(VonMisesFisher, VonMisesFisher)
+def _kl_of_two(p: VonMisesFisher, q: VonMisesFisher) -> Tensor:
+    across = p.mean_length * (p.mean_direction * q.mean_direction).sum(-1) - 1
+    of_q = q.concentration * across - log_mean_exp(q._order, q.concentration)
+    return _kl(p, SphereUniform(q.dim)) - of_q
+
+
 def kl_from_uniform(law: VonMisesFisher) -> Tensor:
     """KL(vMF || uniform), ``(*batch)``, nats; it does not depend on the direction."""
     kappa = law.concentration

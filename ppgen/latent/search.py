@@ -59,7 +59,7 @@ def ascend(
     _check(z, prior, mass, radius, steps)
     edge = torch.quantile(prior.log_prob(prior.sample(torch.Size([_DRAWS]))), 1 - mass)
     point = z.detach()
-    floor = torch.minimum(prior.log_prob(point), edge)
+    floor = torch.minimum(prior.log_prob(point), edge).detach()
     value, gradient = _gradient(predict, point, "predict")
     reach = torch.full_like(value, radius)
     path, values, priors = [point], [value], [prior.log_prob(point)]

@@ -11,7 +11,7 @@ from ppgen.inference import (
     simulated_likelihood,
 )
 from ppgen.inference.decoder_likelihood import _Path, sigmoid_schedule
-from ppgen.models import RBM, VAE
+from ppgen.models import RBM, RBMVAE, VAE, ConditionalVAE
 from ppgen.networks.likelihoods import GaussianLikelihood
 
 FEW = Annealing(chains=8, temperatures=25, leapfrogs=3)
@@ -92,6 +92,11 @@ def test_the_schedule_ends_where_it_should():
 def test_what_cannot_be_annealed_is_refused(pca):
     with pytest.raises(TypeError, match=r"RBM is no decoder.*prior\(\) and decode"):
         annealed_likelihood(RBM(3, 2), torch.zeros(2, 3))
+    with pytest.raises(TypeError, match="RBMVAE is no decoder"):
+        annealed_likelihood(RBMVAE(3, RBM(2, 2)), torch.zeros(2, 3))
+    told = ConditionalVAE(3, 2, 2, (4,))
+    with pytest.raises(TypeError, match="ConditionalVAE is told more"):
+        log_likelihood(told, (torch.zeros(2, 3), torch.zeros(2)), annealing=FEW)
     with pytest.raises(ValueError, match=r"\(N, D\)"):
         annealed_likelihood(pca, torch.zeros(3))
     with pytest.raises(ValueError, match="support"):

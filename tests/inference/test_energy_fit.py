@@ -124,6 +124,8 @@ def test_what_is_no_energy_is_refused_in_words(silent):
     flow = Flow(2, hidden=(4,))
     with pytest.raises(ValueError, match=r"lack a \.sum\(-1\)"):
         fit_energy(lambda x: x.square(), flow, steps=1)
+    with pytest.raises(ValueError, match="no gradient"):
+        fit_energy(lambda x: normal_energy(x.detach()), flow, steps=1)
     with pytest.raises(ValueError, match="wall"):
         fit_energy(lambda x: torch.where(x[:, 0] > 0, math.inf, 0.0), flow, steps=1)
     with pytest.raises(ValueError, match="share=2"):

@@ -77,6 +77,17 @@ def test_it_is_a_loss_of_svi_that_moves_every_parameter_twice():
         assert all(not torch.equal(p, q) for p, q in zip(vae.parameters(), before, strict=True))
 
 
+def test_data_that_are_given_by_name_are_dreamed_too():
+    story, x = Line(), torch.linspace(-1, 1, 5)
+    gradients = []
+    for args, kwargs in (((x,), {}), ((), {"x": x})):
+        torch.manual_seed(0)
+        story.zero_grad()
+        WakeSleep().loss_and_grads(story.model, story.guide, *args, **kwargs)
+        gradients.append(torch.stack([p.grad for p in story.parameters()]))
+    assert torch.equal(*gradients)
+
+
 def test_data_that_are_no_argument_are_refused_by_site():
     story = Line(shift=1.0)
     with pytest.raises(ValueError, match="observed site 'x'"):

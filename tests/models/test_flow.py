@@ -10,13 +10,18 @@ import torch
 from pyro.infer import SVI, Predictive, Trace_ELBO, TraceMeanField_ELBO
 
 from ppgen.data import load
+from ppgen.distributions import SphereUniform
 from ppgen.inference.elbo import ELBO
 from ppgen.inference.likelihood import log_likelihood
 from ppgen.inference.train import train
 from ppgen.models.dequantized_flow import Cell, DequantizedFlow, UniformCell
 from ppgen.models.flow import Flow
 from ppgen.models.image_flow import ImageFlow
+from ppgen.models.moebius_mixture import MoebiusMixture
+from ppgen.models.sphere_flow import SphereFlow
+from ppgen.models.torus_flow import TorusFlow
 from ppgen.transforms.autoregressive import Autoregressive
+from ppgen.transforms.circle import TURN
 from ppgen.transforms.coupling import Coupling
 from ppgen.transforms.scalar import Affine, LinearSpline
 
@@ -187,6 +192,41 @@ def test_wrong_widths_and_levels_are_refused():
         Flow(3).log_prob(torch.zeros(2, 4))
     with pytest.raises(ValueError, match="at least 2"):
         DequantizedFlow(3, levels=1)
+
+
+FLOWS = {
+    "Flow": (lambda: Flow(2, hidden=(8,)), lambda: torch.randn(6, 2)),
+    "TorusFlow": (lambda: TorusFlow(2, hidden=(8,)), lambda: TURN * torch.rand(6, 2)),
+    "SphereFlow": (lambda: SphereFlow(2, hidden=(8,)), lambda: SphereUniform(2).sample((6,))),
+    "MoebiusMixture": (lambda: MoebiusMixture(2, 3), lambda: SphereUniform(2).sample((6,))),
+}
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_data_follow_the_dtype_of_the_flow_and_may_be_none(name):
+    make, data = FLOWS[name]
+    flow, x = perturbed(make()).float(), data()
+    assert flow.log_prob(x).dtype == torch.float32
+    assert torch.allclose(flow.log_prob(x), flow.log_prob(x.float()))
+    assert torch.allclose(flow.double().log_prob(x), flow.log_prob(x.float()), rtol=1e-4)
+    assert flow.log_prob(x[:0]).shape == (0,)
+    assert flow.log_prob(x[0]).shape == ()
+
+
+@pytest.mark.parametrize("name", ["TorusFlow", "SphereFlow", "MoebiusMixture"])
+def test_the_pair_scores_no_data_outside_the_support(name):
+    """Without validation, as our losses run it: a spline of an angle beyond a turn is finite."""
+    make, data = FLOWS[name]
+    flow, wrong = make(), data()
+    wrong[3] = 9.0
+    with pytest.raises(ValueError, match=r"row .*3"):
+        Trace_ELBO().loss(flow.model, flow.guide, wrong)
+    for good in (0, 3):  # steps before it: from the second on they are recorded
+        loss = ELBO()
+        for _ in range(good):
+            loss.loss_and_grads(flow.model, flow.guide, data())
+        with pytest.raises(ValueError, match=r"row .*3"):
+            loss.loss_and_grads(flow.model, flow.guide, wrong)
 
 
 def test_a_flow_of_images_is_normalised_over_every_binary_image():

@@ -8,6 +8,7 @@ import torch
 from pyro.infer import SVI, Predictive, Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
 
+from ppgen import latent
 from ppgen.inference.elbo import ELBO
 from ppgen.inference.likelihood import log_likelihood
 from ppgen.models.base_rate import BaseRate, whole_levels
@@ -115,6 +116,10 @@ def test_data_of_another_dtype_follow_the_parameters():
     x = torch.zeros(3, 6, dtype=torch.uint8)
     assert vae.log_weights(x, 2).dtype == torch.float32
     assert isinstance(ELBO().loss_and_grads(vae.model, vae.guide, x), float)
+    for other in (torch.uint8, torch.bool, torch.float64):
+        assert vae.encode(x.to(other)).mean.dtype == torch.float32
+    assert latent.codes(vae, x).shape == (3, 2)
+    assert latent.midpoint_likelihood(vae, x[:1], x[1:2]).middle.isfinite().all()
 
 
 def test_state_comes_back():

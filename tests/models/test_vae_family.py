@@ -8,7 +8,7 @@ import pytest
 import torch
 from pyro.infer import SVI, Predictive, Trace_ELBO, TraceEnum_ELBO, config_enumerate
 
-from ppgen.inference import ELBO, DReG, ImportanceWeightedELBO, log_likelihood, train
+from ppgen.inference import ELBO, Annealing, DReG, ImportanceWeightedELBO, log_likelihood, train
 from ppgen.models import ConditionalVAE, HierarchicalVAE, SemiSupervisedVAE
 from ppgen.models.semi_supervised_vae import MISSING
 from ppgen.networks.likelihoods import GaussianLikelihood
@@ -29,7 +29,7 @@ def two_layers():
 def marginal(vae):
     """log p(z1) of two layers on the line, by quadrature of z2 over +-8."""
     given = vae.upper_decoder(LINE).log_prob(LINE[:, None])  # (z1, z2)
-    return (given + vae.prior().log_prob(LINE)).logsumexp(1) + STEP
+    return (given + vae.upper_prior().log_prob(LINE)).logsumexp(1) + STEP
 
 
 def evidence(vae, x):
@@ -53,6 +53,21 @@ def test_two_layers_weights_average_to_the_evidence():
     error = weights.std(0) / 4000**0.5
     # 8 means, each off by 4.8 errors once in 1.6e-6
     assert ((weights.mean(0) - 1).abs() < 4.8 * error).all()
+
+
+def test_two_layers_are_annealed_together():
+    """p(z2) is not the law of z1, of whichever sizes both are."""
+    vae = two_layers()
+    vae.upper_decoder[1].head.bias.data[0] += 3  # so that z1 is not near z2's prior
+    vae.decoder[0].weight.data *= 5
+    vae.decoder[-1].weight.data *= 5
+    exact = evidence(vae, EVERY).mean().item()
+    options = Annealing(chains=32, temperatures=20, leapfrogs=3)
+    found = log_likelihood(vae, EVERY, annealing=options, seed=0)
+    # 32 chains of 20 temperatures lose some .01 nats; p(z2) in the place of p(z1) is off by more
+    assert exact - 0.05 < found.lower < exact + 4.3 * found.lower_error
+    alone = vae.decode(LINE[:, None]).log_prob(EVERY) + vae.upper_prior().log_prob(LINE)[:, None]
+    assert abs((alone.logsumexp(0) + STEP).mean().item() - exact) > 0.1
 
 
 def test_two_layers_elbo_is_pyros():

@@ -9,6 +9,7 @@ from torch import nn
 
 from ppgen import latent
 from ppgen.models.vae import VAE
+from ppgen.networks.priors import MixturePrior
 from ppgen.types import Autoencoder
 
 FAILURE_RATE = 2e-5  # as in tests/conftest.py
@@ -243,6 +244,12 @@ def test_a_code_outside_the_region_never_gets_farther_outside():
     assert float(found.floor) == pytest.approx(float(standard(2).log_prob(start)))
     assert bool((found.log_prior >= found.floor - 1e-4).all())
     assert float(found.property[-1]) == pytest.approx(6 * math.sqrt(2), abs=0.01)
+
+
+def test_a_prior_that_is_learned_learns_nothing_from_a_climb():
+    prior = MixturePrior(2, 3)
+    found = latent.ascend(torch.randn(4, 2), lambda z: z.sum(-1), prior(None), steps=5)
+    assert not any(part.requires_grad for part in found)
 
 
 VECTORS = torch.eye(2)

@@ -112,6 +112,24 @@ def test_density_mean_entropy_and_divergence_by_quadrature(dim, kappa):
         assert torch.allclose(law.log_prob(x), SphereUniform(dim).log_prob(x), atol=1e-12)
 
 
+@pytest.mark.parametrize("dim", [1, 2, 5])
+@pytest.mark.parametrize("kappa", [0.0, 5.0])
+def test_the_divergence_of_two_laws_is_the_mean_of_their_log_ratio(dim, kappa):
+    """On the circle by the midpoint rule, exact for functions of whole turns; else by draws."""
+    p = VonMisesFisher(direction(dim + 1), 3.0)
+    q = VonMisesFisher(direction(dim + 1), kappa)
+    divergence = kl_divergence(p, q).item()
+    if dim == 1:
+        angle = 2 * math.pi * (torch.arange(400) + 0.5) / 400
+        x = torch.stack([angle.cos(), angle.sin()], -1)
+        log_p = p.log_prob(x)
+        mean = (log_p.exp() * (log_p - q.log_prob(x))).mean() * 2 * math.pi
+        assert divergence == pytest.approx(mean.item(), abs=1e-10)
+    else:
+        ratio = (lambda x: p.log_prob(x) - q.log_prob(x))(p.sample(torch.Size([20_000])))
+        assert abs(ratio.mean() - divergence) < Z * ratio.std() / 20_000**0.5
+
+
 def test_areas_and_the_target_of_rezende():
     assert math.exp(log_area(1)) == pytest.approx(2 * math.pi)
     assert math.exp(log_area(2)) == pytest.approx(4 * math.pi)
