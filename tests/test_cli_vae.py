@@ -114,9 +114,7 @@ def test_grey_levels_are_modelled_as_they_are(train, pixels):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "pixels", ["logistic", pytest.param("categorical", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("pixels", ["logistic", "categorical"])
 def test_whole_grey_levels_have_bits_per_dimension(train, tmp_path, capsys, monkeypatch, pixels):
     shown = []
     draw = pictures._mosaic

@@ -14,7 +14,7 @@ from ppgen.data.tokens import EOS, PAD, split_tokens
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("notation", ["selfies", pytest.param("smiles", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("notation", ["selfies", "smiles"])
 def test_tokens_come_back_as_the_very_strings(notation):
     train, test = molecules("train", notation), molecules("test", notation)
     assert train.vocabulary == test.vocabulary
