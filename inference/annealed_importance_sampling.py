@@ -16,6 +16,7 @@ so that of log Z is high.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -25,6 +26,8 @@ from torch import Tensor
 from ppgen.progress import Progress
 from ppgen.threads import LITTLE, one_thread_if
 from ppgen.types import BoltzmannMachine
+
+Schedule = int | Sequence[float] | Tensor  # a number of steps, or the betas themselves
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ def annealed_importance_sampling(
     machine: BoltzmannMachine,
     *,
     chains: int = 100,
-    temperatures: int | Tensor = 1000,
+    temperatures: Schedule = 1000,
     base: Tensor | None = None,
     base_name: str = "given biases",
     burn_in: int = 1000,
@@ -168,17 +171,17 @@ def base_log_partition(machine: BoltzmannMachine, base: Tensor) -> float:
     return (visible + machine.hidden_units.log_normaliser(hidden)).item()
 
 
-def schedule(temperatures: int | Tensor) -> list[float]:
+def schedule(temperatures: Schedule) -> list[float]:
     """Betas of a pass, ``temperatures + 1`` of them, from 0 to 1 exactly."""
     if isinstance(temperatures, int):
         if temperatures < 1:
             raise ValueError(f"temperatures: expected at least 1, got {temperatures}")
         return [k / temperatures for k in range(temperatures + 1)]  # no sum, so no drift
-    betas = temperatures.double().flatten().tolist()
+    betas = torch.as_tensor(temperatures, dtype=torch.float64).flatten().tolist()
     if len(betas) < 2 or betas[0] != 0 or betas[-1] != 1:
         raise ValueError(
-            "temperatures: expected betas that start at 0 and end at exactly 1, got "
-            f"{betas[:1]} ... {betas[-1:]}; torch.linspace(0, 1, K + 1) does"
+            "temperatures: expected a whole number, or betas that start at 0 and end at exactly 1 "
+            f"as torch.linspace(0, 1, K + 1) does, got {betas[:1]} ... {betas[-1:]}"
         )
     if any(later <= earlier for earlier, later in pairwise(betas)):
         raise ValueError("temperatures: expected betas that increase from each to the next")

@@ -62,6 +62,9 @@ def ladder_log_partition(
         warmup: steps before.
         seed: for this call alone; torch's global generator if None.
 
+    Raises:
+        ValueError: for a kernel of one chain, or with clamped units, whose sum is no log Z.
+
     References:
         | Efficient estimation of free energy differences from Monte Carlo data (Bennett, 1976)
 
@@ -75,6 +78,8 @@ def ladder_log_partition(
     for name, number, least in (("draws", draws, 1), ("warmup", warmup, 0)):
         if number < least:
             raise ValueError(f"{name}: expected at least {least}, got {number}")
+    if kernel.clamp is not None:
+        raise ValueError("kernel: its units are clamped, and log Z sums over all of them")
     params = kernel.initial_params
     chains = len(next(iter(params.values())))
     if chains < 2:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ppgen.inference.annealed_importance_sampling import (
     LogPartition,
+    Schedule,
     annealed_importance_sampling,
 )
 from ppgen.inference.likelihood import ImportanceBound, importance_bound
@@ -25,7 +26,7 @@ def boltzmann_likelihood(
     *,
     samples: int = 1000,
     chains: int = 100,
-    temperatures: int | Tensor = 1000,
+    temperatures: Schedule = 1000,
     base: Tensor | None = None,
     burn_in: int = 1000,
     raise_chains: int = 0,

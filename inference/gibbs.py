@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
+from ppgen.distributions.units import Units
 from ppgen.types import BoltzmannMachine
 
 
@@ -27,6 +28,11 @@ class UntransformedKernel(MCMCKernel):
     def initial_params(self, params: dict[str, Tensor]) -> None:
         self._initial_params = params
 
+    def kept(self, draws: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The same `draws`; a next run of the kernel goes on from them."""
+        self.initial_params = draws
+        return draws
+
 
 def require_counts(**counts: int) -> None:
     """Refuse by name what is not at least 1."""
@@ -40,7 +46,8 @@ class BlockGibbs(UntransformedKernel):
 
     The state of a chain is a whole visible side: ``x`` for an RBM, ``(x, h2, ...)`` for a deep
     machine, of which x is the first `machine.visible` units; x alone would be another chain. All
-    rows of `start` move together, as one draw of shape ``(chains, D)``.
+    rows of `start` move together, as one draw of shape ``(chains, D)``. A second run of the kernel
+    goes on where the first ended.
 
     Args:
         machine: what is sampled; its parameters stay as they are.
@@ -85,8 +92,7 @@ class BlockGibbs(UntransformedKernel):
         self.machine, self.sweeps, self.site = machine, sweeps, site
         self.temperature = temperature
         start = start.to(machine.visible_bias.detach())
-        self.clamp = None if clamp is None else clamped(clamp, start, machine)
-        self.values = start  # of the clamped units
+        self.clamp = None if clamp is None else clamped(clamp, start, machine.units)
         super().__init__({site: start})
 
     def sample(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -94,8 +100,8 @@ class BlockGibbs(UntransformedKernel):
         for _ in range(self.sweeps):
             side = self._sweep(side)
             if self.clamp is not None:
-                side = torch.where(self.clamp, self.values, side)
-        return {self.site: side}
+                side = torch.where(*self.clamp, side)
+        return self.kept({self.site: side})
 
     @torch.no_grad()
     def _sweep(self, side: Tensor) -> Tensor:
@@ -106,19 +112,33 @@ class BlockGibbs(UntransformedKernel):
         return self.machine.units.sample(self.machine.visible_natural(hidden) / self.temperature)
 
 
-def clamped(clamp: Tensor, start: Tensor, machine: BoltzmannMachine) -> Tensor:
-    """The mask of clamped units, ``(D,)`` or ``(chains, D)``, where it fits the sides `start`."""
+class Clamp(NamedTuple):
+    """Units of the visible side that stay."""
+
+    units: Tensor  # (D,) or (chains, D), bool
+    values: Tensor  # (chains, D)
+
+
+def clamped(clamp: Tensor, start: Tensor, kind: Units) -> Clamp:
+    """Units of this kind clamped at their values in `start`, ``(chains, D)``.
+
+    Raises:
+        ValueError: where the mask does not fit, takes a categorical variable apart, or holds a
+            unit at what is no value of it.
+    """
     if clamp.dtype != torch.bool or clamp.shape not in (start.shape, start.shape[1:]):
         raise ValueError(
             f"clamp: expected a bool tensor of shape {tuple(start.shape[1:])} or "
             f"{tuple(start.shape)}, got {clamp.dtype} of {tuple(clamp.shape)}"
         )
     clamp = clamp.to(start.device)
-    variables = machine.units.variables(start.shape[1]).to(start.device)
+    variables = kind.variables(start.shape[1]).to(start.device)
     same = variables[1:] == variables[:-1]
     if ((clamp[..., 1:] != clamp[..., :-1]) & same).any():
         raise ValueError(
             "clamp: a categorical variable is clamped in part of its units; clamp all or none of "
             "its group"
         )
-    return clamp
+    valid = torch.cat([same.new_zeros(1), same]).logical_not().to(start)  # a state of any kind
+    kind.require(torch.where(clamp, start, valid), start.shape[1])
+    return Clamp(clamp, start)

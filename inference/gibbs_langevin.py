@@ -119,4 +119,5 @@ class GibbsLangevin(UntransformedKernel):
         super().__init__(inner.initial_params)
 
     def sample(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {self.site: self.langevin.move(self.machine, params[self.site], self.sweeps)[1]}
+        side = self.langevin.move(self.machine, params[self.site], self.sweeps)[1]
+        return self.kept({self.site: side})

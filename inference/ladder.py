@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ppgen.inference.gibbs import UntransformedKernel
+from ppgen.inference.gibbs import Clamp, UntransformedKernel
 
 
 class State(NamedTuple):
@@ -30,11 +30,12 @@ class LadderKernel(UntransformedKernel):
         site: name of the draws.
         start: visible sides to start every rung from, ``(chains, D)``.
         rungs: how many.
+        clamp: units that stay, the same ones in all replicas of a chain.
     """
 
-    def __init__(self, site: str, start: Tensor, rungs: int) -> None:
+    def __init__(self, site: str, start: Tensor, rungs: int, clamp: Clamp | None = None) -> None:
         super().__init__({site: start})
-        self.site = site
+        self.site, self.clamp = site, clamp
         self.state = init(start, rungs)
         self._accepted, self._steps = torch.zeros(rungs - 1), 0
 
@@ -47,8 +48,7 @@ class LadderKernel(UntransformedKernel):
         self.state, info = self.step(self.state)
         self._accepted += info.accepted.to(self._accepted)
         self._steps += 1
-        self.initial_params = {self.site: self.state.ladder[-1].clone()}  # a next run goes on
-        return self.initial_params
+        return self.kept({self.site: self.state.ladder[-1].clone()})
 
     def diagnostics(self) -> dict[str, list[float]]:
         """Mean share of accepted swaps between neighbours, from the first rung on."""

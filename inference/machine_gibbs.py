@@ -13,7 +13,7 @@ from ppgen.inference import ladder
 from ppgen.inference import parallel_tempering as tempering
 from ppgen.inference.annealed_importance_sampling import base_biases, schedule
 from ppgen.inference.discrete_chains import Chains, Reading
-from ppgen.inference.gibbs import clamped
+from ppgen.inference.gibbs import Clamp, clamped
 from ppgen.types import MachineStory
 
 
@@ -22,13 +22,6 @@ class State(NamedTuple):
 
     visible: Tensor  # (chains * examples, D)
     hidden: Tensor  # of the sweep that drew `visible`, (chains * examples, H)
-
-
-class Clamp(NamedTuple):
-    """Units of the visible side that are data."""
-
-    units: Tensor  # (chains * examples, D), bool
-    values: Tensor  # (chains * examples, D)
 
 
 def machine_chains(
@@ -116,6 +109,4 @@ def _clamp(story: MachineStory, start: Tensor, x: Tensor) -> Clamp:
     values[:, : story.visible] = torch.where(observed, x.to(start), start[:, : story.visible])
     units = torch.zeros_like(start, dtype=torch.bool)
     units[:, : story.visible] = observed.to(start.device)
-    clamp = Clamp(clamped(units, start, story), values)
-    story.units.require(values, values.shape[1])
-    return clamp
+    return clamped(units, values, story.units)

@@ -20,13 +20,14 @@ import torch
 from torch import Tensor
 
 from ppgen.inference.annealed_importance_sampling import (
+    Schedule,
     base_biases,
     base_log_partition,
     increment,
     move,
     schedule,
 )
-from ppgen.inference.gibbs import BlockGibbs
+from ppgen.inference.gibbs import BlockGibbs, Clamp
 from ppgen.inference.ladder import Info, LadderKernel, State, init
 from ppgen.types import BoltzmannMachine
 
@@ -39,11 +40,11 @@ def step(
     base: Tensor,
     betas: list[float],
     sweeps: int = 1,
-    clamp: tuple[Tensor, Tensor] | None = None,
+    clamp: Clamp | None = None,
 ) -> tuple[State, Info]:
     """`sweeps` Gibbs updates of every replica, then swaps of the even and of the odd pairs.
 
-    Units of `clamp`, a mask and their values, stay; all replicas of a chain have the same ones.
+    Units of `clamp` stay; all replicas of a chain have the same ones.
     """
     ladder = state.ladder
     beta = ladder.new_tensor(betas)[:, None, None]
@@ -90,7 +91,7 @@ class Tempered:
         | Parallel tempering for training of restricted Boltzmann machines (Desjardins et al., 2010)
     """
 
-    temperatures: int | Tensor = 10
+    temperatures: Schedule = 10
     base: Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -142,7 +143,7 @@ class ParallelTempering(LadderKernel):
         machine: BoltzmannMachine,
         start: Tensor,
         *,
-        temperatures: int | Tensor = 10,
+        temperatures: Schedule = 10,
         base: Tensor | None = None,
         sweeps: int = 1,
         site: str = "x",
@@ -150,10 +151,9 @@ class ParallelTempering(LadderKernel):
     ) -> None:
         inner = BlockGibbs(machine, start, sweeps=sweeps, site=site, clamp=clamp)  # checks them
         self.machine, self.sweeps = machine, sweeps
-        self.clamp = None if inner.clamp is None else (inner.clamp, inner.values)
         self.betas = schedule(temperatures)
         self.base = base_biases(machine, base).detach()
-        super().__init__(site, inner.initial_params[site], len(self.betas))
+        super().__init__(site, inner.initial_params[site], len(self.betas), inner.clamp)
 
     def step(self, state: State) -> tuple[State, Info]:
         return step(

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ppgen.inference.annealed_importance_sampling import (
+    Schedule,
     base_biases,
     base_log_partition,
     reverse_pass,
@@ -36,7 +37,7 @@ def raise_bounds(
     x: Tensor,
     *,
     chains: int = 10,
-    temperatures: int | Tensor = 1000,
+    temperatures: Schedule = 1000,
     base: Tensor | None = None,
 ) -> Tensor:
     """A stochastic lower bound on ``log p_ann(x)`` of each example: ``(N, D) -> (N,)``, nats.

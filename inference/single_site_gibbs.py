@@ -12,15 +12,22 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ppgen.inference.gibbs import UntransformedKernel
+from ppgen.distributions.units import Binary
+from ppgen.inference.gibbs import Clamp, UntransformedKernel, clamped
 from ppgen.types import PairwiseMachine
 
 Scan = Literal["sequential", "random"]
 
 
 @torch.no_grad()
-def step(x: Tensor, *, machine: PairwiseMachine, scan: Scan = "sequential") -> Tensor:
-    """One sweep, D updates of a unit: ``(C, D) -> (C, D)``."""
+def step(
+    x: Tensor,
+    *,
+    machine: PairwiseMachine,
+    scan: Scan = "sequential",
+    clamp: Clamp | None = None,
+) -> Tensor:
+    """One sweep, D updates of a unit: ``(C, D) -> (C, D)``; those of `clamp` stay."""
     chains, units = x.shape
     weight, x = machine.weight, x.clone()
     fields = torch.addmm(machine.visible_bias, x, weight)  # kept up to date: D^2 a sweep, not D^3
@@ -28,6 +35,8 @@ def step(x: Tensor, *, machine: PairwiseMachine, scan: Scan = "sequential") -> T
     order = range(units) if scan == "sequential" else torch.randint(units, (units,)).tolist()
     for i, threshold in zip(order, thresholds, strict=True):
         new = (threshold < fields[:, i]).to(x)
+        if clamp is not None:
+            new = torch.where(clamp.units[..., i], x[:, i], new)
         fields.addr_(new - x[:, i], weight[i])
         x[:, i] = new
     return x
@@ -42,6 +51,7 @@ class SingleSiteGibbs(UntransformedKernel):
         scan: "sequential", each unit once a sweep, or "random", D units drawn with replacement.
         sweeps: for each draw.
         site: name of the draws.
+        clamp: as of `BlockGibbs`.
 
     References:
         | Stochastic relaxation, Gibbs distributions, and the Bayesian restoration of images
@@ -65,6 +75,7 @@ class SingleSiteGibbs(UntransformedKernel):
         scan: Scan = "sequential",
         sweeps: int = 1,
         site: str = "x",
+        clamp: Tensor | None = None,
     ) -> None:
         units = machine.visible
         if start.dim() != 2 or start.shape[1] != units or len(start) == 0:
@@ -77,10 +88,12 @@ class SingleSiteGibbs(UntransformedKernel):
             raise ValueError(f"sweeps: expected at least 1, got {sweeps}")
         self.machine, self.sweeps, self.site = machine, sweeps, site
         self.scan: Scan = scan
-        super().__init__({site: start.to(machine.visible_bias.detach())})
+        start = start.to(machine.visible_bias.detach())
+        self.clamp = None if clamp is None else clamped(clamp, start, Binary())
+        super().__init__({site: start})
 
     def sample(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
         x = params[self.site]
         for _ in range(self.sweeps):
-            x = step(x, machine=self.machine, scan=self.scan)
-        return {self.site: x}
+            x = step(x, machine=self.machine, scan=self.scan, clamp=self.clamp)
+        return self.kept({self.site: x})

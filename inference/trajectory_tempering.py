@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ppgen.distributions.restricted_boltzmann import RestrictedBoltzmann, shifted
+from ppgen.inference.gibbs import Clamp, clamped
 from ppgen.inference.ladder import Info, LadderKernel, State
 from ppgen.types import BoltzmannMachine
 
@@ -38,13 +39,21 @@ class FreeEnergy(Protocol):
 
 @torch.no_grad()
 def step(
-    state: State, *, laws: Sequence[RestrictedBoltzmann], sweeps: int = 1
+    state: State,
+    *,
+    laws: Sequence[RestrictedBoltzmann],
+    sweeps: int = 1,
+    clamp: Clamp | None = None,
 ) -> tuple[State, Info]:
-    """`sweeps` Gibbs updates of every replica, then swaps of the even and of the odd pairs."""
+    """`sweeps` Gibbs updates of every replica, then swaps of the even and of the odd pairs.
+
+    Units of `clamp` stay; all replicas of a chain have the same ones.
+    """
     ladder = state.ladder.clone()
     for law, side in zip(laws, ladder, strict=True):
         for _ in range(sweeps):
-            side.copy_(sweep(law, side))
+            new = sweep(law, side)
+            side.copy_(new if clamp is None else torch.where(*clamp, new))
     accepted = ladder.new_zeros(len(laws) - 1)
     for parity in (0, 1):
         for i in range(parity, len(laws) - 1, 2):
@@ -109,6 +118,7 @@ class TrajectoryTempering(LadderKernel):
         start: visible sides to start from, ``(chains, D)``.
         sweeps: block Gibbs updates of every replica for each draw.
         site: name of the draws.
+        clamp: as of `BlockGibbs`.
 
     References:
         | Fast training and sampling of restricted Boltzmann machines (Béreux, Decelle, Furtlehner,
@@ -131,6 +141,7 @@ class TrajectoryTempering(LadderKernel):
         *,
         sweeps: int = 1,
         site: str = "x",
+        clamp: Tensor | None = None,
     ) -> None:
         if not trajectory:
             raise ValueError("trajectory: expected at least one machine")
@@ -151,10 +162,12 @@ class TrajectoryTempering(LadderKernel):
             raise ValueError(f"sweeps: expected at least 1, got {sweeps}")
         self.laws = [uncoupled(laws[0]), *laws] if laws[0].weight.any() else laws
         self.sweeps = sweeps
-        super().__init__(site, start.to(laws[0].weight), len(self.laws))
+        start = start.to(laws[0].weight)
+        held = None if clamp is None else clamped(clamp, start, laws[0].units)
+        super().__init__(site, start, len(self.laws), held)
 
     def step(self, state: State) -> tuple[State, Info]:
-        return step(state, laws=self.laws, sweeps=self.sweeps)
+        return step(state, laws=self.laws, sweeps=self.sweeps, clamp=self.clamp)
 
     def base_log_partition(self) -> float:
         first = self.laws[0]  # without couplings

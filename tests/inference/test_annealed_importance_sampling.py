@@ -161,6 +161,10 @@ def test_the_last_beta_is_exactly_one(temperatures):
     assert len(betas) == temperatures + 1
 
 
+def test_betas_may_be_a_list():
+    assert ais.schedule([0.0, 0.25, 1.0]) == ais.schedule(torch.tensor([0.0, 0.25, 1.0]))
+
+
 @pytest.mark.parametrize(
     ("temperatures", "match"),
     [
@@ -168,6 +172,8 @@ def test_the_last_beta_is_exactly_one(temperatures):
         (torch.tensor([0.0, 0.5, 0.999]), "exactly 1"),
         (torch.tensor([0.1, 1.0]), "start at 0"),
         (torch.tensor([0.0, 0.6, 0.6, 1.0]), "increase"),
+        ([0.0, 0.5], "exactly 1"),
+        (1e3, "a whole number"),
     ],
 )
 def test_schedules_that_would_bias_are_refused(temperatures, match):

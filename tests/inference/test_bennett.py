@@ -95,6 +95,13 @@ def test_log_z_along_temperatures_is_within_five_hundredths(kind):
     assert torch.equal(kernel.initial_params["x"], kernel.state.ladder[-1])  # it goes on from here
 
 
+def test_a_ladder_with_clamped_units_has_no_log_z():
+    clamp = torch.tensor([True, False, False, False])
+    kernel = ParallelTempering(RBM(4, 3), torch.zeros(5, 4), temperatures=2, clamp=clamp)
+    with pytest.raises(ValueError, match="units are clamped"):
+        ladder_log_partition(kernel)
+
+
 def test_what_is_no_ladder_is_refused():
     kernel = ParallelTempering(RBM(4, 3), torch.zeros(1, 4), temperatures=2)
     with pytest.raises(ValueError, match="at least 2 chains"):

@@ -1,6 +1,7 @@
 """Block Gibbs leaves the machine's law invariant; a sweep on means instead of samples does not."""
 
 import itertools
+import math
 
 import pyro
 import pytest
@@ -8,8 +9,15 @@ import torch
 from pyro.infer import MCMC
 from scipy import stats
 
-from ppgen.inference.gibbs import BlockGibbs
-from ppgen.models.rbm import RBM
+from ppgen.distributions import OneHot
+from ppgen.inference import (
+    BlockGibbs,
+    GibbsLangevin,
+    ParallelTempering,
+    SingleSiteGibbs,
+    TrajectoryTempering,
+)
+from ppgen.models import RBM, FullyVisibleBoltzmannMachine, GaussianRBM
 
 FAILURE_RATE = 2e-5
 DRAWS = 20_000
@@ -171,3 +179,51 @@ def test_each_chain_may_clamp_its_own_units():
 def test_a_mask_that_does_not_fit_is_refused(clamp):
     with pytest.raises(ValueError, match="clamp: expected a bool tensor"):
         BlockGibbs(machine(), torch.ones(2, 4), clamp=clamp)
+
+
+@pytest.mark.parametrize("value", [0.5, math.nan])
+def test_what_is_clamped_is_data_and_what_is_not_may_be_anything(value):
+    clamp, start = torch.tensor([True, True, False, False]), torch.ones(3, 4)
+    start[1, 2] = value
+    kernel = BlockGibbs(machine(), start, clamp=clamp)
+    assert set(kernel.sample(kernel.initial_params)["x"].unique().tolist()) <= {0.0, 1.0}
+    start[2, 1] = value
+    with pytest.raises(ValueError, match=f"0 or 1, got {value} in row 2, column 1"):
+        BlockGibbs(machine(), start, clamp=clamp)
+
+
+def test_a_clamped_group_has_one_category():
+    rbm, clamp = RBM(6, 2, units=OneHot(3)), torch.tensor([False] * 3 + [True] * 3)
+    BlockGibbs(rbm, torch.tensor([[0.0, 0, 0, 0, 1, 0]]), clamp=clamp)
+    with pytest.raises(ValueError, match="one of 3 categories, got 0 in row 0, group 1"):
+        BlockGibbs(rbm, torch.zeros(1, 6), clamp=clamp)
+
+
+# Going on
+
+
+def pairwise():
+    return FullyVisibleBoltzmannMachine(4, weight_scale=1.0).requires_grad_(False)
+
+
+KERNELS = {
+    "BlockGibbs": lambda: BlockGibbs(machine(), torch.zeros(5, 4)),
+    "SingleSiteGibbs": lambda: SingleSiteGibbs(pairwise(), torch.zeros(5, 4)),
+    "GibbsLangevin": lambda: GibbsLangevin(GaussianRBM(4, 3), torch.zeros(5, 4)),
+    "ParallelTempering": lambda: ParallelTempering(machine(), torch.zeros(5, 4)),
+    "TrajectoryTempering": lambda: TrajectoryTempering([machine()], torch.zeros(5, 4)),
+}
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_second_run_goes_on_where_the_first_ended(name):
+    def draws(*runs):
+        torch.manual_seed(0)
+        kernel, found = KERNELS[name](), []
+        for count in runs:
+            mcmc = MCMC(kernel, num_samples=count, warmup_steps=0, disable_progbar=True)
+            mcmc.run()
+            found.append(mcmc.get_samples()["x"])
+        return torch.cat(found)
+
+    assert torch.equal(draws(6), draws(3, 3))

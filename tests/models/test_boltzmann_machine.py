@@ -125,6 +125,25 @@ def test_exact_draws_stay_exact(scan, sweeps):
     assert p_value(kernel.sample(kernel.initial_params)["x"], made) > FAILURE_RATE
 
 
+@pytest.mark.parametrize("scan", ["sequential", "random"])
+def test_clamped_units_stay_and_the_others_have_their_enumerated_conditional(scan):
+    made, x = machine(), states(4)
+    clamp = torch.tensor([True, False, True, False])
+    p = made.log_prob(x).exp() * (x[:, clamp] == torch.tensor([1.0, 0.0])).all(1)
+    p = p / p.sum()
+    start = x[torch.multinomial(p, DRAWS, replacement=True)]
+    kernel = SingleSiteGibbs(made, start, scan=scan, sweeps=3, clamp=clamp)
+    found = kernel.sample(kernel.initial_params)["x"]
+    assert torch.equal(found[:, clamp], start[:, clamp])
+    assert (found != start).any()
+    index = (found @ torch.tensor([8.0, 4.0, 2.0, 1.0])).long()
+    frequency = torch.bincount(index, minlength=16) / DRAWS
+    # 32 comparisons: z = 4.9; + 5/n for rare states
+    assert ((frequency - p).abs() < 4.9 * (p * (1 - p) / DRAWS).sqrt() + 5 / DRAWS).all()
+    with pytest.raises(ValueError, match="0 or 1, got nan"):
+        SingleSiteGibbs(made, torch.full((2, 4), math.nan), clamp=clamp)
+
+
 def test_updating_all_units_at_once_is_caught():
     """The planted bug: what is right for a side of a restricted machine is wrong here."""
     made = machine()
@@ -160,7 +179,7 @@ def test_geweke_s_joint_test():
 def test_geweke_s_joint_test_catches_fields_that_are_not_kept_up_to_date(monkeypatch):
     """Each unit then goes by what the others were before the sweep."""
 
-    def stale(x, *, machine, scan):
+    def stale(x, *, machine, scan, clamp):
         return torch.bernoulli(machine.unit_logits(x).sigmoid())
 
     monkeypatch.setattr(single, "step", stale)

@@ -147,7 +147,7 @@ USES = {
     ),
     TrajectoryTempering: (
         lambda **o: drawn(TrajectoryTempering([RBM(6, 3)], x(), **o)),
-        {"sweeps": 2, "site": "s"},
+        {"sweeps": 2, "site": "s", "clamp": MASK},
     ),
     GibbsLangevin: (
         lambda **o: drawn(GibbsLangevin(GaussianRBM(6, 3), x(), **o)),
@@ -155,7 +155,7 @@ USES = {
     ),
     SingleSiteGibbs: (
         lambda **o: drawn(SingleSiteGibbs(FullyVisibleBoltzmannMachine(6), x(), **o)),
-        {"scan": "random", "sweeps": 2, "site": "s"},
+        {"scan": "random", "sweeps": 2, "site": "s", "clamp": MASK},
     ),
     annealed_importance_sampling: (
         lambda **o: annealed_importance_sampling(
