@@ -3,7 +3,8 @@ r"""Gibbs sampling of stories whose latent sites are all binary, one unit after 
 A unit is 1 given all else with log-odds ``log p(unit = 1, rest) - log p(unit = 0, rest)``:
 two evaluations of the story, one of which is at hand. A Boltzmann machine in ``pyro.sample`` takes
 part with its free energy, hidden side summed out, since its log Z cancels. Rows of a plate are
-independent given what is outside of it, so that a unit is drawn in all of them at once.
+independent given what is outside of it, so that a unit is drawn in all of them at once. Entries of
+observed binary sites that are NaN are missing, and units like any other.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ class Site(NamedTuple):
     plates: Mapping[str, int]  # the dimension of each plate that it is in
     batch: torch.Size  # the plates' alone
     event: torch.Size
+    units: list[int]  # of an event, that are latent in any row
+    seen: Tensor | None  # which are data, (*batch, *event); None where none are
 
 
 def binary_chains(
@@ -43,30 +46,36 @@ def binary_chains(
     """Chains that start at coin flips; None where a latent site is not binary.
 
     Raises:
-        ValueError: for a story without latent sites, one whose plates are not independent, or one
-            in which the parameters of a machine without a log Z depend on another latent site.
+        ValueError: for a story without latent sites, one whose plates are not independent, one in
+            which the parameters of a machine without a log Z depend on another latent site, or
+            missing values that are not binary.
     """
     try:
         first = _run({}, model, args, kwargs)
     except _NotBinary:
         return None
-    if not first.values:
+    data = _with_missing(first)
+    values = {**first.values, **{name: value.nan_to_num(0.0) for name, value in data.items()}}
+    if not values:
         raise ValueError("the story has no latent site, so there is nothing to infer")
-    latent = [msg for msg in first.visited if msg["name"] in first.values]
-    target = Target(model, args, kwargs, _free_machines(first, model, args, kwargs))
-    sites = [_site(msg) for msg in latent]
+    seen = {name: ~value.isnan() for name, value in data.items()}
+    latent = [msg for msg in first.visited if msg["name"] in values]
+    target = Target(model, args, kwargs, _free_machines(first, values, model, args, kwargs))
+    sites = [_site(msg, seen.get(msg["name"])) for msg in latent]
     for site in sites:
         if site.plates:
-            target.require_plates(site, first.values)
+            target.require_plates(site, values)
     start = {
-        name: torch.randint(2, (chains, *value.shape)).to(value)
-        for name, value in first.values.items()
+        name: torch.randint(2, (chains, *value.shape)).to(value) for name, value in values.items()
     }
+    start |= {name: torch.where(seen[name], value, start[name]) for name, value in data.items()}
     return Chains(
         start,
         partial(step, target=target, sites=sites),
         partial(_read, target=target),
-        observes=len(first.visited) > len(latent),
+        observes=len(first.visited) > len(latent)
+        or any(bool(mask.any()) for mask in seen.values()),
+        given=seen,
     )
 
 
@@ -75,12 +84,14 @@ def step(state: dict[str, Tensor], *, target: Target, sites: list[Site]) -> dict
     for site in sites:
         density = torch.func.vmap(partial(target.inside, site=site))
         current = density(state)
-        for unit in range(site.event.numel()):
+        for unit in site.units:
             value = state[site.name]
             mask = (torch.arange(site.event.numel()) == unit).reshape(site.event).to(value.device)
             flipped = torch.where(mask, 1 - value, value)
             other = density({**state, site.name: flipped})
             moves = torch.rand_like(other) < torch.sigmoid(other - current)
+            if site.seen is not None:
+                moves = moves & ~site.seen.reshape(*site.batch, -1)[..., unit]
             current = torch.where(moves, other, current)
             rows = moves.reshape(*moves.shape, *(1 for _ in site.event))
             state = {**state, site.name: torch.where(rows, flipped, value)}
@@ -178,13 +189,13 @@ class _Run(Messenger):
             msg["value"], msg["done"] = torch.arange(fn.size), True
             return
         msg["fn"] = without_validation(fn)
-        if msg["is_observed"]:
+        name = msg["name"]
+        if msg["is_observed"] and name not in self.values:
             return
-        name, shape = msg["name"], fn.shape()
         if not is_binary(fn):
             raise _NotBinary(name)
         if name not in self.values:
-            self.values[name] = torch.randint(2, shape).to(torch.get_default_dtype())
+            self.values[name] = torch.randint(2, fn.shape()).to(_dtype(fn))
         msg["value"], msg["done"] = self.values[name], True
 
     def _pyro_post_sample(self, msg: Any) -> None:
@@ -197,6 +208,25 @@ def _run(values: Values, model: Story, args: tuple[Any, ...], kwargs: dict[str, 
     with _Run(values) as handler:
         model(*args, **kwargs)
     return handler
+
+
+def _with_missing(run: _Run) -> dict[str, Tensor]:
+    """Data of observed sites with NaN among them, but for rows that are masked out."""
+    found = {}
+    for msg in run.visited:
+        missing = torch.as_tensor(msg["value"]).isnan()
+        if not msg["is_observed"] or not missing.any():
+            continue
+        rows = missing.reshape(*missing.shape[: missing.dim() - msg["fn"].event_dim], -1).any(-1)
+        if msg["mask"] is not None and not (rows & msg["mask"]).any():
+            continue
+        if not is_binary(msg["fn"]):
+            raise ValueError(
+                f"site '{msg['name']}' has NaN among its data, and is not binary: only missing "
+                "units of 0 and 1 are drawn; drop these rows, or mask them with pyro.poutine.mask"
+            )
+        found[msg["name"]] = msg["value"]
+    return found
 
 
 def _read(state: dict[str, Tensor], *, target: Target) -> Reading:
@@ -221,7 +251,13 @@ def plate_dimensions(msg: Any) -> dict[str, int]:
     return {frame.name: frame.dim for frame in msg["cond_indep_stack"] if frame.vectorized}
 
 
-def _site(msg: Any) -> Site:
+def _dtype(fn: Any) -> torch.dtype:
+    """Of the parameters of a binary law, which its units have too."""
+    law = innermost(fn)
+    return getattr(law, next(iter(law.arg_constraints))).dtype
+
+
+def _site(msg: Any, seen: Tensor | None) -> Site:
     plates, batch = plate_dimensions(msg), msg["fn"].batch_shape
     own = [d for d in range(-len(batch), 0) if batch[d] > 1 and d not in plates.values()]
     if own:
@@ -230,17 +266,22 @@ def _site(msg: Any) -> Site:
             f"dimension {own[0]}: put it into a plate, or make it part of the event with "
             "`.to_event`"
         )
-    return Site(msg["name"], plates, batch, msg["fn"].event_shape)
+    event = msg["fn"].event_shape
+    units = list(range(event.numel()))
+    if seen is not None:
+        whole = seen.reshape(-1, event.numel()).all(0)
+        units = [unit for unit in units if not whole[unit]]
+    return Site(msg["name"], plates, batch, event, units, seen)
 
 
 def _free_machines(
-    first: _Run, model: Story, args: tuple[Any, ...], kwargs: dict[str, Any]
+    first: _Run, values: Values, model: Story, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> frozenset[str]:
     """Machines whose parameters do not depend on latent sites.
 
     The others need their log Z, which is summed where that is cheap, and else raises.
     """
-    opposite = {name: 1 - value for name, value in first.values.items()}
+    opposite = {name: 1 - value for name, value in values.items()}
     fixed = {name: machine_parameters(msg) for name, msg in _machines(first).items()}
     for values in (opposite, {}):  # {}: coins flipped anew
         for name, msg in _machines(_run(values, model, args, kwargs)).items():

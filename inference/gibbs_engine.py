@@ -73,7 +73,8 @@ class Gibbs:
       alone draws x and h, ``rbm.model, x`` draws h given x, and entries of x that are NaN are
       drawn given the others (inpainting). x then comes in full.
     - Where all latent sites are binary, a machine in ``pyro.sample`` for instance, each unit is
-      drawn given all else: two evaluations of the story for a unit and sweep.
+      drawn given all else: two evaluations of the story for a unit and sweep. Entries of binary
+      data that are NaN are such units too, as in ``dbn.model, x``; the site then comes in full.
     - Where discrete sites of finitely many values mix with continuous ones, units are drawn in the
       same way, and the continuous sites move along one trajectory of HMC a sweep, whose step size,
       metric and length are adapted in the warm-up (:mod:`ppgen.inference.hmc_within_gibbs`). Sites

@@ -10,7 +10,7 @@ from pyro.nn import PyroModule
 from torch import Tensor
 
 from ppgen.distributions.restricted_boltzmann import KnownLogPartition, RestrictedBoltzmann
-from ppgen.distributions.units import Binary, HiddenUnits, Units, sample_units
+from ppgen.distributions.units import Binary, Gaussian, HiddenUnits, Units, sample_units
 from ppgen.types import Statistics
 
 
@@ -177,6 +177,7 @@ def affine(side: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def require_rows(x: Tensor) -> None:
-    """Refuse what is not ``(N, D)`` with N > 0."""
+    """Refuse what is not ``(N, D)`` with N > 0, or not finite."""
     if x.dim() != 2 or len(x) == 0:
         raise ValueError(f"x: expected shape (N, D) with N > 0, got {tuple(x.shape)}")
+    Gaussian().require(x, x.shape[1])  # any finite numbers

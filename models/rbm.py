@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ppgen.distributions.hidden_units import UnitGaussian
 from ppgen.distributions.restricted_boltzmann import RestrictedBoltzmann
-from ppgen.distributions.units import Binary, HiddenUnits, Units
+from ppgen.distributions.units import Beside, Binary, HiddenUnits, Units
 from ppgen.models.bipartite import Bipartite, require_rows
 
 
@@ -119,20 +119,23 @@ class RBM(Bipartite):
 
         Args:
             x: one example, ``(D,)``; what is not observed is not looked at.
-            observed: mask, ``(D,)``, bool.
+            observed: mask, ``(D,)``, bool; of a categorical variable all units or none.
         """
-        if not self.units.binary:
-            raise ValueError(f"missing units: expected binary ones, these are {self.units}")
+        if isinstance(self.units, Beside):
+            raise ValueError(f"missing units: expected one kind of units, these are {self.units}")
         if x.shape != (self.visible,) or observed.shape != x.shape or observed.all():
             raise ValueError(
                 f"expected x and observed of shape ({self.visible},), and a unit that is not "
                 f"observed; got {tuple(x.shape)} and {tuple(observed.shape)}"
             )
-        bias = self.hidden_bias + x[observed] @ self.weight[observed]
+        variables = self.units.variables(self.visible).to(observed.device)
+        if torch.isin(variables[observed], variables[~observed]).any():
+            raise ValueError("observed: a categorical variable is observed in part of its units")
         return RestrictedBoltzmann(
             self.weight[~observed],
-            self.visible_bias[~observed],
-            bias,
+            self._natural_of(~observed),
+            self.hidden_bias + x[observed] @ self.weight[observed],
+            units=self.units,
             hidden_units=self.hidden_units,
         )
 
@@ -149,7 +152,11 @@ class RBM(Bipartite):
         if observed.all():
             return -self.free_energy(x)
         rest = self.missing_given_observed(x, observed).log_partition()
-        return x[observed] @ self.visible_bias[observed] + rest
+        return self.units.statistics(x[observed]) @ self._natural_of(observed) + rest
+
+    def _natural_of(self, units: Tensor) -> Tensor:
+        """Natural parameters of some of the units, a mask ``(D,)``, with all hidden units off."""
+        return self.visible_natural().reshape(-1, self.visible)[:, units].flatten()
 
     @pyro_method
     def model(self, x: Tensor | None = None, *, examples: int = 1) -> Tensor:

@@ -150,12 +150,35 @@ def tied_units():
     return posterior["x"][:, 0, 0], machine.log_prob(states(4)).exp()
 
 
+def tied_missing_units():
+    machine = random(FullyVisibleBoltzmannMachine(4))
+    posterior = ppgen.fit(machine.model, torch.tensor([[1.0, NAN, 0.0, NAN]]), using=SHORT)
+    assert (posterior["x"][..., [0, 2]] == torch.tensor([1.0, 0.0])).all()
+    every = states(2)
+    whole = torch.stack([torch.ones(4), every[:, 0], torch.zeros(4), every[:, 1]], -1)
+    return posterior["x"][:, 0, 0, [1, 3]], machine.log_prob(whole).softmax(0)
+
+
+def missing_under_directed_layers():
+    """In each row of the data other units are missing, in the first one none."""
+    dbn = random(DBN(3, (2, 2)))
+    x = torch.tensor([[0.0, 1.0, 1.0], [1.0, NAN, 0.0], [NAN, NAN, 1.0]])
+    posterior = ppgen.fit(dbn.model, x, using=SHORT)
+    assert (posterior["x"] == x)[..., ~x.isnan()].all()
+    every = states(4)
+    below = torch.cat([every[:, :2], torch.ones(16, 1)], -1)
+    joint = -dbn.top.free_energy(every[:, 2:]) + dbn.log_generative([below, every[:, 2:]])
+    found = torch.cat([posterior["x"][:, 0, 2, :2], posterior["h1"][:, 0, 2]], -1)
+    return found, joint.softmax(0)
+
+
 CASES = {
     case.__name__: case
     for case in (
         *(whole_machine, missing_units, hidden_of_a_real_machine, deep_machine),
         *(tempered_machine, tempered_missing_units),
-        *(inside_another_story, plain_sites, tied_units),
+        *(inside_another_story, plain_sites, tied_units, tied_missing_units),
+        missing_under_directed_layers,
     )
 }
 
@@ -354,6 +377,7 @@ def depends(y):
             "not independent of each other",
         ),
         (depends, (torch.tensor(1.0),), "log Z of a machine with 25 x 25 units is unknown"),
+        (switches, (torch.tensor([0.9, NAN]),), "site 'y' has NaN among its data"),
         (lambda: None, (), "no latent site"),
         (lambda: pyro.sample("x", dist.Normal(0.0, 1.0)), (), "Gibbs needs a story that declares"),
     ],
@@ -367,6 +391,28 @@ def test_what_does_not_fit_is_refused(story, args, said):
 def test_temperatures_are_for_machines_alone(story):
     with pytest.raises(ValueError, match="this story is no Boltzmann machine"):
         ppgen.fit(story, torch.zeros(2), using=Gibbs(chains=2, draws=2, temperatures=3))
+
+
+def test_rows_that_are_masked_out_may_be_missing():
+    def story(y):
+        with pyro.plate("data", 2), pyro.poutine.mask(mask=~y.isnan()):
+            a = pyro.sample("a", dist.Bernoulli(0.3))
+            pyro.sample("y", dist.Normal(a, 0.5), obs=y)
+
+    posterior = ppgen.fit(story, torch.tensor([0.9, NAN]), using=Gibbs(chains=2, draws=2))
+    assert posterior["a"].shape == (2, 2, 2)
+
+
+def test_units_have_the_dtype_of_their_law():
+    """Whatever else the story holds: here numbers of float32, of which it makes float64."""
+    weight = torch.ones(3, 2, dtype=torch.float32)
+
+    def story():
+        W = weight.double()
+        z = pyro.sample("z", RestrictedBoltzmann(W, torch.zeros(3).to(W), torch.zeros(2).to(W)))
+        pyro.sample("y", dist.Normal(z @ torch.ones(3).to(W), 1.0), obs=torch.ones(()).to(W))
+
+    assert ppgen.fit(story, using=Gibbs(chains=2, draws=2))["z"].dtype == torch.float64
 
 
 def test_a_dbn_s_layers_are_binary_sites_too():

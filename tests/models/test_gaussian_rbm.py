@@ -11,6 +11,7 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Nor
 from torch.func import functional_call
 
 import ppgen
+from ppgen.distributions import Binary, UnitGaussian
 from ppgen.inference import ContrastiveDivergence
 from ppgen.inference import annealed_importance_sampling as ais
 from ppgen.inference import contrastive_divergence as cd
@@ -227,6 +228,22 @@ def test_it_starts_at_the_means_and_variances_of_the_data():
     rbm = GaussianRBM.from_data(x, 4, weight_scale=0.0)
     expected = Normal(x.mean(0), x.std(0, correction=0)).log_prob(x).sum(-1)
     torch.testing.assert_close(rbm.marginal().log_prob(x), expected)
+
+
+@pytest.mark.parametrize("hidden_units", [Binary(), UnitGaussian()], ids=str)
+def test_missing_units_are_integrated_out(hidden_units):
+    rbm = GaussianRBM(3, 2, weight_scale=0.4, hidden_units=hidden_units).requires_grad_(False)
+    for name in ("visible_bias", "raw_variance"):
+        torch.nn.init.normal_(getattr(rbm, name), std=0.3)
+    x, observed = torch.tensor([0.7, math.nan, -1.1]), torch.tensor([True, False, True])
+    grid = torch.linspace(-15, 15, 3001)
+    filled = x.expand(3001, -1).clone()
+    filled[:, 1] = grid
+    joint_of = -rbm.free_energy(filled)
+    expected = torch.trapezoid(joint_of.exp(), grid).log()
+    torch.testing.assert_close(rbm.log_observed(x[None], observed), expected[None])
+    law = rbm.missing_given_observed(x, observed)
+    torch.testing.assert_close(law.log_prob(grid[:, None]), joint_of - expected)
 
 
 def test_a_constant_column_leaves_everything_finite():

@@ -246,6 +246,7 @@ def test_log_density_is_convex_so_that_a_grey_score_would_flatter():
         lambda: RBM(0, 3),
         lambda: RBM(4, -1),
         lambda: RBM.from_data(torch.ones(4), 2),
+        lambda: RBM.from_data(torch.full((3, 4), math.nan), 2),
         lambda: machine().free_energy(torch.ones(2, 5)),
         lambda: RestrictedBoltzmann(torch.zeros(2, 3), torch.zeros(3), torch.zeros(2)),
     ],
@@ -275,6 +276,20 @@ def test_missing_units_have_their_enumerated_conditional_and_are_summed_out(visi
 
 
 # Categorical units
+
+
+def test_missing_categories_are_summed_out():
+    rbm = RBM(6, 3, weight_scale=2.0, units=OneHot(3)).requires_grad_(False)
+    torch.nn.init.normal_(rbm.visible_bias)
+    x, observed = torch.tensor([0.0, 1, 0, math.nan, 1, 7]), torch.arange(6) < 3
+    filled = torch.cat([x[:3].expand(3, -1), torch.eye(3)], 1)
+    joint_of = -rbm.free_energy(filled)
+    law = rbm.missing_given_observed(x, observed)
+    torch.testing.assert_close(law.log_prob(torch.eye(3)), joint_of.log_softmax(0), **EXACT)
+    found = rbm.log_observed(x[None], observed)
+    torch.testing.assert_close(found, joint_of.logsumexp(0)[None], **EXACT)
+    with pytest.raises(ValueError, match="observed in part"):
+        rbm.log_observed(x[None], torch.arange(6) < 2)
 
 
 def test_softmax_units_equal_the_enumerated_machine():
