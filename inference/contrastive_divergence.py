@@ -318,6 +318,7 @@ class ContrastiveDivergence(SVILoss):
 
     def _start(self, machine: BoltzmannMachine, batch: Tensor) -> State:
         if self.state is None:
+            _require_levels(batch, machine)
             return init(
                 machine,
                 batch,
@@ -381,6 +382,16 @@ def _checked(batch: Tensor, machine: BoltzmannMachine) -> Tensor:
             f"{tuple(batch.shape)}"
         )
     return batch.to(machine.visible_bias)
+
+
+def _require_levels(batch: Tensor, machine: BoltzmannMachine) -> None:
+    """Of the first batch; grey levels may stand for the mean of what they are binarised to."""
+    wrong = (batch < 0) | (batch > 1)
+    if machine.units.support.is_discrete and wrong.any():
+        raise ValueError(
+            f"ContrastiveDivergence: {machine.units} take values from 0 to 1, got "
+            f"{batch[wrong][0].item():g}: binarize the data first; for real numbers use GaussianRBM"
+        )
 
 
 def shown_parameters(story: Any) -> dict[str, Parameter]:

@@ -213,8 +213,8 @@ def _can_be_summed_out(msg: Any) -> bool:
     discrete = is_discrete(fn)
     if discrete and not fn.has_enumerate_support:
         raise ValueError(
-            f"site '{msg['name']}' is {_describe(fn)}: discrete with infinitely many values (or "
-            "none that can be listed), so it can neither be summed out nor moved by gradients; "
+            f"site '{msg['name']}' is {_describe(fn)}: discrete with infinitely many values, or "
+            "more than can be listed, so it can neither be summed out nor moved by gradients; "
             "observe it, marginalise it by hand, or use Gibbs(), which draws units of finitely "
             "many values one by one"
         )

@@ -11,6 +11,7 @@ from torch.func import functional_call, jacrev
 
 from ppgen.inference import contrastive_divergence as cd
 from ppgen.inference.contrastive_divergence import ContrastiveDivergence, Gradient, State
+from ppgen.models.gaussian_rbm import GaussianRBM
 from ppgen.models.rbm import RBM
 from ppgen.types import Statistics
 
@@ -363,6 +364,17 @@ def test_one_loss_belongs_to_one_machine():
 def test_wrong_options_are_refused(options, match):
     with pytest.raises(ValueError, match=match):
         ContrastiveDivergence(**options)
+
+
+@pytest.mark.parametrize("value", [255.0, -0.5])
+def test_a_first_batch_that_is_no_data_of_the_units_is_refused(value):
+    """Grey levels from 0 to 1 are taken, as recipes of the literature train on them."""
+    rbm, loss = machine(), ContrastiveDivergence()
+    with pytest.raises(ValueError, match=f"from 0 to 1, got {value:g}: binarize"):
+        loss.loss_and_grads(rbm.model, rbm.guide, torch.tensor([[0.0, 0.0, value, 1.0]]))
+    loss.loss_and_grads(rbm.model, rbm.guide, torch.full((2, 4), 0.5))
+    real = GaussianRBM(4, 3)
+    ContrastiveDivergence().loss_and_grads(real.model, real.guide, torch.full((2, 4), value))
 
 
 def test_wrong_models_and_batches_are_named():
