@@ -45,15 +45,15 @@ class Objective:
         return (ahead - behind) / (2 * reach) * directions.norm(dim=-1, keepdim=True)
 
 
-def matched_normal(count: int, like: Tensor) -> Tensor:
-    """Standard normal noise of exact moments, ``(count, D)``, as `like`, ``(D,)``, is.
+def matched_normal(count: int, like: Tensor, dim: int) -> Tensor:
+    """Standard normal noise of exact moments, ``(count, dim)``, of the type of `like`.
 
     Antithetic pairs, so that the mean is zero, and covariance one (its diagonal alone where there
     are less than two pairs to a dimension): of a quadratic the mean over the draws is exact, so
     that the fixed draws misplace the optimum by what is not quadratic in the log density alone.
     """
-    half = torch.randn(count // 2, len(like)).to(like)
-    if len(half) >= 2 * len(like):
+    half = torch.randn(count // 2, dim).to(like)
+    if len(half) >= 2 * dim:
         factor = torch.linalg.cholesky(half.mT @ half / len(half))
         half = torch.linalg.solve_triangular(factor, half.mT, upper=False).mT
     else:

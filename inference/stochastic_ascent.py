@@ -143,16 +143,16 @@ class _Run:
 
     def levels(self) -> None:
         """Lower the learning rate until that gains less than the tolerance."""
-        gain, before = 0.0, _copy(self.parameters)
+        gain, before = 0.0, copied(self.parameters)
         for level in range(self.schedule.level, _LEVELS):
             self.rate = self.schedule.rate * _FACTOR**level
             self.settle()
-            gain, error = self.difference(_copy(self.parameters), before)
+            gain, error = self.difference(copied(self.parameters), before)
             if level > 0 and gain - error < self.schedule.tolerance:
                 if gain < 0:  # the last level was noise
-                    _assign(self.parameters, before)
+                    assign(self.parameters, before)
                 return
-            before = _copy(self.parameters)
+            before = copied(self.parameters)
         raise _Unsettled(f"the last drop of the learning rate still gained {gain:.2g} nats")
 
     def settle(self) -> None:
@@ -169,7 +169,7 @@ class _Run:
             gain, error = self.difference(averages[-1], averages[-2])
             if gain - error < self.schedule.tolerance:
                 pairs = zip(averages[-1], averages[-2], strict=True)
-                _assign(self.parameters, [(a + b) / 2 for a, b in pairs])
+                assign(self.parameters, [(a + b) / 2 for a, b in pairs])
                 return
 
     def window(self) -> tuple[list[float], list[Tensor]]:
@@ -208,23 +208,32 @@ class _Run:
         )
 
     def difference(self, here: Sequence[Tensor], there: Sequence[Tensor]) -> tuple[float, float]:
-        """Objective at `here` less that at `there`, and its standard error, nats.
+        return difference(self.evaluate, self.parameters, here, there)
 
-        Both are evaluated with the same random numbers.
-        """
-        now = _copy(self.parameters)
-        with torch.no_grad():
-            _assign(self.parameters, here)
-            with torch.random.fork_rng(devices=[]):
-                new = self.evaluate()
-            _assign(self.parameters, there)
-            old = self.evaluate()
-        _assign(self.parameters, now)
-        change = new - old
-        change = change[torch.isfinite(change)]
-        if len(change) < 2:
-            return -math.inf, 0.0
-        return float(change.mean()), float(change.std()) / math.sqrt(len(change))
+
+@torch.no_grad()
+def difference(
+    evaluate: Callable[[], Tensor],
+    parameters: Sequence[Tensor],
+    here: Sequence[Tensor],
+    there: Sequence[Tensor],
+) -> tuple[float, float]:
+    """Objective at `here` less that at `there`, and its standard error, nats.
+
+    Both are evaluated with the same random numbers; the parameters stay as they are.
+    """
+    now = copied(parameters)
+    assign(parameters, here)
+    with torch.random.fork_rng(devices=[]):
+        new = evaluate()
+    assign(parameters, there)
+    old = evaluate()
+    assign(parameters, now)
+    change = new - old
+    change = change[torch.isfinite(change)]
+    if len(change) < 2:
+        return -math.inf, 0.0
+    return float(change.mean()), float(change.std()) / math.sqrt(len(change))
 
 
 def _rising(windows: list[list[float]], tolerance: float) -> bool:
@@ -248,11 +257,13 @@ def _finite(gradients: Sequence[Tensor | None]) -> bool:
     return all(g is None or bool(torch.isfinite(g).all()) for g in gradients)
 
 
-def _copy(parameters: Sequence[Tensor]) -> list[Tensor]:
+def copied(parameters: Sequence[Tensor]) -> list[Tensor]:
+    """Their values as they are now."""
     return [p.detach().clone() for p in parameters]
 
 
-def _assign(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+def assign(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Give the parameters these values."""
     with torch.no_grad():
         for parameter, value in zip(parameters, values, strict=True):
             parameter.copy_(value)

@@ -18,22 +18,24 @@ from typing import Any
 import torch
 
 from ppgen.anatomy import Subsampling
+from ppgen.inference.fixed_draw_ascent import fixed_draw_ascent
 from ppgen.inference.frame import Frame
-from ppgen.inference.guides import Family, FlatGuide, LowRank, MeanField
+from ppgen.inference.guides import Family, FlatGuide, FullRank, LowRank, MeanField
 from ppgen.inference.independent import Clock, independent
 from ppgen.inference.minibatches import Minibatches
 from ppgen.inference.mode import Batched
 from ppgen.inference.point import as_program
-from ppgen.inference.stochastic_ascent import Ascent, Schedule, ascend
+from ppgen.inference.stochastic_ascent import Schedule, ascend
 from ppgen.inference.vi_fit import CHECKED, Fit
 from ppgen.inference.vi_guides import choose, describe
 from ppgen.inference.vi_pyro import fit_pyro_guide
-from ppgen.inference.vi_start import DENSE, find_frame, fixed_draw_optimum, low_rank_optimum
+from ppgen.inference.vi_start import DENSE, find_frame, low_rank_optimum
 from ppgen.posterior import Posterior
 from ppgen.program import Program
 from ppgen.progress import Interrupt, Progress, interruptible
 from ppgen.types import Story
 
+_NORMALS = MeanField, FullRank, LowRank  # of few parameters
 _ON_ALL_ROWS = 64  # draws that tell the ELBO of all rows
 _NEAR = 2  # drops of the learning rate with which they go on from there
 _NEARLY_NORMAL = 2.0  # nats, sd of the log weights of a start that is nearly the optimum
@@ -49,8 +51,8 @@ class VI:
     ("sticking the landing"), whose noise vanishes as the guide approaches the posterior; draws
     come in antithetic pairs. The ascent starts at the best of many local normals, stops when the
     ELBO has settled, averages its last iterates and says whether it did
-    (``posterior.converged``). Independent normals are first fitted to draws that are fixed once, by
-    L-BFGS: where larger sets of other draws gain nothing, that is the end, without a noisy step.
+    (``posterior.converged``). Normals are first fitted to draws that are fixed once, by L-BFGS: where
+    larger sets of other draws gain nothing, that is the end, without a noisy step.
     Convergence is about the optimiser: how far the family is from the posterior, k-hat says
     (``posterior.diagnosis()``).
 
@@ -203,16 +205,19 @@ class VI:
         progress: Progress,
     ) -> Fit:
         guide = family.build(program.dim).to(program.device, program.dtype)
-        frame, begun = _begin(guide, function, program, self.tolerance)
+        frame = _begin(guide, function, program)
         fit = Fit(guide, frame, function, self.path_gradient and guide.has_score)
-        if begun is not None and begun.settled:
-            progress.advance(0, elbo=begun.history[-1])
-            return fit.finished(begun)
         schedule = self._schedule(guide.rate)
-        # of independent normals this spread is large at their optimum
-        nearly = isinstance(guide, MeanField) or fit.spread(CHECKED) < _NEARLY_NORMAL
-        if begun is not None and nearly:
-            schedule = replace(schedule, level=_NEAR, window=_SHORT)
+        if isinstance(guide, _NORMALS) and not isinstance(function, Minibatches):
+            first = fixed_draw_ascent(fit, self.tolerance)
+            if first is not None and first.settled:
+                progress.advance(0, elbo=first.history[-1])
+                return fit.finished(first)
+            # of independent normals this spread is large at their optimum
+            if first is not None and (
+                isinstance(guide, MeanField) or fit.spread(CHECKED) < _NEARLY_NORMAL
+            ):
+                schedule = replace(schedule, level=_NEAR, window=_SHORT)
         fit.record(compile=self.compile)
         ascent = ascend(
             lambda: fit.step(function.particles),
@@ -235,27 +240,18 @@ class VI:
         return {"guide": describe(self.guide), **options, "path_gradient": self.path_gradient}
 
 
-def _begin(
-    guide: FlatGuide, function: Batched, program: Program, tolerance: float
-) -> tuple[Frame, Ascent | None]:
-    """Where the guide stands at first, and the ascent by which it came there, if any did."""
+def _begin(guide: FlatGuide, function: Batched, program: Program) -> Frame:
+    """Where the guide stands at first; a low-rank one begins as the nearest to the best normal."""
     if isinstance(function, Minibatches):
-        return function.start(dense=guide.dense), None
+        return function.start(dense=guide.dense)
     low = isinstance(guide, LowRank) and program.dim <= DENSE
     frame = find_frame(function, program.initial(function.rows), dense=guide.dense or low)
-    if isinstance(guide, MeanField):
-        found = fixed_draw_optimum(function, frame, tolerance)
-        if found is None:
-            return frame, None
-        guide.begin(found.loc, found.log_scale)
-        return frame, Ascent(found.elbos, found.settled, "")
     if isinstance(guide, LowRank) and frame.factor.ndim == 2:
         covariance = frame.factor @ frame.factor.mT
         frame = Frame(frame.centre, covariance.diagonal().sqrt())
         log_scale, columns = low_rank_optimum(covariance, guide.columns.shape[1])
         guide.begin(log_scale - frame.factor.log(), columns)
-        return frame, Ascent([], False, "")
-    return frame, None
+    return frame
 
 
 def _disagreement(fits: list[Fit]) -> str:

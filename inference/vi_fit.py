@@ -96,14 +96,19 @@ class Fit:
             self.function.gradients += count
         return Step(gradients, float(elbo))
 
-    def slope(self, noise: Tensor, value_and_grad: ValueAndGrad) -> tuple[Tensor, Gradients]:
-        """The ELBO by these draws, ``()``, nats, and its gradient in each parameter."""
+    def slope(
+        self, noise: Tensor, value_and_grad: ValueAndGrad, path_gradient: bool | None = None
+    ) -> tuple[Tensor, Gradients]:
+        """The ELBO by these draws, ``()``, nats, and its gradient in each parameter.
+
+        `path_gradient` as of the fit unless given.
+        """
         with torch.enable_grad():
             u, log_q = self.guide(noise)
             value, gradient = value_and_grad(self.frame.push(u.detach()))
             elbo = (value - log_q.detach()).mean() + self.frame.log_det
             along = self.frame.pull(gradient)
-            if self.path_gradient:
+            if self.path_gradient if path_gradient is None else path_gradient:
                 with torch.no_grad():
                     along = along - self.guide.score(u.detach(), noise)
                 surrogate = (along * u).sum()

@@ -11,13 +11,9 @@ References:
 
 from __future__ import annotations
 
-import math
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-from ppgen.inference.fixed_draws import Objective, matched_normal
 from ppgen.inference.frame import Frame
 from ppgen.inference.guides import standard_normal
 from ppgen.inference.hmc import State, ValueAndGrad, init, value
@@ -28,11 +24,6 @@ _STAGES = (10, 30, 100)  # L-BFGS iterations of each stage
 DENSE = 500  # dimensions up to which the curvature is measured
 _DRAWS = 64
 _STARTS, _CLOSED, _TOP = 32, 300, 1e-6  # of an ascent that has a formula: starts, iterations, nats
-_EVEN = 0.05  # nats by which noise alone may tell two optima apart
-_FIXED = (64, 128, 256, 512, 1024)  # fixed draws, until more of them gain nothing
-_ASCENT, _ALMOST = 60, 1e-4  # iterations with them; nats that the last of them may gain
-_LEVEL = 1e-2  # nats that the slope promises at most where a climb is at its top
-_JUDGED = 1024  # other draws that judge the end
 
 
 def find_frame(value_and_grad: ValueAndGrad, starts: Tensor, *, dense: bool) -> Frame:
@@ -59,57 +50,6 @@ def find_frame(value_and_grad: ValueAndGrad, starts: Tensor, *, dense: bool) -> 
         frames += _frames(value_and_grad, mode.z, dense)
     elbos = torch.stack([_elbo(value_and_grad, frame, noise) for frame in frames])
     return frames[int(elbos.argmax())]
-
-
-class Normals(NamedTuple):
-    """Independent normals in a frame."""
-
-    loc: Tensor  # (D,)
-    log_scale: Tensor  # (D,)
-    elbos: list[float]  # by each set of fixed draws; nats, larger is better
-    settled: bool  # whether other draws would have given the same
-
-
-def fixed_draw_optimum(
-    value_and_grad: ValueAndGrad, frame: Frame, tolerance: float
-) -> Normals | None:
-    """The independent normals of the largest ELBO in the frame.
-
-    With its draws fixed the ELBO is a plain function, which L-BFGS climbs in some ten calls
-    (Giordano et al. 2024). The next, larger set of draws begins where the last one ended, and the
-    normals are settled when it gains less than `tolerance`, nats: both sets are as good as each
-    other, and had nothing in common. The frame's own normals where that finds nothing better on
-    other noise, and None where it finds what is clearly worse: then nobody knows where the optimum
-    is.
-    """
-    dim = len(frame.centre)
-    objective = Objective(value_and_grad, frame, frame.centre.new_empty(0))
-
-    def elbo(eta: Tensor) -> tuple[Tensor, Tensor]:
-        values, gradients = objective(eta)
-        return -values, -gradients
-
-    start = end = frame.centre.new_zeros(1, 2 * dim)
-    constant = 0.5 * dim * (1 + math.log(2 * math.pi))  # of the entropy
-    elbos: list[float] = []
-    settled = False
-    for count in _FIXED:
-        objective.noise = matched_normal(count, frame.centre)
-        before = elbo(end)[0]
-        state = climb(elbo, end, iterations=_ASCENT, enough=_ALMOST)
-        gain, end = float(state.log_density - before), state.z
-        elbos.append(float(state.log_density) + constant)
-        # the slope: a climb that is stuck gains nothing either
-        at_top = 0.5 * float(state.gradient.square().sum()) < _LEVEL
-        settled = count > _FIXED[0] and 0 <= gain < tolerance and at_top
-        if settled:
-            break
-    objective.noise = _pairs(_JUDGED, frame.centre)
-    before, after = elbo(torch.cat([start, end]))[0].tolist()
-    if after > before or (settled and after > before - _EVEN):
-        return Normals(end[0, :dim], end[0, dim:], elbos, settled)
-    at_start = Normals(start[0, :dim], start[0, dim:], elbos, False)
-    return at_start if after > before - _EVEN else None
 
 
 def low_rank_optimum(covariance: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -149,12 +89,6 @@ def low_rank_optimum(covariance: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     best = int(state.log_density.nan_to_num(nan=-torch.inf).argmax())
     log_scale, columns = split(state.z[best : best + 1])
     return log_scale[0] + unit.log(), columns[0]
-
-
-def _pairs(draws: int, like: Tensor) -> Tensor:
-    """Antithetic noise, ``(draws, D)``."""
-    half = torch.randn(draws // 2, len(like)).to(like)
-    return torch.cat([half, -half])
 
 
 def _spread_rows(state: State) -> list[int]:

@@ -16,10 +16,10 @@ from ppgen.inference.flow_guides import flow_guide
 from ppgen.inference.frame import Frame
 from ppgen.inference.guides import full_rank_guide, low_rank_guide, mean_field_guide
 from ppgen.inference.mode import Batched
-from ppgen.inference.stochastic_ascent import Schedule, Step, ascend
+from ppgen.inference.stochastic_ascent import Ascent, Schedule, Step, ascend
 from ppgen.inference.vi import VI, _disagreement
 from ppgen.inference.vi_fit import Fit
-from ppgen.inference.vi_start import Normals, low_rank_optimum
+from ppgen.inference.vi_start import low_rank_optimum
 from ppgen.program import Program
 from ppgen.progress import Interrupt, Progress
 
@@ -409,7 +409,7 @@ def test_what_vmap_cannot_draw_goes_through_pyros_own_elbo():
 
 
 def test_too_few_steps_are_not_convergence():
-    posterior = Conjugate().fit(guide=full_rank_guide(), max_steps=20)
+    posterior = Conjugate().fit(guide=flow_guide(), max_steps=20)
     assert not posterior.converged
     assert "max_steps" in posterior.headline()
     assert len(posterior.history["elbo"]) == 20
@@ -417,7 +417,7 @@ def test_too_few_steps_are_not_convergence():
 
 def test_ctrl_c_keeps_what_there_is(monkeypatch):
     monkeypatch.setattr(Progress, "advance", lambda *_, **__: signal.raise_signal(signal.SIGINT))
-    posterior = Conjugate().fit(guide=full_rank_guide())
+    posterior = Conjugate().fit(guide=flow_guide())
     assert not posterior.converged
     assert "interrupted after 100 steps" in posterior.headline()
     assert posterior.count == 4000
@@ -426,9 +426,12 @@ def test_ctrl_c_keeps_what_there_is(monkeypatch):
 def test_a_start_beside_the_optimum_is_left_however_low_the_learning_rate(monkeypatch):
     """Fixed draws that mislead: the steps after them have to notice."""
     case = Conjugate()
-    # about .3 nats
-    wrong = Normals(torch.tensor([0.3, -0.3, 0.3]), torch.tensor([0.3, -0.2, 0.2]), [0.0], False)
-    monkeypatch.setattr("ppgen.inference.vi.fixed_draw_optimum", lambda *_: wrong)
+
+    def misled(fit, tolerance):
+        fit.guide.begin(torch.tensor([0.3, -0.3, 0.3]), torch.tensor([0.3, -0.2, 0.2]))
+        return Ascent([0.0], False, "")  # about .3 nats
+
+    monkeypatch.setattr("ppgen.inference.vi.fixed_draw_ascent", misled)
     posterior = case.fit()
     assert posterior.converged
     beta = posterior["beta"][0]
