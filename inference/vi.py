@@ -48,13 +48,12 @@ class VI:
     r"""Maximise the ELBO over a family of densities; ``VI()`` is mean-field.
 
     The gradient is reparameterised and, where the family allows, the path derivative alone
-    ("sticking the landing"), whose noise vanishes as the guide approaches the posterior; draws
-    come in antithetic pairs. The ascent starts at the best of many local normals, stops when the
-    ELBO has settled, averages its last iterates and says whether it did
-    (``posterior.converged``). Normals are first fitted to draws that are fixed once, by L-BFGS: where
-    larger sets of other draws gain nothing, that is the end, without a noisy step.
-    Convergence is about the optimiser: how far the family is from the posterior, k-hat says
-    (``posterior.diagnosis()``).
+    ("sticking the landing"), whose noise vanishes as the guide approaches the posterior; draws come
+    in antithetic pairs. The ascent starts at the best of many local normals, stops when the ELBO
+    has settled, averages its last iterates and says whether it did (``posterior.converged``).
+    Normals are first fitted to draws that are fixed once, by L-BFGS: where larger sets of other
+    draws gain nothing, that is the end, without a noisy step. Convergence is about the optimiser:
+    how far the family is from the posterior, k-hat says (``posterior.diagnosis()``).
 
     Args:
         guide: None for independent normals; a family (``full_rank_guide()``, ``flow_guide()``,
