@@ -237,7 +237,7 @@ def _ranks(
         rows = z[_evenly(len(z), draws)]
         true = replicate.unconstrain({n: drawn[n] for n in program.sites})
         terms = replicate.log_likelihood(torch.cat([rows, true[None].to(rows)]))
-        total = sum(term.flatten(1).sum(1) for term in terms.values())
+        total = sum(term.reshape(len(term), -1).sum(1) for term in terms.values())
         found[LIKELIHOOD] = _pit(total[:-1][_evenly(draws, count)], total[-1])  # type: ignore[index]
     return found
 

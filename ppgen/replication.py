@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pyro
-import pyro.distributions as dist
 import torch
 from torch import Tensor
 
@@ -40,7 +39,7 @@ class Simulator:
     def __init__(self, program: Program) -> None:
         self.program = program
         self.observed = tuple(program.anatomy.of_kind("observed"))
-        self._refuse(self._trace())
+        self._refuse()
         self._latest = program
         self.arguments = self._arguments()
         self._latest = program
@@ -73,7 +72,7 @@ class Simulator:
             story = pyro.poutine.trace(self.program.model)
             return story.get_trace(*self.program.args, **self.program.kwargs)
 
-    def _refuse(self, trace: Any) -> None:
+    def _refuse(self) -> None:
         factors = self.program.anatomy.of_kind("factor")
         if factors:
             raise ValueError(
@@ -81,14 +80,20 @@ class Simulator:
                 "that is a distribution of parameters and data, written with pyro.sample alone"
             )
         if not self.observed:
-            raise ValueError("the story observes nothing, so there is nothing to calibrate")
-        for name in self.program.sites:
-            node = trace.nodes[name]
-            if node["mask"] is False or _is_flat(node["fn"]):
-                raise ValueError(
-                    f"site '{name}' has a flat prior, from which no true value can be drawn: "
-                    "calibration needs proper priors"
-                )
+            raise ValueError(
+                "the story observes nothing, so there is nothing to calibrate: give it data of the "
+                "right shape; which, does not matter"
+            )
+        sites = self.program.anatomy.of_kind("latent")
+        flat = [n for n, site in sites.items() if "ImproperUniform" in site.distribution]
+        if not flat:  # what is improper cannot be drawn
+            nodes = self._trace().nodes
+            flat = [n for n in sites if nodes[n]["mask"] is False or _is_masked(nodes[n]["fn"])]
+        if flat:
+            raise ValueError(
+                f"site '{flat[0]}' has a flat prior, from which no true value can be drawn: "
+                "calibration needs proper priors"
+            )
 
     def _arguments(self) -> dict[str, int | str] | None:
         """Which argument each observed site is, where each is one and is used for nothing else.
@@ -130,9 +135,9 @@ def _is(value: Tensor, given: Tensor) -> bool:
     )
 
 
-def _is_flat(fn: Any) -> bool:
+def _is_masked(fn: Any) -> bool:
     while fn is not None:
-        if isinstance(fn, dist.ImproperUniform) or getattr(fn, "_mask", None) is False:
+        if getattr(fn, "_mask", None) is False:
             return True
         fn = getattr(fn, "base_dist", None)
     return False

@@ -1,11 +1,14 @@
 """The command line: results on stdout, one-line errors on stderr, exit codes."""
 
+import inspect
 import json
 
 import numpy as np
 import pytest
 
+import ppgen.models
 from ppgen.cli import exits, run
+from ppgen.cli.bundled import BUNDLED
 from ppgen.likelihood import Likelihood
 
 STORY = """
@@ -253,3 +256,12 @@ def test_an_engine_is_calibrated_and_a_page_is_written(files, capsys, more):
     assert found["around"].startswith("posterior by HMC" if more else "prior")
     assert (files / "here" / "report.html").is_file()
     assert (files / "here" / "calibration.png").is_file()
+
+
+def test_every_story_that_is_a_function_is_known_by_name():
+    functions = {n for n, v in vars(ppgen.models).items() if inspect.isfunction(v)}
+    listed = {name: bundled for name, bundled in BUNDLED.items() if bundled.kind == "bayes"}
+    assert functions - {"labelled"} <= set(listed)
+    for bundled in listed.values():
+        program = ppgen.Program(bundled.load(), **bundled.arguments())
+        assert program.dim > 0

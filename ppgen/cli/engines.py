@@ -7,10 +7,21 @@ from typing import Any
 
 from ppgen.types import Engine
 
-_ENGINES = (
-    *("HMC", "NUTS", "Gibbs", "VI", "DADVI", "CAVI", "Pathfinder", "Laplace"),
-    *("ForwardKL", "MAP", "MLE", "Exact"),
-)
+# name: what it is, paper
+ENGINES = {
+    "HMC": ("many chains, adapted metric, step size and trajectory", "Hoffman et al. 2021"),
+    "NUTS": ("no-U-turn sampler, all chains at once", "Hoffman & Gelman 2014"),
+    "VI": ("stochastic variational inference, any guide", "Hoffman et al. 2013; Kingma & Welling"),
+    "DADVI": ("mean-field with fixed draws, widths by linear response", "Giordano et al. 2024"),
+    "Pathfinder": ("normals along the way up, pooled and resampled", "Zhang et al. 2022"),
+    "Laplace": ("Gaussian at the mode", "Tierney & Kadane 1986"),
+    "ForwardKL": ("normal with the moments of the posterior, adaptive", "Cappe et al. 2008"),
+    "CAVI": ("mean field by coordinate ascent, declared updates", "Bishop 2006"),
+    "Gibbs": ("block Gibbs; discrete units, with HMC for the rest", "Gelfand & Smith 1990"),
+    "Exact": ("the formula of a conjugate story", "-"),
+    "MAP": ("the mode of the posterior", "-"),
+    "MLE": ("the maximum of the likelihood", "-"),
+}
 _GUIDES = ("mean-field", "full-rank", "low-rank", "flow")
 
 
@@ -24,7 +35,7 @@ def engine(text: str) -> Engine:
 
     from ppgen import inference
 
-    known = {n: getattr(inference, n) for n in _ENGINES}
+    known = {n: getattr(inference, n) for n in ENGINES}
     name, options = _parse(text)
     matches = [n for n in known if n.lower() == name.lower()]
     if not matches:

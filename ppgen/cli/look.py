@@ -10,29 +10,17 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
+from ppgen.cli.engines import ENGINES
 from ppgen.cli.exits import BAD_DATA
 from ppgen.cli.options import Common
 from ppgen.summary import columns
 
 Json = Annotated[bool, Parameter(negative="", help="Print one JSON object instead of text.")]
 
-ENGINES = {
-    "HMC": ("many chains, adapted metric, step size and trajectory", "Hoffman et al. 2021"),
-    "NUTS": ("no-U-turn sampler, all chains at once", "Hoffman & Gelman 2014"),
-    "VI": ("stochastic variational inference, any guide", "Hoffman et al. 2013; Kingma & Welling"),
-    "Laplace": ("Gaussian at the mode", "Tierney & Kadane 1986"),
-    "ForwardKL": ("normal with the moments of the posterior, adaptive", "Cappe et al. 2008"),
-    "CAVI": ("mean field by coordinate ascent, declared updates", "Bishop 2006"),
-    "Gibbs": ("block Gibbs; discrete units, with HMC for the rest", "Gelfand & Smith 1990"),
-    "Exact": ("the formula of a conjugate story", "-"),
-    "MAP": ("the mode of the posterior", "-"),
-    "MLE": ("the maximum of the likelihood", "-"),
-}
-
 
 def models(*, json: Json = False) -> int:
     """List the bundled stories and the engines."""
-    from ppgen.cli.stories import BUNDLED
+    from ppgen.cli.bundled import BUNDLED
 
     stories = [[name, b.kind, b.about, b.paper] for name, b in BUNDLED.items()]
     engines = [[name, *about] for name, about in ENGINES.items()]

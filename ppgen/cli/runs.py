@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from ppgen.cli import molecules
 from ppgen.cli.autoencoders import as_grey, as_modelled, bits_per_dimension
+from ppgen.cli.bundled import BUNDLED
 from ppgen.cli.options import Common, Split, note
 from ppgen.cli.sentences import is_text, load_text, tokenizer_of
-from ppgen.cli.stories import BUNDLED
 from ppgen.cli.training import MACHINES, build, hold_out
 
 if TYPE_CHECKING:

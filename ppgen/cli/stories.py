@@ -1,172 +1,19 @@
-"""The stories that the command line knows by name, and those in a user's file."""
+"""Bayesian stories with their data: bundled ones, and those in a user's file."""
 
 from __future__ import annotations
 
 import importlib.util
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ppgen.cli.bundled import BUNDLED
 from ppgen.cli.options import note
 from ppgen.cli.trial import arguments_that_run
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-@dataclass(frozen=True)
-class Bundled:
-    """A story in the table that `ppgen models` prints."""
-
-    module: str
-    name: str
-    kind: str  # "bayes" is fitted and compared; "deep" is trained
-    about: str
-    paper: str
-
-    def load(self) -> Any:
-        """The story: a function, a class to build, or the `model` of a class as it comes."""
-        found = getattr(import_module(self.module), self.name)
-        return found().model if self.kind == "bayes" and isinstance(found, type) else found
-
-
-BUNDLED = {
-    "eight_schools": Bundled(
-        "ppgen.models.eight_schools",
-        "eight_schools",
-        "bayes",
-        "hierarchical normal means, non-centred",
-        "Rubin 1981",
-    ),
-    "eight_schools_centred": Bundled(
-        "ppgen.models.eight_schools",
-        "eight_schools_centred",
-        "bayes",
-        "the same, with the funnel",
-        "Rubin 1981",
-    ),
-    "linear_regression": Bundled(
-        "ppgen.models.linear_regression",
-        "linear_regression",
-        "bayes",
-        "y ~ intercept + x . slope, unknown noise",
-        "-",
-    ),
-    "logistic_regression": Bundled(
-        "ppgen.models.logistic_regression",
-        "logistic_regression",
-        "bayes",
-        "binary y",
-        "-",
-    ),
-    "beta_bernoulli": Bundled(
-        "ppgen.models.beta_bernoulli",
-        "BetaBernoulli",
-        "bayes",
-        "a coin of unknown bias, conjugate",
-        "Gelman et al. 2013",
-    ),
-    "normal_normal": Bundled(
-        "ppgen.models.normal_normal",
-        "NormalNormal",
-        "bayes",
-        "a mean with known noise, conjugate",
-        "Gelman et al. 2013",
-    ),
-    "normal_gamma": Bundled(
-        "ppgen.models.normal_gamma",
-        "NormalGamma",
-        "bayes",
-        "mean and precision of a normal, conjugate",
-        "Bishop 2006",
-    ),
-    "dirichlet_categorical": Bundled(
-        "ppgen.models.dirichlet_categorical",
-        "DirichletCategorical",
-        "bayes",
-        "shares of classes, conjugate",
-        "Gelman et al. 2013",
-    ),
-    "gamma_poisson": Bundled(
-        "ppgen.models.gamma_poisson",
-        "GammaPoisson",
-        "bayes",
-        "a rate of rare events, conjugate",
-        "Gelman et al. 2013",
-    ),
-    "conjugate_regression": Bundled(
-        "ppgen.models.conjugate_regression",
-        "ConjugateRegression",
-        "bayes",
-        "linear regression, conjugate",
-        "Gelman et al. 2013",
-    ),
-    "shrinkage_regression": Bundled(
-        "ppgen.models.shrinkage_regression",
-        "ShrinkageRegression",
-        "bayes",
-        "linear regression that learns its shrinkage",
-        "Bishop 2006",
-    ),
-    "probit_regression": Bundled(
-        "ppgen.models.probit_regression",
-        "ProbitRegression",
-        "bayes",
-        "binary y, latent outcomes",
-        "Albert & Chib 1993",
-    ),
-    "gaussian_mixture": Bundled(
-        "ppgen.models.gaussian_mixture",
-        "GaussianMixture",
-        "bayes",
-        "mixture with diagonal covariances",
-        "Bishop 2006",
-    ),
-    "rbm": Bundled(
-        "ppgen.models.rbm", "RBM", "deep", "restricted Boltzmann machine", "Hinton 2002"
-    ),
-    "dbm": Bundled(
-        "ppgen.models.dbm",
-        "DBM",
-        "deep",
-        "deep Boltzmann machine, two hidden layers",
-        "Salakhutdinov & Hinton 2009; Montavon & Müller 2012",
-    ),
-    "dbn": Bundled(
-        "ppgen.models.dbn",
-        "DBN",
-        "deep",
-        "deep belief network, two hidden layers",
-        "Hinton, Osindero & Teh 2006",
-    ),
-    "vae": Bundled(
-        "ppgen.models.vae", "VAE", "deep", "variational autoencoder", "Kingma & Welling 2014"
-    ),
-    "flow": Bundled(
-        "ppgen.models.dequantized_flow",
-        "DequantizedFlow",
-        "deep",
-        "autoregressive spline flow",
-        "Papamakarios et al. 2017; Durkan et al. 2019",
-    ),
-    "sentences": Bundled(
-        "ppgen.models.sentence_vae",
-        "SentenceVAE",
-        "deep",
-        "variational autoencoder of sentences; --data FILE.txt or grammar",
-        "Bowman et al. 2016",
-    ),
-    "molecules": Bundled(
-        "ppgen.models.molecule_vae",
-        "MoleculeVAE",
-        "deep",
-        "variational autoencoder of molecules; --data FILE.smi or molecules",
-        "Gomez-Bombarelli et al. 2018",
-    ),
-}
 
 
 def bayes_story(name: str, data: str | None) -> tuple[Callable[..., Any], dict[str, Tensor]]:
@@ -182,7 +29,7 @@ def bayes_story(name: str, data: str | None) -> tuple[Callable[..., Any], dict[s
             raise ValueError(f"{name} is trained, not fitted: ppgen train {name} --data digits")
         model = bundled.load()
         if data is None:
-            return model, import_module(bundled.module).data()
+            return model, bundled.arguments()
     else:
         model = _from_file(name)
     if data is None:

@@ -10,6 +10,7 @@ from cyclopts import Parameter
 
 from ppgen.cli import flows, molecules
 from ppgen.cli.autoencoders import GREY, check_pixels
+from ppgen.cli.bundled import BUNDLED
 from ppgen.cli.exits import DONE, INTERRUPTED, NOT_PASSED
 from ppgen.cli.measurements import measuring
 from ppgen.cli.model_options import CodeOptions, FlowOptions, MachineOptions
@@ -23,7 +24,6 @@ from ppgen.cli.runs import (
 )
 from ppgen.cli.sentences import beside_ngrams, is_text, tokenizer_of
 from ppgen.cli.starts import first_rank, prepare, run_config, trains_top_alone
-from ppgen.cli.stories import BUNDLED
 from ppgen.cli.training import (
     LEARNING_RATES,
     MACHINES,

@@ -8,9 +8,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ppgen.cli.autoencoders import bound, parts
+from ppgen.cli.bundled import BUNDLED
 from ppgen.cli.flows import flow
 from ppgen.cli.sentences import is_text, tokenizer_of
-from ppgen.cli.stories import BUNDLED
 
 if TYPE_CHECKING:
     from torch import nn

@@ -239,6 +239,10 @@ def test_stories_that_cannot_be_drawn_are_refused_by_site():
         mu = pyro.sample("mu", dist.Normal(0.0, 1.0).mask(False))
         pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
 
+    def improper(y):
+        mu = pyro.sample("mu", dist.ImproperUniform(dist.constraints.real, (), ()))
+        pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
     def factor(y):
         mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
         pyro.factor("pull", -mu.square())
@@ -250,6 +254,8 @@ def test_stories_that_cannot_be_drawn_are_refused_by_site():
     one = torch.tensor(1.0)
     with pytest.raises(ValueError, match="'mu' has a flat prior"):
         ppgen.calibrate(flat, VI(), one)
+    with pytest.raises(ValueError, match="'mu' has a flat prior"):
+        ppgen.calibrate(improper, VI(), one)
     with pytest.raises(ValueError, match="factor 'pull'"):
         ppgen.calibrate(factor, VI(), one)
     with pytest.raises(ValueError, match="observes nothing"):
@@ -260,3 +266,14 @@ def test_stories_that_cannot_be_drawn_are_refused_by_site():
         ppgen.calibrate(STORY.model, X)
     with pytest.raises(ValueError, match="simulations"):
         ppgen.calibrate(STORY.model, Exact(), X, simulations=1)
+
+
+def test_an_observation_that_is_one_event_is_calibrated_too():
+    def story(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(mu, 1.0).expand([3]).to_event(1), obs=y)
+
+    y, engine = torch.zeros(3), Laplace(draws=100)
+    found = ppgen.calibrate(story, engine, y, simulations=20, level=2e-5)  # FAILURE_RATE
+    assert set(found.pit) == {"mu", LIKELIHOOD}
+    assert found.passed
