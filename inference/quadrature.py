@@ -24,6 +24,7 @@ from ppgen.inference.gradient_estimators import Family, Integrand
 _REACH = 5.5  # of t: x goes from 1e-83 to 1e83 times its scale
 _POINTS = 2001  # on each side
 _MASS = 1e-8  # error of the density's integral that is taken for a density out of sight
+_NOTHING = 1e-140  # mass of a point below which squares of what its density is made of underflow
 _TAIL = 1e-9  # share of the outermost points from which an integral is taken for infinite
 
 
@@ -55,7 +56,7 @@ def expectation(q: Distribution, f: Integrand) -> Tensor:
     total, mass = torch.zeros(()), torch.zeros(())
     for nodes in _nodes(q, support):
         with torch.no_grad():  # beyond, f may overflow, and the gradient of a density of nothing
-            kept = q.log_prob(nodes.x).exp() * nodes.weight > 0
+            kept = q.log_prob(nodes.x).exp() * nodes.weight > _NOTHING
         x, weight = nodes.x[kept], nodes.weight[kept]
         density = q.log_prob(x).exp() * weight
         terms = f(x) * density
@@ -74,6 +75,11 @@ def exact_gradient(family: Family, parameters: Tensor, f: Integrand) -> Tensor:
     with torch.enable_grad():
         leaf = parameters.detach().double().requires_grad_()
         (gradient,) = torch.autograd.grad(expectation(family(leaf), f), leaf)
+    if not bool(gradient.isfinite().all()):
+        raise ValueError(
+            f"quadrature: the gradient of E[f] under {type(family(leaf)).__name__} comes out as "
+            f"{gradient.tolist()}: give the exact gradient yourself"
+        )
     return gradient.to(parameters.dtype)
 
 

@@ -43,7 +43,7 @@ class MoleculeVAE(TokenVAE):
 
     Raises:
         ValueError: for rows that are no strings, by row and column; for properties of another
-            shape or infinite.
+            shape, infinite or without a scale.
 
     References:
         | Automatic Chemical Design (Gomez-Bombarelli et al., 2018) | https://arxiv.org/abs/1610.02415
@@ -70,6 +70,11 @@ class MoleculeVAE(TokenVAE):
     ) -> None:
         super().__init__(vocabulary, length, latent)
         location, scale = (torch.zeros(0), torch.ones(0)) if properties is None else properties
+        if not (scale > 0).all():
+            raise ValueError(
+                f"properties: their scales must be positive; got {scale.tolist()}. One that is the "
+                "same for all molecules tells nothing: leave it out"
+            )
         dtype = torch.get_default_dtype()
         self.register_buffer("location", location.to(dtype))
         self.register_buffer("scale", scale.to(dtype))

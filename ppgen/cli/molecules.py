@@ -61,8 +61,9 @@ def properties(settings: dict[str, Any]) -> Tensor:
 
 
 def scales(properties: Tensor) -> list[list[float]]:
-    """Mean and standard deviation of each, as the story's settings keep them."""
-    return [properties.mean(0).tolist(), properties.std(0).tolist()]
+    """Mean and standard deviation of each, as the story's settings keep them; 1 of a constant."""
+    spread = properties.std(0)
+    return [properties.mean(0).tolist(), spread.masked_fill(spread == 0, 1.0).tolist()]
 
 
 def scores(story: Any, x: Tensor) -> tuple[str, dict[str, Any]]:

@@ -26,8 +26,19 @@ def codes(model: Autoencoder, x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def reconstruct(model: Autoencoder, x: Tensor) -> Tensor:
-    """What the mean code of each example decodes to, in the mean: ``(N, D) -> (N, D)``."""
-    return model.decode(codes(model, x)).mean
+    """What the mean code of each example decodes to, in the mean: ``(N, D) -> (N, D)``.
+
+    Raises:
+        ValueError: for a model whose examples have no mean, as sentences.
+    """
+    law = model.decode(codes(model, x))
+    try:
+        return law.mean
+    except NotImplementedError:
+        raise ValueError(
+            f"reconstruct: {type(law).__name__}, which {type(model).__name__} decodes to, has no "
+            "mean; ask the model itself, reconstruct(x)"
+        ) from None
 
 
 class Neighbours(NamedTuple):

@@ -20,7 +20,8 @@ class ActNorm(Bijection, TransformModule):
     The first batch of data that is scored in training mode sets them, so that the base side of
     that batch has mean 0 and variance 1 in each channel; from then on they are ordinary
     parameters. Whether that has happened is part of the state, so that a model that is loaded
-    does not start again. Before, it is the identity.
+    does not start again. Before, it is the identity; a single number of a channel starts nothing,
+    and neither do data where the parameters have been trained already, as by reverse KL.
 
     Args:
         channels: C.
@@ -63,6 +64,9 @@ class ActNorm(Bijection, TransformModule):
     @torch.no_grad()
     def _start(self, y: Tensor) -> None:
         columns = y.movedim(-len(self.spread), 0).flatten(1)
-        self.loc.copy_(columns.mean(1))
-        self.log_scale.copy_(columns.std(1, correction=0).clamp(min=_NARROWEST).log())
+        if columns.shape[1] < 2:
+            return
+        if not (self.loc.any() or self.log_scale.any()):
+            self.loc.copy_(columns.mean(1))
+            self.log_scale.copy_(columns.std(1, correction=0).clamp(min=_NARROWEST).log())
         self.started.fill_(True)

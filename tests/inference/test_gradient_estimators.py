@@ -101,6 +101,16 @@ def test_quadrature_gives_known_expectations_and_gradients():
         lambda p: dist.Gumbel(p[0], p[1]), torch.tensor([0.3, 1.0]), lambda z: z
     )
     torch.testing.assert_close(gumbel, torch.tensor([1.0, 0.5772156649015329]))
+    # of a Weibull's mean, l Gamma(1 + 1/k): near zero its log density is made of squares of x^k
+    scale, k = torch.tensor([2.0, 3.0])
+    weibull = exact_gradient(
+        lambda p: dist.Weibull(p[0], p[1]), torch.tensor([2.0, 3.0]), lambda z: z
+    )
+    gamma = torch.lgamma(1 + 1 / k).exp()
+    slope = -scale * gamma * torch.digamma(1 + 1 / k) / k**2
+    torch.testing.assert_close(weibull, torch.stack([gamma, slope]))
+    with pytest.raises(ValueError, match="comes out as"):
+        exact_gradient(lambda p: dist.Normal(p[0].sqrt(), 1.0), torch.zeros(1), torch.square)
     # finitely many values are summed over: p (1 - p) (f(1) - f(0))
     coin = exact_gradient(
         lambda p: dist.Bernoulli(logits=p[0]), torch.tensor([0.3]), lambda z: z + 5

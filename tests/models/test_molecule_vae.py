@@ -229,6 +229,8 @@ def test_what_is_no_string_is_refused_with_its_place(use):
 
 
 def test_wrong_shapes_and_missing_heads_are_said():
+    with pytest.raises(ValueError, match="scales must be positive; got"):
+        MoleculeVAE(9, 6, 4, properties=(torch.zeros(2), torch.tensor([1.0, 0.0])))
     with pytest.raises(ValueError, match="no properties: make it with"):
         tiny().properties_given_code(torch.zeros(1, 1))
     with pytest.raises(ValueError, match=r"properties \(31, 2\); got \(31, 1\)"):

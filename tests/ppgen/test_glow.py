@@ -117,6 +117,15 @@ def test_actnorm_starts_from_the_first_batch_alone_and_remembers_it():
     assert again.mean() > 0.3  # 1 / sd: it did not start again
 
 
+def test_actnorm_starts_neither_from_one_number_nor_over_what_was_trained():
+    norm, y = ActNorm(2), torch.randn(50, 2)
+    assert torch.equal(norm.inverse_with_log_det(y[:1])[0], y[:1])  # no scale in a single row
+    assert not norm.started
+    with torch.no_grad():
+        norm.loc.fill_(3.0)  # as a fit to an energy does, which only draws
+    assert torch.equal(norm.inverse_with_log_det(y)[0], y - 3)
+
+
 def test_actnorm_does_not_start_while_evaluating_nor_on_a_constant_become_infinite():
     norm = ActNorm(2)
     y = torch.full((10, 2), 3.0)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ppgen import latent
+from ppgen.models.sentence_vae import SentenceVAE
 from ppgen.models.vae import VAE
 from ppgen.networks.priors import MixturePrior
 from ppgen.types import Autoencoder
@@ -272,6 +273,10 @@ YES = torch.tensor([True, False])
         (lambda: latent.difference_of_means(VECTORS, torch.tensor([3, 7])), "0 or 1"),
         (lambda: latent.difference_of_means(torch.zeros(2, 2), YES), "the same mean"),
         (lambda: latent.logistic_direction(VECTORS, YES, penalty=0), "penalty must be positive"),
+        (
+            lambda: latent.reconstruct(SentenceVAE(6, 4, 2, 5), torch.tensor([[4, 2, 0, 0]])),
+            "Sentence, which SentenceVAE decodes to, has no mean",
+        ),
         (lambda: latent.ascend(VECTORS, lambda z: z, standard(2)), "one number for each of 2"),
         (lambda: latent.ascend(VECTORS, lambda z: z.sum(-1), standard(3)), "a prior of event"),
         (lambda: latent.ascend(VECTORS, lambda z: torch.zeros(2), standard(2)), "no gradient"),
