@@ -26,7 +26,10 @@ from ppgen.types import Story
 
 _MEMORY = 8e9  # bytes that draws and statistics may take
 _FEWEST = 25  # draws of each chain where the warm-up has shown that there is no hope
-_FUNNEL = ": all through the warm-up chains stayed apart and trajectories diverged (a funnel)"
+_FUNNEL = (
+    ": all through the warm-up chains stayed apart and trajectories diverged (a funnel, or "
+    "components of a mixture in different orders)"
+)
 _LOOK = 10  # iterations between numbers beside the progress bar
 _LONGER = 4  # times the draws that were asked for, at most, where nothing else is said
 _RHAT_EXCESS = 0.01  # of the limit

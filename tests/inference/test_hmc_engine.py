@@ -232,7 +232,7 @@ def test_a_centred_hierarchy_is_given_up_early_and_a_non_centred_one_is_not():
     """The whole warm-up and 200 draws cost 4.1 million gradients, and end with the same answer."""
     centred = HMC().run(eight_schools_centred, *SCHOOLS)
     assert not centred.converged
-    assert "trajectories diverged (a funnel)" in centred.headline()
+    assert "trajectories diverged (a funnel, or" in centred.headline()
     assert centred.cost.gradients < 4.1e6 / 3
     assert HMC().run(eight_schools, *SCHOOLS).converged
 
