@@ -10,17 +10,16 @@ variational bound.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
-import pyro
 import torch
-from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor
 from torch.nn import Parameter
 
-from ppgen.inference.svi_loss import SVILoss
-from ppgen.types import BoltzmannMachine, Statistics
+from ppgen.inference.phase_gradient import Gradient, Offsets, difference, shapes_of
+from ppgen.inference.svi_loss import SVILoss, shown_parameters
+from ppgen.types import BoltzmannMachine
 
 Kept = Any  # of persistent chains: a tensor, or a dictionary of tensors
 
@@ -39,14 +38,6 @@ class Info(NamedTuple):
 
     contrast: Tensor  # mean F(data) - mean F(chains), nats: neither a likelihood nor the objective
     fantasies: Tensor  # visible sides of the negative phase, (C, D)
-
-
-class Gradient(NamedTuple):
-    """Of the loss, ``-mean log p``, in the sides: what an optimizer descends."""
-
-    weight: Tensor  # (D, H); zero between layers that are not coupled
-    visible_bias: Tensor  # (M,), of the natural parameters: M = D but where units have more
-    hidden_bias: Tensor  # (H,)
 
 
 class Sampler(Protocol):
@@ -129,58 +120,13 @@ def step(
         torch.lerp(state.visible_offset, positive.visible_mean, offset_rate),
         torch.lerp(state.hidden_offset, positive.hidden_mean, offset_rate),
     )
-    offsets = state if centred else None
+    offsets = Offsets(state.visible_offset, state.hidden_offset) if centred else None
     gradient = difference(positive, negative, offsets, out, machine.couplings)
     if weight_decay:
         gradient.weight.add_(machine.weight, alpha=weight_decay)
     if sparsity:
         gradient.hidden_bias.add_(state.hidden_offset - sparsity_target, alpha=sparsity)
     return state, gradient, Info(positive.free_energy - negative.free_energy, visible)
-
-
-def difference(
-    positive: Statistics,
-    negative: Statistics,
-    offsets: State | None,
-    out: Gradient | None = None,
-    couplings: Sequence[tuple[slice, slice]] = ((slice(None), slice(None)),),
-) -> Gradient:
-    r"""Negative phase minus positive phase, each averaged over its own count.
-
-    With `offsets`, the centred gradient: the gradient in the parameters of
-    ``E = -a.(x - mu) - b.(h - lambda) - (x - mu).W.(h - lambda)``, carried back to this machine's
-    parameters, so that neither the machine nor its log density changes. It does not change when
-    the units of the data are flipped.
-
-    References:
-        | How to center deep Boltzmann machines (Melchior, Fischer, Wiskott, 2016)
-        | https://jmlr.org/papers/v17/14-237.html
-    """
-    if out is None:
-        shapes = _shapes(positive.visible, positive.visible_mean, positive.hidden_mean)
-        out = Gradient(*(positive.visible.new_zeros(shape) for shape in shapes))
-    weight, visible_bias, hidden_bias = out
-    torch.sub(negative.visible_mean, positive.visible_mean, out=visible_bias)
-    torch.sub(negative.hidden_mean, positive.hidden_mean, out=hidden_bias)
-    x, p, v, q = positive.visible, positive.hidden, negative.visible, negative.hidden
-    mu = lam = None
-    if offsets is not None:
-        mu, lam = offsets.visible_offset[: x.shape[1]], offsets.hidden_offset
-        x, p, v, q = x - mu, p - lam, v - mu, q - lam
-    for rows, columns in couplings:
-        block = weight[rows, columns]
-        torch.mm(x[:, rows].T, p[:, columns], out=block)
-        block.addmm_(v[:, rows].T, q[:, columns], beta=-1 / len(x), alpha=1 / len(v))
-    if mu is not None and lam is not None:
-        visible_bias[: x.shape[1]].addmv_(weight, lam, alpha=-1)
-        hidden_bias.addmv_(weight.T, mu, alpha=-1)
-    return out
-
-
-def _shapes(visible: Tensor, visible_mean: Tensor, hidden_mean: Tensor) -> list[tuple[int, ...]]:
-    """Of a `Gradient`: W couples the units themselves, the biases belong to all statistics."""
-    (M,), (H,) = visible_mean.shape, hidden_mean.shape
-    return [(visible.shape[-1], H), (M,), (H,)]
 
 
 class ContrastiveDivergence(SVILoss):
@@ -340,7 +286,7 @@ class ContrastiveDivergence(SVILoss):
     ) -> Gradient:
         # Memory for the gradient is kept: fresh pages for it cost as much as a matrix product.
         mu = state.visible_offset
-        shapes = _shapes(machine.visible_bias, mu, state.hidden_offset)
+        shapes = shapes_of(machine.visible_bias, mu, state.hidden_offset)
         kept, taken = self._scratch, {id(p.grad) for p in parameters.values()}
         if (
             kept is None
@@ -385,26 +331,13 @@ def _checked(batch: Tensor, machine: BoltzmannMachine) -> Tensor:
 
 
 def _require_levels(batch: Tensor, machine: BoltzmannMachine) -> None:
-    """Of the first batch; grey levels may stand for the mean of what they are binarised to."""
+    """Refuse other numbers in a first batch; grey levels may stand for means of binary draws."""
     wrong = (batch < 0) | (batch > 1)
     if machine.units.support.is_discrete and wrong.any():
         raise ValueError(
             f"ContrastiveDivergence: {machine.units} take values from 0 to 1, got "
             f"{batch[wrong][0].item():g}: binarize the data first; for real numbers use GaussianRBM"
         )
-
-
-def shown_parameters(story: Any) -> dict[str, Parameter]:
-    """A module's parameters; under SVI also shown to Pyro, which steps only what it saw."""
-    parameters = dict(story.named_parameters())
-    if am_i_wrapped():
-        for name, parameter in parameters.items():
-            if pyro.param(name, parameter) is not parameter:
-                raise ValueError(
-                    f"Pyro's parameter store holds another model's {name!r}, so this machine would "
-                    "not be trained: run each fit inside `with pyro.get_param_store().scope():`"
-                )
-    return parameters
 
 
 def _why_not_finite(batch: Tensor) -> str:

@@ -16,8 +16,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from ppgen.inference.contrastive_divergence import shown_parameters
-from ppgen.inference.svi_loss import SVILoss
+from ppgen.inference.svi_loss import SVILoss, shown_parameters
 from ppgen.types import MachinePrior
 
 

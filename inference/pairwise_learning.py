@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ppgen.inference import single_site_gibbs
-from ppgen.inference.contrastive_divergence import shown_parameters
+from ppgen.inference.svi_loss import shown_parameters
 from ppgen.types import PairwiseMachine
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
+import pyro
 import torch
+from pyro.poutine.runtime import am_i_wrapped
+from torch.nn import Parameter
 
 
 class SVILoss(ABC):
@@ -23,3 +26,16 @@ class SVILoss(ABC):
     @abstractmethod
     def loss(self, *args: Any, **kwargs: Any) -> float:
         """The number alone."""
+
+
+def shown_parameters(story: Any) -> dict[str, Parameter]:
+    """A module's parameters; under SVI also shown to Pyro, which steps only what it saw."""
+    parameters = dict(story.named_parameters())
+    if am_i_wrapped():
+        for name, parameter in parameters.items():
+            if pyro.param(name, parameter) is not parameter:
+                raise ValueError(
+                    f"Pyro's parameter store holds another model's {name!r}, so this machine would "
+                    "not be trained: run each fit inside `with pyro.get_param_store().scope():`"
+                )
+    return parameters

@@ -8,12 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppgen.inference.contrastive_divergence import (
-    ContrastiveDivergence,
-    Info,
-    shown_parameters,
-)
-from ppgen.inference.svi_loss import SVILoss
+from ppgen.inference.contrastive_divergence import ContrastiveDivergence, Info
+from ppgen.inference.svi_loss import SVILoss, shown_parameters
 from ppgen.types import DirectedLayers
 
 

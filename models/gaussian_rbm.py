@@ -68,10 +68,8 @@ class GaussianRBM(RBM):
     ) -> None:
         if not 0 < least_scale < 1:
             raise ValueError(f"least_scale: expected a number in (0, 1), got {least_scale}")
-        super().__init__(
-            visible, hidden, weight_scale=weight_scale, units=Gaussian(), hidden_units=hidden_units
-        )
-        self.least_scale = least_scale
+        super().__init__(visible, hidden, weight_scale=weight_scale, hidden_units=hidden_units)
+        self.units, self.least_scale = Gaussian(), least_scale
         start = math.log(1 - least_scale**2)  # sigma = 1
         self.raw_variance = nn.Parameter(torch.full((visible,), start))
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ppgen.distributions.hidden_units import UnitGaussian
 from ppgen.distributions.restricted_boltzmann import RestrictedBoltzmann
-from ppgen.distributions.units import Beside, Binary, HiddenUnits, Units
+from ppgen.distributions.units import Beside, Binary, Gaussian, HiddenUnits, Units
 from ppgen.models.bipartite import Bipartite, require_rows
 
 
@@ -56,8 +56,8 @@ class RBM(Bipartite):
         hidden_units: HiddenUnits = Binary(),  # noqa: B008
     ) -> None:
         super().__init__()
-        if isinstance(units, UnitGaussian):
-            raise ValueError(f"units: {units} is a kind of hidden units; real data: GaussianRBM")
+        if isinstance(units, UnitGaussian | Gaussian):
+            raise ValueError(f"units: expected discrete ones, got {units}; real data: GaussianRBM")
         self.units, self.hidden_units = units, hidden_units
         for side, count in (("visible", visible), ("hidden", hidden)):
             if count < 1:

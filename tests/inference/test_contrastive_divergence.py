@@ -10,7 +10,8 @@ from pyro.infer import SVI
 from torch.func import functional_call, jacrev
 
 from ppgen.inference import contrastive_divergence as cd
-from ppgen.inference.contrastive_divergence import ContrastiveDivergence, Gradient, State
+from ppgen.inference import phase_gradient as pg
+from ppgen.inference.contrastive_divergence import ContrastiveDivergence, State
 from ppgen.models.gaussian_rbm import GaussianRBM
 from ppgen.models.rbm import RBM
 from ppgen.types import Statistics
@@ -51,7 +52,7 @@ def expected(rbm, p):
 
 
 def offsets():
-    return State(None, torch.rand(4), torch.rand(3))
+    return pg.Offsets(torch.rand(4), torch.rand(3))
 
 
 def index(x):
@@ -65,7 +66,7 @@ def test_exact_negative_phase_gives_the_gradient_of_the_exact_log_likelihood():
     rbm, x = machine(), data()
     (-rbm.marginal().log_prob(x).mean()).backward()
     model = expected(rbm, rbm.marginal().log_prob(states(4)).exp().detach())
-    gradient = cd.difference(rbm.positive_phase(x), model, None)
+    gradient = pg.difference(rbm.positive_phase(x), model, None)
     for name, value in zip(NAMES, gradient, strict=True):
         torch.testing.assert_close(value, getattr(rbm, name).grad, rtol=0, atol=1e-10)
 
@@ -74,13 +75,13 @@ def test_centred_gradient_is_the_jacobian_image_of_the_gradient_in_centred_param
     """theta(W, a', b') = (W, a' - W lambda, b' - W^T mu); the image is J J^T grad."""
     rbm, x = machine(), data()
     centre = offsets()
-    mu, lam = centre.visible_offset, centre.hidden_offset
+    mu, lam = centre
 
     def standard(weight, visible, hidden):
         return weight, visible - weight @ lam, hidden - weight.T @ mu
 
-    plain = cd.difference(rbm.positive_phase(x), expected(rbm, torch.full((16,), 1 / 16)), None)
-    centred = cd.difference(rbm.positive_phase(x), expected(rbm, torch.full((16,), 1 / 16)), centre)
+    plain = pg.difference(rbm.positive_phase(x), expected(rbm, torch.full((16,), 1 / 16)), None)
+    centred = pg.difference(rbm.positive_phase(x), expected(rbm, torch.full((16,), 1 / 16)), centre)
     at = tuple(torch.randn(p.shape) for p in plain)  # the map is linear: its Jacobian is constant
     jacobian = torch.cat(
         [
@@ -106,8 +107,8 @@ def test_centred_gradient_does_not_change_when_units_of_the_data_are_flipped():
         if flip:
             x, v = ((s - torch.tensor([1.0, 0, 0, 0])).abs() for s in (x, v))
         positive = this.positive_phase(x)
-        centre = State(None, positive.visible_mean, positive.hidden_mean)
-        gradients.append(cd.difference(positive, this.statistics(v), centre).weight)
+        centre = pg.Offsets(positive.visible_mean, positive.hidden_mean)
+        gradients.append(pg.difference(positive, this.statistics(v), centre).weight)
     gradients[1][0] *= -1
     torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=1e-12)
 
@@ -116,7 +117,7 @@ def test_centred_gradient_does_not_change_when_units_of_the_data_are_flipped():
 def test_cd_gradient_agrees_with_its_enumerated_expectation(gibbs_steps):
     rbm, x, copies = machine(), data(), 20_000
     moved = torch.linalg.matrix_power(transition(rbm), gibbs_steps)[index(x)]  # (3, 16)
-    exact = cd.difference(rbm.positive_phase(x), expected(rbm, moved.mean(0)), None)
+    exact = pg.difference(rbm.positive_phase(x), expected(rbm, moved.mean(0)), None)
     batch = x.repeat(copies, 1)
     _, gradient, _ = cd.step(
         cd.init(rbm, batch), batch, machine=rbm, gibbs_steps=gibbs_steps, centred=False
@@ -139,7 +140,7 @@ def test_persistent_chains_keep_the_law_of_the_machine_whatever_the_batch():
     hidden = rbm.hidden_given_visible(rbm.marginal().sample((chains,))).sample()
     state = State(hidden, torch.zeros(4), torch.zeros(3))
     state, gradient, _ = cd.step(state, data(1), machine=rbm, gibbs_steps=2, centred=False)
-    exact = cd.difference(rbm.positive_phase(data(1)), expected(rbm, p), None)
+    exact = pg.difference(rbm.positive_phase(data(1)), expected(rbm, p), None)
     v, q = states(4), torch.sigmoid(rbm.hidden_logits(states(4))).detach()
     for estimate, value, statistic in zip(
         gradient, exact, (torch.einsum("si,sj->sij", v, q), v, q), strict=True
@@ -159,8 +160,8 @@ def test_persistent_chains_keep_the_law_of_the_machine_whatever_the_batch():
 def test_each_phase_averages_over_its_own_count():
     """A short last batch: doubling its rows changes nothing, nor does the number of chains."""
     rbm, x, v = machine(), data(), states(4)[2:9]
-    once = cd.difference(rbm.positive_phase(x), rbm.statistics(v), None)
-    twice = cd.difference(
+    once = pg.difference(rbm.positive_phase(x), rbm.statistics(v), None)
+    twice = pg.difference(
         rbm.positive_phase(x.repeat(2, 1)), rbm.statistics(v.repeat(5, 1)), offsets=None
     )
     for a, b in zip(once, twice, strict=True):
@@ -413,10 +414,10 @@ def test_autograd_of_the_contrast_agrees():
 
     named = {f"rbm.{name}": p for name, p in parameters.items()}
     gradients = torch.autograd.grad(contrast(named), list(named.values()))
-    ours = cd.difference(rbm.positive_phase(x), rbm.statistics(v), None)
+    ours = pg.difference(rbm.positive_phase(x), rbm.statistics(v), None)
     for name, value in zip(parameters, gradients, strict=True):
         torch.testing.assert_close(getattr(ours, name), value, rtol=0, atol=1e-10)
-    assert Gradient._fields == NAMES
+    assert pg.Gradient._fields == NAMES
 
 
 class _FreeEnergy(torch.nn.Module):

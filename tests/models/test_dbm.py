@@ -11,7 +11,7 @@ from scipy import stats
 
 from ppgen.distributions.units import softplus
 from ppgen.inference import ContrastiveDivergence
-from ppgen.inference import contrastive_divergence as cd
+from ppgen.inference import phase_gradient as pg
 from ppgen.models.dbm import DBM
 from ppgen.models.duplicated_rbm import DuplicatedRBM, pretraining_machines
 from ppgen.models.rbm import RBM
@@ -287,7 +287,7 @@ def test_exact_negative_phase_gives_the_gradient_of_the_bound(story):
     else:
         objective = (story.log_partition() - story.bound(x)).mean()
     objective.backward()
-    gradient = cd.difference(
+    gradient = pg.difference(
         story.positive_phase(x), exact_statistics(story), None, None, story.couplings
     )
     for name, value in story.by_parameter(*gradient).items():
@@ -297,8 +297,8 @@ def test_exact_negative_phase_gives_the_gradient_of_the_bound(story):
 def test_centred_gradient_is_the_jacobian_image_over_the_layers():
     """theta(W, b') with b'_l less the neighbours' offsets through W; the image is J J^T grad."""
     dbm = machine((3, 3, 2, 2))
-    offsets = cd.State(None, torch.rand(5), torch.rand(5))
-    centres = dbm.layers(offsets.visible_offset, offsets.hidden_offset)
+    offsets = pg.Offsets(torch.rand(5), torch.rand(5))
+    centres = dbm.layers(*offsets)
 
     def standard(*centred):
         weights, biases = centred[:3], list(centred[3:])
@@ -309,7 +309,7 @@ def test_centred_gradient_is_the_jacobian_image_over_the_layers():
 
     phases = dbm.positive_phase(states(3)), dbm.statistics(states(5)[3:17])
     plain, centred = (
-        tuple(dbm.by_parameter(*cd.difference(*phases, o, None, dbm.couplings)).values())
+        tuple(dbm.by_parameter(*pg.difference(*phases, o, None, dbm.couplings)).values())
         for o in (None, offsets)
     )
     at = tuple(torch.zeros(p.shape, requires_grad=True) for p in plain)
@@ -419,7 +419,7 @@ def test_a_duplicated_rbm_has_the_energy_and_gradient_of_its_copies(side):
         expected = x @ a + 2 * softplus(x @ W + b).sum(-1)
     torch.testing.assert_close(twin.log_unnormalised(x), expected, **EXACT)
     (twin.log_partition() - expected.mean()).backward()
-    gradient = cd.difference(twin.positive_phase(x), exact_statistics(twin), None)
+    gradient = pg.difference(twin.positive_phase(x), exact_statistics(twin), None)
     named = dict(twin.named_parameters())
     for name, value in twin.by_parameter(*gradient).items():
         torch.testing.assert_close(value, named[name].grad, **EXACT)

@@ -14,8 +14,8 @@ import ppgen
 from ppgen.distributions import Binary, UnitGaussian
 from ppgen.inference import ContrastiveDivergence
 from ppgen.inference import annealed_importance_sampling as ais
-from ppgen.inference import contrastive_divergence as cd
 from ppgen.inference import parallel_tempering as pt
+from ppgen.inference import phase_gradient as pg
 from ppgen.models import GaussianRBM
 from ppgen.progress import Progress
 from ppgen.types import BoltzmannMachine, UnnormalisedDensity
@@ -141,7 +141,7 @@ def test_the_gradient_is_that_of_the_free_energies_also_in_the_variances():
     rbm, x, v = machine(), torch.randn(5, 3), torch.randn(8, 3)
     rbm.requires_grad_()
     (rbm.free_energy(x).mean() - rbm.free_energy(v).mean()).backward()
-    whole = cd.difference(rbm.positive_phase(x), rbm.statistics(v), None)
+    whole = pg.difference(rbm.positive_phase(x), rbm.statistics(v), None)
     for name, value in rbm.by_parameter(*whole).items():
         torch.testing.assert_close(value, rbm.get_parameter(name).grad)
     contrast = rbm.positive_phase(x).free_energy - rbm.statistics(v).free_energy
@@ -159,7 +159,7 @@ def test_the_negative_phase_of_exact_draws_gives_the_gradient_of_the_likelihood(
     exact = torch.func.grad(objective)({f"rbm.{k}": p for k, p in rbm.named_parameters()})
     batches = [
         rbm.by_parameter(
-            *cd.difference(rbm.positive_phase(x), rbm.statistics(law.sample((2000,))), None)
+            *pg.difference(rbm.positive_phase(x), rbm.statistics(law.sample((2000,))), None)
         )
         for _ in range(50)
     ]
@@ -182,12 +182,12 @@ class _NegativeLogLikelihood(torch.nn.Module):
 def test_centring_leaves_the_gradient_in_the_variances(centred):
     """And the variance's statistic has no offset: only W and the biases are centred."""
     rbm, x, v = machine(), torch.randn(5, 3), torch.randn(8, 3)
-    centre = cd.State(None, torch.rand(6), torch.rand(4)) if centred else None
-    plain = cd.difference(rbm.positive_phase(x), rbm.statistics(v), None)
-    found = cd.difference(rbm.positive_phase(x), rbm.statistics(v), centre)
+    centre = pg.Offsets(torch.rand(6), torch.rand(4)) if centred else None
+    plain = pg.difference(rbm.positive_phase(x), rbm.statistics(v), None)
+    found = pg.difference(rbm.positive_phase(x), rbm.statistics(v), centre)
     torch.testing.assert_close(found.visible_bias[3:], plain.visible_bias[3:])
     if centre is not None:
-        mu, lam = centre.visible_offset[:3], centre.hidden_offset
+        mu, lam = centre.visible[:3], centre.hidden
         W = (
             plain.weight
             - torch.outer(plain.visible_bias[:3], lam)

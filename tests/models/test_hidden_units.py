@@ -241,5 +241,5 @@ def test_other_visible_units_have_them_too(kind):
     ],
 )
 def test_what_is_written_for_binary_units_refuses_others(call):
-    with pytest.raises(ValueError, match=r"binary|temperature|summed|not written|kind of hidden"):
+    with pytest.raises(ValueError, match=r"binary|temperature|summed|not written|discrete ones"):
         call(machine(Rectified()))

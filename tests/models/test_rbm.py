@@ -10,8 +10,8 @@ from pyro.infer import SVI, Predictive, Trace_ELBO
 from pyro.infer.inspect import get_model_relations
 from scipy import stats
 
-from ppgen.distributions import OneHot, RestrictedBoltzmann
-from ppgen.distributions.units import softplus
+from ppgen.distributions import OneHot, RestrictedBoltzmann, UnitGaussian
+from ppgen.distributions.units import Gaussian, softplus
 from ppgen.models.rbm import RBM
 from ppgen.types import BoltzmannMachine
 
@@ -245,6 +245,8 @@ def test_log_density_is_convex_so_that_a_grey_score_would_flatter():
     [
         lambda: RBM(0, 3),
         lambda: RBM(4, -1),
+        lambda: RBM(4, 2, units=Gaussian()),
+        lambda: RBM(4, 2, units=UnitGaussian()),
         lambda: RBM.from_data(torch.ones(4), 2),
         lambda: RBM.from_data(torch.full((3, 4), math.nan), 2),
         lambda: machine().free_energy(torch.ones(2, 5)),
