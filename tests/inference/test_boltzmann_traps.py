@@ -73,7 +73,10 @@ TRAPS = {
     "offsets of centring that do not start at the data": [
         (CD, "test_the_first_call_initialises_offsets_and_chains_from_the_data")
     ],
-    "weight decay of the biases": [(CD, "test_weight_decay_reaches_the_weights_alone")],
+    "weight decay of the biases": [
+        (CD, "test_weight_decay_adds_a_multiple_of_the_weights_and_nothing_to_the_biases"),
+        (CD, "test_weight_decay_reaches_the_weights_alone"),
+    ],
     "draws in one place and probabilities in another": [
         (CD, "test_cd_gradient_agrees_with_its_enumerated_expectation")
     ],

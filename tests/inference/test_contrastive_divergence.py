@@ -175,6 +175,19 @@ def test_contrast_is_the_difference_of_free_energies():
     torch.testing.assert_close(value, expected_value.detach())
 
 
+def test_weight_decay_adds_a_multiple_of_the_weights_and_nothing_to_the_biases():
+    rbm, gradients = machine(), []
+    for decay in (0.0, 0.5):
+        torch.manual_seed(1)
+        rbm.zero_grad()
+        ContrastiveDivergence(weight_decay=decay).loss_and_grads(rbm.model, rbm.guide, data())
+        gradients.append({name: getattr(rbm, name).grad.clone() for name in NAMES})
+    plain, decayed = gradients
+    torch.testing.assert_close(decayed["weight"] - plain["weight"], 0.5 * rbm.weight.detach())
+    for name in NAMES[1:]:
+        assert torch.equal(decayed[name], plain[name])
+
+
 def test_weight_decay_reaches_the_weights_alone():
     """With a huge decay the weights vanish and the biases give the base rates."""
     x = (torch.rand(400, 4) < torch.tensor([0.2, 0.4, 0.6, 0.8])).double()

@@ -155,6 +155,23 @@ def test_clamped_units_stay_and_the_others_have_their_enumerated_conditional(uni
     assert ((frequency - p).abs() < 5.0 * (p * (1 - p) / DRAWS).sqrt() + 5 / DRAWS).all()
 
 
+@pytest.mark.parametrize("tempering", ["temperatures", "trajectory"])
+def test_replicas_clamp_the_same_units(tempering):
+    rbm, chains = machine(), 5000
+    clamp, values = torch.tensor([True, False, False, True]), torch.tensor([0.0, 0, 0, 1])
+    x = values.expand(chains, 4)
+    if tempering == "temperatures":
+        kernel = ParallelTempering(rbm, x, temperatures=2, clamp=clamp)
+    else:
+        kernel = TrajectoryTempering([machine(), rbm], x, clamp=clamp)
+    for _ in range(30):
+        x = kernel.sample({"x": x})["x"]
+    assert (x[:, clamp] == values[clamp]).all()
+    p, frequency = conditional(rbm, clamp, values), counts(x) / chains
+    # 32 comparisons: z = 4.9; + 5/n for rare states
+    assert ((frequency - p).abs() < 4.9 * (p * (1 - p) / chains).sqrt() + 5 / chains).all()
+
+
 def test_clamping_once_and_not_in_each_sweep_is_caught():
     """The planted bug: free sweeps, and the values put back at the end."""
     rbm, clamp = machine(), torch.tensor([True, False, True, False])

@@ -100,25 +100,6 @@ def test_exact_draws_stay_exact_on_every_rung(kind, steps):
     assert moved(trajectory(kind), steps) > FAILURE_RATE / 4
 
 
-def test_clamped_units_stay_and_the_others_have_their_enumerated_conditional():
-    past, last = machine(), machine()
-    clamp, values = torch.tensor([0, 1, 0, 0, 1]).bool(), torch.tensor([0.0, 1, 0, 0, 0])
-    chains = 5000
-    x = values.expand(chains, 5)
-    kernel = tt.TrajectoryTempering([past, last], x, clamp=clamp)
-    for _ in range(30):
-        x = kernel.sample({"x": x})["x"]
-    assert (x[:, clamp] == values[clamp]).all()
-    p = (-last.free_energy(states(5))).softmax(0) * (states(5)[:, clamp] == values[clamp]).all(1)
-    p = p / p.sum()
-    index = (x @ 2.0 ** torch.arange(4, -1, -1.0)).long()
-    found = torch.bincount(index, minlength=32) / chains
-    # 32 comparisons: z = 4.9; + 5/n for rare states
-    assert ((found - p).abs() < 4.9 * (p * (1 - p) / chains).sqrt() + 5 / chains).all()
-    with pytest.raises(ValueError, match=r"0 or 1, got 0\.5"):
-        tt.TrajectoryTempering([last], torch.full((2, 5), 0.5), clamp=clamp)
-
-
 def test_swaps_that_ask_one_machine_alone_are_caught(monkeypatch):
     """A planted bug: whether the late machine likes the exchange."""
 
