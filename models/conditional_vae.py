@@ -10,10 +10,10 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 
-from ppgen.data.errors import refuse_where
+from ppgen.data.errors import check_rows, refuse_where
 from ppgen.networks.likelihoods import BernoulliLikelihood, PixelLikelihood
 from ppgen.networks.mlp import MLP, hidden_layers
-from ppgen.networks.posteriors import DiagonalNormal, centre, scored
+from ppgen.networks.posteriors import DiagonalNormal, centre, of_width, scored
 from ppgen.networks.priors import StandardNormal
 
 
@@ -78,8 +78,8 @@ class ConditionalVAE(PyroModule):
 
     @pyro_method
     def model(self, x: Tensor, y: Tensor) -> None:
-        x = self._data(self.likelihood.check(x))
-        label = one_of(y, self.classes).to(x)
+        x = check_rows(self._data(self.likelihood.check(x)))
+        label = self._label(x, y)
         prior = self.prior()
         data = pyro.plate("data", len(x))
         with data:
@@ -90,7 +90,7 @@ class ConditionalVAE(PyroModule):
 
     @pyro_method
     def guide(self, x: Tensor, y: Tensor) -> None:
-        code = scored(self.encode(x, one_of(y, self.classes).to(self.zero)))
+        code = scored(self.encode(x, self._label(x, y)))
         with pyro.plate("data", len(x)):
             pyro.sample("z", code)
 
@@ -101,7 +101,7 @@ class ConditionalVAE(PyroModule):
     def encode(self, x: Tensor, label: Tensor) -> TorchDistribution:
         """q(z | x, y); `label` is one of C, ``(*, C)``, up to broadcasting."""
         x = self.likelihood.network_input(self._data(x))
-        return self.posterior(self.encoder(joined(x, label)))
+        return of_width(self.posterior(self.encoder(joined(x, label))), self.latent, "posterior")
 
     def decode(self, z: Tensor, label: Tensor) -> TorchDistribution:
         """p(x | z, y); `label` is one of C, ``(*, C)``, up to broadcasting."""
@@ -110,7 +110,7 @@ class ConditionalVAE(PyroModule):
     def log_weights(self, x: Tensor, y: Tensor, samples: int) -> Tensor:
         """``log p(x, z | y) - log q(z | x, y)``, z ~ q: ``(samples, B)``, nats."""
         x = self._data(self.likelihood.check(x))
-        label = one_of(y, self.classes).to(x)
+        label = self._label(x, y)
         code = scored(self.encode(x, label))
         z = code.rsample(torch.Size([samples]))
         return self.decode(z, label).log_prob(x) + self.prior().log_prob(z) - code.log_prob(z)
@@ -124,8 +124,17 @@ class ConditionalVAE(PyroModule):
     @torch.no_grad()
     def translate(self, x: Tensor, y: Tensor, other: Tensor) -> Tensor:
         """Mean pixels of `x` in the style that it has, as members of the classes `other`."""
-        z = centre(self.encode(x, one_of(y, self.classes).to(self.zero)))
+        z = centre(self.encode(x, self._label(x, y)))
         return self.decode(z, one_of(other, self.classes).to(z)).mean
+
+    def _label(self, x: Tensor, y: Tensor) -> Tensor:
+        """The class of each example as one of C."""
+        if y.shape != x.shape[:-1]:  # a column of them would be every class for every example
+            raise ValueError(
+                f"expected a class for each of the examples {tuple(x.shape[:-1])}; got labels of "
+                f"shape {tuple(y.shape)}"
+            )
+        return one_of(y, self.classes).to(self.zero)
 
     def _data(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.visible:

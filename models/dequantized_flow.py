@@ -15,6 +15,7 @@ from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from ppgen.data.errors import check_rows
 from ppgen.data.levels import whole_levels
 from ppgen.distributions.standard_normal import StandardNormal
 from ppgen.transforms.autoregressive import Autoregressive
@@ -99,7 +100,7 @@ class DequantizedFlow(PyroModule):
 
     @pyro_method
     def model(self, x: Tensor) -> None:
-        x = whole_levels(x, self.dim, self.levels).to(self.base.dtype)
+        x = check_rows(whole_levels(x, self.dim, self.levels).to(self.base.dtype))
         density = self.density()
         data = pyro.plate("data", len(x))
         with data:

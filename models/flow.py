@@ -11,6 +11,7 @@ from pyro.distributions.torch_transform import TransformModule
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 
+from ppgen.data.errors import check_rows
 from ppgen.distributions.standard_normal import StandardNormal
 from ppgen.transforms.autoregressive import Autoregressive
 from ppgen.transforms.pushforward import Pushforward
@@ -30,7 +31,7 @@ class DensityFlow(PyroModule):
 
     @pyro_method
     def model(self, x: Tensor) -> None:
-        x, density = self.check(x), self.density()
+        x, density = check_rows(self.check(x)), self.density()
         with pyro.plate("data", len(x)):
             pyro.sample("x", density, obs=x)
 

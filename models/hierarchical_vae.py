@@ -12,10 +12,17 @@ from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from ppgen.data.errors import check_rows
 from ppgen.diagnostics.latent import LayeredUse, latent_use
 from ppgen.networks.likelihoods import BernoulliLikelihood, PixelLikelihood
 from ppgen.networks.mlp import MLP, hidden_layers
-from ppgen.networks.posteriors import DiagonalNormal, centre, centre_and_noise, scored
+from ppgen.networks.posteriors import (
+    DiagonalNormal,
+    centre,
+    centre_and_noise,
+    of_width,
+    scored,
+)
 from ppgen.networks.priors import StandardNormal
 
 DRAWS = 100  # for a divergence without a formula
@@ -95,7 +102,7 @@ class HierarchicalVAE(PyroModule):
 
     @pyro_method
     def model(self, x: Tensor) -> None:
-        x = self._data(self.likelihood.check(x))
+        x = check_rows(self._data(self.likelihood.check(x)))
         prior = self.upper_prior()
         data = pyro.plate("data", len(x))
         with data:
@@ -120,11 +127,12 @@ class HierarchicalVAE(PyroModule):
 
     def upper_prior(self) -> TorchDistribution:
         """p(z2), of shape ``(L2,)``; a VampPrior's pseudo-inputs are codes z1."""
-        return self.code_prior(self.upper_encoder)
+        return of_width(self.code_prior(self.upper_encoder), self.latent[1], "prior")
 
     def encode(self, x: Tensor) -> TorchDistribution:
         """The recognition distribution q(z1 | x)."""
-        return self.posterior(self.encoder(self.likelihood.network_input(self._data(x))))
+        features = self.encoder(self.likelihood.network_input(self._data(x)))
+        return of_width(self.posterior(features), self.latent[0], "posterior")
 
     def decode(self, z1: Tensor) -> TorchDistribution:
         """The generating distribution p(x | z1)."""

@@ -7,6 +7,7 @@ import torch
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor
 
+from ppgen.data.errors import check_rows
 from ppgen.data.tokens import check_tokens
 from ppgen.distributions.sentence import Sentence
 from ppgen.networks.recurrent import RecurrentDecoder
@@ -51,7 +52,7 @@ class LanguageModel(PyroModule):
 
     @pyro_method
     def model(self, x: Tensor) -> None:
-        x = check_tokens(x, self.vocabulary)
+        x = check_rows(check_tokens(x, self.vocabulary))
         law = self._law(x.shape[:1])
         with pyro.plate("data", len(x)):
             pyro.sample("x", law, obs=x)

@@ -54,6 +54,9 @@ class MoebiusMixture(DirectionalFlow):
     def from_data(cls, x: Tensor, components: int, *, sweeps: int = 200) -> MoebiusMixture:
         """Fitted by EM from random data points; the likelihood of `x` rises with each sweep."""
         made = cls(x.shape[-1] - 1, components).to(x)
+        x = made.check(x)
+        if len(x) < components:
+            raise ValueError(f"{components} components begin at as many points; got {len(x)}")
         centre = 0.9 * x[torch.randperm(len(x))[:components]]
         weights = x.new_full((components,), 1 / components)
         for _ in range(sweeps):

@@ -10,6 +10,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor
 
+from ppgen.data.errors import check_rows
 from ppgen.data.tokens import check_tokens
 from ppgen.diagnostics.latent import LatentUse, latent_use, unit_divergences
 from ppgen.distributions.sentence import Sentence
@@ -60,7 +61,7 @@ class TokenVAE(PyroModule):
 
     def _generate(self, x: Tensor) -> tuple[Any, Tensor]:
         """The sites of code and rows; the plate that they stand in, and the code."""
-        x = check_tokens(x, self.vocabulary)
+        x = check_rows(check_tokens(x, self.vocabulary))
         prior = self.prior()
         data = pyro.plate("data", len(x))
         with data:

@@ -10,11 +10,18 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 
+from ppgen.data.errors import check_rows
 from ppgen.diagnostics.latent import LatentUse, latent_use, unit_divergences
 from ppgen.latent.paths import linear
 from ppgen.networks.likelihoods import BernoulliLikelihood, PixelLikelihood
 from ppgen.networks.mlp import MLP, hidden_layers
-from ppgen.networks.posteriors import DiagonalNormal, centre, centre_and_noise, scored
+from ppgen.networks.posteriors import (
+    DiagonalNormal,
+    centre,
+    centre_and_noise,
+    of_width,
+    scored,
+)
 from ppgen.networks.priors import StandardNormal
 
 DRAWS = 100  # for a divergence without a formula
@@ -86,7 +93,7 @@ class VAE(PyroModule):
 
     @pyro_method
     def model(self, x: Tensor) -> None:
-        x = self._data(self.likelihood.check(x))
+        x = check_rows(self._data(self.likelihood.check(x)))
         prior = self.prior()
         data = pyro.plate("data", len(x))
         with data:
@@ -104,7 +111,7 @@ class VAE(PyroModule):
 
     def prior(self) -> TorchDistribution:
         """p(z), of shape ``(L,)``."""
-        return self.code_prior(self.encode)
+        return of_width(self.code_prior(self.encode), self.latent, "prior")
 
     def encode(self, x: Tensor) -> TorchDistribution:
         """The recognition distribution q(z | x)."""
@@ -115,7 +122,7 @@ class VAE(PyroModule):
                 f"the encoder gives {features.shape[-1]} features and the posterior takes "
                 f"{expected}: set hidden=(..., {features.shape[-1]}) or pass posterior="
             )
-        return self.posterior(features)
+        return of_width(self.posterior(features), self.latent, "posterior")
 
     def decode(self, z: Tensor) -> TorchDistribution:
         """The generating distribution p(x | z)."""

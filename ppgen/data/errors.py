@@ -138,6 +138,21 @@ def check_finite(
     return x
 
 
+def check_rows(x: Tensor, name: str | Path = "x") -> Tensor:
+    """`x` itself, where it is one example a row.
+
+    Raises:
+        ValueError: for another shape; a plate would take one example alone for as many as it has
+            numbers, without a word.
+    """
+    if x.ndim != 2:
+        raise ValueError(
+            f"{name}: expected one example a row, (N, D); got {tuple(x.shape)}"
+            + (f"; one alone is {name}[None]" if x.ndim == 1 else "")
+        )
+    return x
+
+
 def check_binary(x: Tensor, name: str | Path = "x") -> Tensor:
     """Refuse anything but 0 and 1, and say which binarisation would help; return `x`.
 

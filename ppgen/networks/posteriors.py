@@ -124,6 +124,16 @@ def scored(code: TorchDistribution) -> TorchDistribution:
     return OneCall(code) if hasattr(code, "rsample_with_log_prob") else code
 
 
+def of_width(law: TorchDistribution, latent: int, part: str) -> TorchDistribution:
+    """`law` itself; ValueError where it is not one of codes of `latent` dimensions."""
+    if law.event_shape != (latent,):  # a width of one would broadcast, and be scored wrongly
+        raise ValueError(
+            f"the code has {latent} dimensions and the {part} {tuple(law.event_shape)}: they must "
+            "agree"
+        )
+    return law
+
+
 def centre(code: TorchDistribution, draws: int = 100) -> Tensor:
     """The mean of a recognition distribution, ``(*, L)``; of its draws where it has no formula."""
     return centre_and_noise(code, draws)[0]

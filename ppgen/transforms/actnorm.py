@@ -29,6 +29,9 @@ class ActNorm(Bijection, TransformModule):
 
     Shapes: as the data; log-determinants ``(*)``.
 
+    Raises:
+        ValueError: for a value of other channels, over which a single one would broadcast.
+
     References:
         | Glow: Generative Flow with Invertible 1x1 Convolutions (Kingma & Dhariwal, 2018)
         | https://arxiv.org/abs/1807.03039
@@ -47,10 +50,12 @@ class ActNorm(Bijection, TransformModule):
         self.register_buffer("started", torch.tensor(False))
 
     def forward_with_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        self._require(x)
         loc, log_scale = self.loc.view(self.spread), self.log_scale.view(self.spread)
         return loc + log_scale.exp() * x, self._log_det(x)
 
     def inverse_with_log_det(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        self._require(y)
         if self.training and y.numel() and not self.started:
             self._start(y.detach())
         loc, log_scale = self.loc.view(self.spread), self.log_scale.view(self.spread)
@@ -60,6 +65,14 @@ class ActNorm(Bijection, TransformModule):
         event = len(self.spread)
         pixels = math.prod(value.shape[value.ndim - event + 1 :])
         return (pixels * self.log_scale.sum()).expand(value.shape[: value.ndim - event])
+
+    def _require(self, value: Tensor) -> None:
+        axis = -len(self.spread)
+        if value.ndim < -axis or value.shape[axis] != self.spread[0]:
+            raise ValueError(
+                f"ActNorm of {self.spread[0]} channels, axis {axis}; got a value of shape "
+                f"{tuple(value.shape)}"
+            )
 
     @torch.no_grad()
     def _start(self, y: Tensor) -> None:

@@ -238,6 +238,30 @@ def test_svi_changes_the_parameters_twice_in_one_process(name):
             assert any(moved)
 
 
+ROWS = (
+    "VAE",
+    "HierarchicalVAE",
+    "ConditionalVAE",
+    "SentenceVAE",
+    "MoleculeVAE",
+    "LanguageModel",
+    "Flow",
+    "SphereFlow",
+    "TorusFlow",
+    "MoebiusMixture",
+    "DequantizedFlow",
+    "ImageFlow",
+)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_one_example_alone_is_not_taken_for_as_many_as_it_has_numbers(name):
+    case = CASES[name]()
+    x, *more = case.args
+    with pytest.raises(ValueError, match=r"one alone is x\[None\]"):
+        case.model(x[0], *more)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",

@@ -13,6 +13,7 @@ from ppgen.inference.elbo import ELBO
 from ppgen.inference.likelihood import log_likelihood
 from ppgen.models.base_rate import BaseRate, whole_levels
 from ppgen.models.flow import Flow
+from ppgen.models.hierarchical_vae import HierarchicalVAE
 from ppgen.models.vae import VAE
 from ppgen.networks.convolutional import ConvolutionalDecoder, ConvolutionalEncoder
 from ppgen.networks.flow_posterior import AutoregressivePosterior
@@ -251,6 +252,12 @@ def test_parts_that_do_not_fit_are_refused_by_their_widths():
     wrong = VAE(6, 2, (5,), decoder=nn.Linear(2, 6), likelihood=GaussianLikelihood(None))
     with pytest.raises(ValueError, match="decoder gives 6 numbers, and 6 pixels with 2 each"):
         wrong.model(x)
+    with pytest.raises(ValueError, match=r"code has 1 dimensions and the prior \(3,\)"):
+        VAE(6, 1, (5,), prior=MixturePrior(3)).model(x)  # would broadcast, and be no bound
+    with pytest.raises(ValueError, match=r"code has 3 dimensions and the posterior \(1,\)"):
+        VAE(6, 3, (5,), posterior=FullNormal(5, 1)).guide(x)
+    with pytest.raises(ValueError, match=r"code has 1 dimensions and the prior \(2,\)"):
+        HierarchicalVAE(6, (2, 1), (5, 4), prior=MixturePrior(2)).model(x)
 
 
 def test_grey_values_are_refused_with_what_takes_them():

@@ -148,6 +148,13 @@ def test_each_class_has_a_law_of_its_own_that_the_weights_average_to():
     assert ((weights.mean(0) - 1).abs() < 4.8 * error).all()
 
 
+def test_labels_in_a_column_are_not_every_class_for_every_example():
+    vae, y = ConditionalVAE(3, 2, 1, (4,)), torch.arange(8) % 2
+    for use in (vae.model, vae.guide, lambda x, y: vae.log_weights(x, y, 2)):
+        with pytest.raises(ValueError, match=r"the examples \(8,\); got labels of shape \(8, 1\)"):
+            use(EVERY, y[:, None])
+
+
 def test_a_conditional_vae_learns_its_classes(silent):
     torch.manual_seed(0)
     patterns = torch.tensor([[1.0, 1, 0, 0], [0, 0, 1, 1]])

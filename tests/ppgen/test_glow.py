@@ -126,6 +126,13 @@ def test_actnorm_starts_neither_from_one_number_nor_over_what_was_trained():
     assert torch.equal(norm.inverse_with_log_det(y)[0], y - 3)
 
 
+def test_actnorm_refuses_other_channels():
+    norm = ActNorm(1)
+    for use in (norm.forward_with_log_det, norm.inverse_with_log_det):
+        with pytest.raises(ValueError, match=r"1 channels, axis -1; got .* \(4, 3\)"):
+            use(torch.randn(4, 3))
+
+
 def test_actnorm_does_not_start_while_evaluating_nor_on_a_constant_become_infinite():
     norm = ActNorm(2)
     y = torch.full((10, 2), 3.0)
