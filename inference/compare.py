@@ -183,6 +183,8 @@ def compare(
             again = "auto" if repair and label == reference else False
             ready = isinstance(engine, Posterior)
             posteriors[label] = engine if ready else fitted(engine, reparametrise=again)
+            if label == reference:
+                _refuse_point(label, posteriors[label])
             if interrupt:
                 break
     if reference not in posteriors:
@@ -211,6 +213,14 @@ def compare(
     )
 
 
+def _refuse_point(label: str, posterior: Posterior) -> None:
+    if posterior.kind == "point":
+        raise ValueError(
+            f"reference={label!r} is a point ({posterior.engine}), which has no width to "
+            "compare with: choose a method that gives draws, such as HMC()"
+        )
+
+
 def comparison(
     posteriors: Mapping[str, Posterior],
     reference: str,
@@ -229,11 +239,7 @@ def comparison(
         quantities: name -> a function from sites to one value a draw.
     """
     truth = posteriors[reference]
-    if truth.kind == "point":
-        raise ValueError(
-            f"reference={reference!r} is a point ({truth.engine}), which has no width to "
-            "compare with: choose a method that gives draws, such as HMC()"
-        )
+    _refuse_point(reference, truth)
     rows = {label: marginals(p, truth) for label, p in posteriors.items()}
     trust = reference_trust(reference, posteriors, rows)
     others = [label for label in posteriors if label != reference]

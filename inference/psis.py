@@ -24,6 +24,7 @@ from ppgen import diagnostics
 from ppgen.diagnostics import ParetoK
 from ppgen.posterior import Posterior
 
+REMEDY = "resample the draws with ppgen.inference.repair, or use HMC"  # ends what it answers
 _WORTH = 400.0  # draws that the weights have to be worth, as Markov chains have to
 _EFFICIENT = 0.1  # IS-ESS/S from which a large k-hat is no alarm: it does not depend on scale
 
@@ -69,6 +70,7 @@ def repair(posterior: Posterior, draws: int | None = None) -> Posterior:
         f"{kept} draws resampled from {log_weights.size}, k-hat {found.k:.2f}, "
         f"IS-ESS/S {found.ess / log_weights.size:.2f}"
     )
+    said = tuple(m for m in posterior.messages if not m.endswith(REMEDY))
     return dataclasses.replace(
         posterior,
         draws={name: _rows(values, chosen) for name, values in posterior.draws.items()},
@@ -78,7 +80,7 @@ def repair(posterior: Posterior, draws: int | None = None) -> Posterior:
         stats={name: _rows(values, chosen) for name, values in posterior.stats.items()},
         history={**posterior.history, "log_weights": torch.as_tensor(log_weights)},
         converged=posterior.converged and trustworthy(found, log_weights.size),
-        messages=(*posterior.messages, note, *warning(found, log_weights.size)),
+        messages=(*said, note, *warning(found, log_weights.size)),
     )
 
 

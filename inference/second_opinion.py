@@ -13,7 +13,7 @@ import math
 import numpy as np
 
 from ppgen import diagnostics
-from ppgen.inference.psis import trustworthy
+from ppgen.inference.psis import REMEDY, trustworthy
 from ppgen.inference.verdict import RATIO_FAIL, SHIFT_FAIL
 from ppgen.posterior import Posterior
 
@@ -56,5 +56,5 @@ def _contradiction(posterior: Posterior) -> str | None:
         return None
     return (
         f"its importance weights contradict {worst}: the posterior is skew or has other tails; "
-        "resample the draws with ppgen.inference.repair, or use HMC"
+        f"{REMEDY}"
     )

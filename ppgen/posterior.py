@@ -338,7 +338,8 @@ class Posterior:
 
         Args:
             story: the story that was fitted, for the groups ``log_likelihood``,
-                ``posterior_predictive`` and ``observed_data``.
+                ``posterior_predictive`` and ``observed_data``; draws of discrete
+                sites and of machines, no points of a `Program`, go without these.
             args: the arguments that it was fitted with.
             kwargs: its keyword arguments.
         """

@@ -9,6 +9,7 @@ import torch
 
 from ppgen.inference.laplace import Laplace
 from ppgen.inference.mode import Batched, hessian
+from ppgen.inference.psis import repair
 from ppgen.program import Program
 
 pytestmark = pytest.mark.usefixtures("silent")
@@ -145,3 +146,4 @@ def test_weights_that_contradict_a_width_are_reported():
 
     posterior = Laplace().run(story)
     assert "importance weights contradict x" in posterior.messages[-1]
+    assert not any("contradict" in said for said in repair(posterior).messages)
