@@ -39,6 +39,14 @@ def test_a_run_is_trained_evaluated_and_sampled(tmp_path, capsys):
     assert (place / "samples.png").exists()
 
 
+def test_real_numbers_are_sent_to_python(tmp_path, capsys):
+    table = tmp_path / "table.csv"
+    table.write_text("a,b\n" + "0.5,1.25\n-3,2\n" * 20)
+    command = ["train", "flow", "--data", str(table), "--out", str(tmp_path / "run")]
+    assert run(command) == exits.BAD_DATA
+    assert "in Python: ppgen.models.Flow" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("more", "says"),
     [

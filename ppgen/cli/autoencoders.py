@@ -125,6 +125,8 @@ def check_pixels(examples: Dataset, settings: dict[str, Any]) -> None:
                 f"{error}; or model them as they are: --pixels grey or gaussian, and whole grey "
                 "levels by --pixels logistic or categorical",
             )
+        elif settings["model"] == "flow":
+            error.args = (f"{error}; or fit real numbers in Python: ppgen.models.Flow",)
         raise
 
 
