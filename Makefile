@@ -110,16 +110,13 @@ mnist-conv-vae: $(READY)  ## for the convolutional VAE of pretrained/ (a quarter
 	  --decay --averaging 0.999 --out runs/vae-mnist-conv $(ARGS)
 	$(BIN)/ppgen evaluate runs/vae-mnist-conv --thorough 100
 
-mnist-flow-vae: $(READY)  ## for flow posteriors, which go on from the runs of mnist-vae (4 to 25 minutes each)
-	$(BIN)/ppgen train vae --data mnist $(PLAIN_VAE) --averaging 0.9995 --learning-rate 0.001 \
-	  --posterior planar --flow-layers 10 --epochs $(or $(EPOCHS),88) \
-	  --start-from runs/vae-mnist-long --out runs/vae-mnist-planar-long $(ARGS)
-	$(BIN)/ppgen evaluate runs/vae-mnist-planar-long --thorough 200
-	for flow in 'planar 10' 'sylvester 10 --flow-columns 8' 'planar 80' \
-	    'sylvester 80 --flow-columns 2' 'normal 1'; do \
+mnist-flow-vae: $(READY)  ## for flow posteriors, which go on from a run of mnist-vae (20 to 40 minutes each)
+	for flow in 'planar 10 0.001' 'sylvester 10 0.001 --flow-columns 8' 'planar 80 0.001' \
+	    'sylvester 80 0.0003 --flow-columns 2'; do \
 	  set -- $$flow; out=runs/vae-mnist-$$1-$$2; \
-	  $(BIN)/ppgen train vae --data mnist $(PLAIN_GOES_ON) --epochs $(or $(EPOCHS),12) \
-	    --start-from runs/vae-mnist --posterior $$1 --flow-layers $$2 $$3 $$4 --out $$out $(ARGS) && \
+	  $(BIN)/ppgen train vae --data mnist $(PLAIN_VAE) --averaging 0.9995 --learning-rate $$3 \
+	    --epochs $(or $(EPOCHS),60) --start-from runs/vae-mnist-long --posterior $$1 \
+	    --flow-layers $$2 $$4 $$5 --out $$out $(ARGS) && \
 	  $(BIN)/ppgen evaluate $$out --thorough 200 || exit 1; \
 	done
 
