@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from ppgen.inference.fixed_draws import matched_normal
+from ppgen.inference.hmc import State, init
 from ppgen.inference.hmc_starts import climb
 from ppgen.inference.stochastic_ascent import Ascent, assign, copied, difference
 from ppgen.inference.vi_fit import CHECKED, Fit
@@ -23,6 +24,7 @@ from ppgen.inference.vi_fit import CHECKED, Fit
 _SETS = (64, 128, 256, 512, 1024)  # draws
 _ASCENT, _ALMOST = 300, 1e-4  # iterations of a climb; nats that the last of them may gain
 _LEVEL = 1e-2  # nats that the slope promises at most where a climb is at its top
+_NOTHING = 1e-10  # nats, rounding: there is nothing to climb
 _HOPE = 30.0  # tolerances that the largest set may miss by, if gains fall as draws grow
 _EVEN = 0.05  # nats by which noise alone may tell two optima apart
 
@@ -48,12 +50,13 @@ def fixed_draw_ascent(fit: Fit, tolerance: float) -> Ascent | None:
     settled = False
     for count in _SETS:
         objective.noise = matched_normal(count, fit.frame.centre, fit.guide.noise_dim)
-        before = objective(eta)[0]
-        state = climb(objective, eta, iterations=_ASCENT, enough=_ALMOST)
-        gain, eta = float(state.log_density - before), state.z
+        begun = state = init(eta, objective)
+        if _promise(begun) > _NOTHING:
+            state = climb(objective, eta, iterations=_ASCENT, enough=_ALMOST)
+        gain, eta = float(state.log_density - begun.log_density), state.z
         history.append(float(state.log_density))
-        # the slope: a climb that is stuck gains nothing either
-        at_top = 0.5 * float(state.gradient.square().sum()) < _LEVEL
+        # a climb that is stuck gains nothing either
+        at_top = _promise(state) < _LEVEL
         settled = count > _SETS[0] and 0 <= gain < tolerance and at_top
         if settled or (count > _SETS[0] and gain * count / _SETS[-1] > _HOPE * tolerance):
             break
@@ -65,6 +68,11 @@ def fixed_draw_ascent(fit: Fit, tolerance: float) -> Ascent | None:
         return Ascent(history, settled, "")
     assign(fit.parameters, begin)
     return Ascent(history, False, "") if gain > -_EVEN else None
+
+
+def _promise(state: State) -> float:
+    """Nats that a step along the gradient gains where the curvature is one, as frames make it."""
+    return 0.5 * float(state.gradient.square().sum())
 
 
 class _Objective:

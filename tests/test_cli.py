@@ -199,7 +199,7 @@ def test_deep_machines_start_from_a_run_or_pretrained(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["rbm", pytest.param("dbm", marks=pytest.mark.slow), "dbn"])
+@pytest.mark.parametrize("model", ["rbm", "dbm", "dbn"])
 def test_the_page_of_a_machine_shows_it_from_inside(model, files):
     train = ["train", model, "--hidden", "6", "--epochs", "1", "--likelihood-every", "1"]
     assert run([*train, "--quiet", "--out", "run"]) == exits.DONE

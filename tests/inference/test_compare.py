@@ -363,7 +363,9 @@ def test_methods_share_recordings_and_still_count_what_each_would_cost_alone():
     assert first == second > 0
 
 
-@pytest.mark.parametrize(("rows", "threads"), [(100, 1), (21_000, 2)])
+@pytest.mark.parametrize(
+    ("rows", "threads"), [(100, 1), pytest.param(21_000, 2, marks=pytest.mark.slow)]
+)
 def test_little_data_take_one_thread_however_they_are_given(rows, threads):
     seen = []
 

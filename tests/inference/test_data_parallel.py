@@ -28,8 +28,9 @@ def _complaints(which):
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_forked_ranks_train_what_one_process_trains_resume_and_end_with_a_killed_one():
-    # More than 2 s: imports in a process that can be forked, and seven groups that meet.
+    # Some 5 s: imports in a process that can be forked, and seven groups that meet.
     assert _complaints("quick") == []
 
 

@@ -92,7 +92,8 @@ def test_sets_that_cannot_become_as_good_are_not_tried():
     assert not ascent.settled
 
 
-def test_a_climb_that_is_stuck_is_not_settled():
+def test_a_climb_that_is_stuck_is_not_settled(monkeypatch):
+    monkeypatch.setattr("ppgen.inference.fixed_draw_ascent._ASCENT", 20)
     guide = MeanField(DIM)
     ascent = fixed_draw_ascent(fit(guide, Normal(turned=True)), 1e-3)
     assert ascent is not None
