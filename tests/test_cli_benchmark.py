@@ -63,6 +63,7 @@ def results(tmp_path):
     return json.loads((tmp_path / "out" / "results.json").read_text())
 
 
+@pytest.mark.slow
 def test_results_are_written_resumed_and_added_to(clone, tmp_path, capsys):
     engines = "Laplace(draws=400), again=Laplace(draws=500)"
     assert run(command(clone, "--engines", engines)) == exits.DONE

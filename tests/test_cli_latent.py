@@ -39,6 +39,7 @@ def test_interpolations_begin_and_end_with_reconstructions(folder, capsys):
     np.testing.assert_allclose(x[:, -1], y[3:], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_pictures_are_written_into_the_run(folder, capsys):
     assert run(["interpolate", str(folder / "vae"), "--path", "linear", "--quiet"]) == exits.DONE
     assert run(["reconstruct", str(folder / "vae"), "--quiet"]) == exits.DONE

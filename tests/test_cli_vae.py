@@ -99,6 +99,7 @@ def test_the_code_is_annealed_on_request(train, tmp_path, capsys, monkeypatch):
     assert "--anneal must be at least 1" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "loss"), [("rws", "ReweightedWakeSleep"), ("ws", "WakeSleep")])
 def test_wake_sleep_is_an_objective(train, tmp_path, name, loss):
     train(name, "--objective", name, "--draws", "3")

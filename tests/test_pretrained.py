@@ -43,6 +43,7 @@ def test_shipped_machines_make_samples_without_their_data(name, tmp_path, monkey
     assert 0.09 < examples.float().mean() < 0.17
 
 
+@pytest.mark.slow
 def test_the_vae_of_molecules_gives_back_most_of_what_was_held_out():
     folder, test = FOLDER / "molecules-selfies", molecules("test")
     settings = read_settings(folder)

@@ -81,6 +81,7 @@ def test_a_wrong_sign_on_one_side_is_caught(monkeypatch):
     assert abs(z.mean()) > 2 * Z / 20**0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["two modes", "DBM", "Gaussian"])
 def test_log_z_along_temperatures_is_within_five_hundredths(kind):
     made = {"two modes": two_modes, "DBM": lambda: DBM(5, (4, 3), weight_scale=1.0)}

@@ -118,6 +118,7 @@ def test_options_are_checked():
         Laplace().run(lambda: pyro.sample("k", dist.Bernoulli(0.5), obs=torch.tensor(1.0)))
 
 
+@pytest.mark.slow
 def test_a_wall_beside_the_highest_point_is_an_error_in_words():
     """The density is highest where it ends: beyond x = 1 the root is no number."""
 

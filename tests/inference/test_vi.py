@@ -251,6 +251,7 @@ def gamma_guide(k):
     pyro.sample("rate", dist.Gamma(a, b))
 
 
+@pytest.mark.slow
 def test_a_hand_written_guide_finds_the_conjugate_posterior():
     store = pyro.get_param_store()
     posterior = VI(guide=gamma_guide).run(waiting, WAITS)
@@ -415,6 +416,7 @@ def test_too_few_steps_are_not_convergence():
     assert len(posterior.history["elbo"]) == 20
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_there_is(monkeypatch):
     monkeypatch.setattr(Progress, "advance", lambda *_, **__: signal.raise_signal(signal.SIGINT))
     posterior = Conjugate().fit(guide=flow_guide())

@@ -68,6 +68,7 @@ def test_the_gradient_is_that_of_the_exact_bound():
     assert (error > 0).double().mean() > 0.7  # but for dead ReLUs
 
 
+@pytest.mark.slow
 def test_a_baseline_that_sees_its_own_draw_is_caught():
     """The planted bug: f minus the mean of all K shrinks the gradient of q by (K - 1) / K."""
     vae, x = story(), data()

@@ -166,6 +166,7 @@ def test_log_weights_are_drawn_in_parts_of_bounded_size(monkeypatch):
     assert ((weights.mean(0) - 1).abs() < 4.8 * weights.std(0) / 500**0.5).all()
 
 
+@pytest.mark.slow
 def test_its_code_can_be_annealed():
     story = vae()
     exact = evidence(story, ROWS[:2]).mean().item()

@@ -63,6 +63,7 @@ def chem():
     return chemistry
 
 
+@pytest.mark.slow
 def test_stored_properties_and_strings_are_those_that_rdkit_computes(chem):
     test = molecules("test")
     names = test.vocabulary.decode(test.x[::300])

@@ -128,6 +128,7 @@ def story(y):
     pyro.sample("y", dist.Normal(0.0 * x, 1.0), obs=y)
 
 
+@pytest.mark.slow
 def test_rayleigh_is_recorded_as_latent_and_as_likelihood():
     def both(y):
         scale = pyro.sample("scale", Rayleigh(torch.tensor(2.0)))

@@ -86,6 +86,7 @@ def test_large_states_are_left_to_pyro():
     torch.testing.assert_close(made(GaussianHMM, h, 3).log_prob(x), kalman(h, x))
 
 
+@pytest.mark.slow
 def test_it_is_recorded_in_half_of_pyros_operations():
     def story(kind):
         def model(x):

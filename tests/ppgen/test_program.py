@@ -390,6 +390,7 @@ def hidden_markov(y=Y[:6]):
         pyro.sample(f"y_{t}", dist.Normal(loc[state], 5.0), obs=y[t])
 
 
+@pytest.mark.slow
 def test_a_hidden_markov_model_equals_the_forward_algorithm():
     program = Program(hidden_markov)
     z = torch.randn(3, program.dim)
