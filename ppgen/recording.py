@@ -24,6 +24,7 @@ from ppgen.allocation import keep_freed_memory
 from ppgen.compiling import unchecked
 from ppgen.expansion import shrink
 from ppgen.inputs import Getter
+from ppgen.layout import depending, lay_out
 from ppgen.simplify import mutates, tidy
 from ppgen.tape import Unrecordable, trace
 from ppgen.writing import writable
@@ -190,9 +191,8 @@ def record(
         raise Unrecordable(reason(error)) from error
     if any(torch.Tag.nondeterministic_seeded in _tags(n) for n in traced.graph.nodes):
         raise ValueError(_NOISE)
-    tidy(traced.graph)
-    shrink(traced.graph)
-    tidy(traced.graph)
+    for improve in (tidy, shrink, tidy, lay_out, tidy):
+        improve(traced.graph)
     prefix, body = _split(traced)
     nodes = sum(n.op == "call_function" for n in body.graph.nodes)
     writes = any(mutates(n) for n in body.graph.nodes)
@@ -277,14 +277,9 @@ def _split(traced: fx.GraphModule) -> tuple[fx.GraphModule, fx.GraphModule]:
     graph = traced.graph
     writes = any(mutates(n) for n in graph.nodes)
     placeholders = [n for n in graph.nodes if n.op == "placeholder"]
-    moving = {placeholders[0]}
-    for node in graph.nodes:
-        if node.op == "output":
-            continue
-        if any(i in moving for i in node.all_input_nodes) or (
-            writes and node.op == "call_function"
-        ):
-            moving.add(node)
+    moving = depending(graph) - {graph.output_node()}
+    if writes:
+        moving |= {n for n in graph.nodes if n.op == "call_function"}
     still = [n for n in graph.nodes if n not in moving and n.op not in ("output",)]
     needed = [n for n in still if any(user in moving or user.op == "output" for user in n.users)]
     first, second = fx.Graph(), fx.Graph()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from operator import getitem
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import fx
+
+from ppgen.forms import Form, form_of, target_of
 
 _aten = torch.ops.aten
 _SAME_VALUE = {
@@ -23,6 +25,7 @@ _SAME_VALUE_IF_SAME_SHAPE = {
     _aten._to_copy.default,
     _aten.clone.default,
 }
+_RESHAPES = {_aten.unsqueeze.default, _aten.squeeze.dim, _aten.squeeze.dims}
 _FILLED = {
     _aten.zeros_like.default: 0.0,
     _aten.ones_like.default: 1.0,
@@ -33,21 +36,6 @@ _DRAWN = {  # what fills a new tensor, and what makes it filled, with the same n
     _aten.normal_.default: _aten.randn.default,
     _aten.uniform_.default: _aten.rand.default,
 }
-
-
-class Form(NamedTuple):
-    """What a tensor is like; each node that stands for a tensor has one in its ``meta``."""
-
-    shape: torch.Size
-    dtype: torch.dtype
-    device: torch.device
-    stride: tuple[int, ...]  # a view of what is laid out otherwise fails, or reads other numbers
-
-    @classmethod
-    def of(cls, tensor: torch.Tensor) -> Form:
-        strided = tensor.layout == torch.strided
-        stride = tensor.stride() if strided else ()
-        return cls(tensor.shape, tensor.dtype, tensor.device, stride)
 
 
 def mutates(node: fx.Node) -> bool:
@@ -71,7 +59,7 @@ def tidy(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         if node.op != "call_function":
             continue
-        if node.target in _FILLED and (form := _form(node)) is not None and _in_order(form):
+        if node.target in _FILLED and (form := form_of(node)) is not None and _in_order(form):
             node = _fill(graph, node, form)
         if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
             continue  # each draws numbers of its own
@@ -113,7 +101,7 @@ def keep_apart(graph: fx.Graph) -> None:
 def _source(node: fx.Node) -> fx.Node:
     """Whose memory a view looks at."""
     while node.op == "call_function" and (
-        node.target is getitem or any(r.alias_info for r in _target(node)._schema.returns)
+        node.target is getitem or any(r.alias_info for r in target_of(node)._schema.returns)
     ):
         node = cast("fx.Node", node.args[0])
     return node
@@ -124,21 +112,17 @@ def _draw_at_once(graph: fx.Graph, node: fx.Node) -> None:
     made = node.args[0] if node.target in _DRAWN and len(node.args) == 1 else None
     if not isinstance(made, fx.Node) or made.target is not _aten.empty.memory_format:
         return
-    form = _form(node)
+    form = form_of(node)
     if node.kwargs or len(made.users) > 1 or form is None or not _in_order(form):
         return
     with graph.inserting_before(node):
         drawn = graph.call_function(
-            _DRAWN[_target(node)], made.args, {"dtype": form.dtype, "device": form.device}
+            _DRAWN[target_of(node)], made.args, {"dtype": form.dtype, "device": form.device}
         )
     drawn.meta.update(node.meta)
     node.replace_all_uses_with(drawn)
     graph.erase_node(node)
     graph.erase_node(made)
-
-
-def _form(node: Any) -> Form | None:
-    return getattr(node, "meta", {}).get("form")
 
 
 def _in_order(form: Form) -> bool:
@@ -147,8 +131,8 @@ def _in_order(form: Form) -> bool:
 
 
 def _alike(a: Any, b: Any) -> bool:
-    form = _form(a)
-    return form is not None and form == _form(b)
+    form = form_of(a)
+    return form is not None and form == form_of(b)
 
 
 def _same_value(node: fx.Node) -> fx.Node | None:
@@ -168,8 +152,8 @@ def _same_value(node: fx.Node) -> fx.Node | None:
     second = node.args[1]
     if isinstance(second, (int, float)):
         neutral = {_aten.pow.Tensor_Scalar: 1, _aten.add.Tensor: 0, _aten.mul.Tensor: 1}
-        return first if _alike(node, first) and neutral.get(_target(node)) == second else None
-    is_neutral = {_aten.add.Tensor: _is_zero, _aten.mul.Tensor: _is_one}.get(_target(node))
+        return first if _alike(node, first) and neutral.get(target_of(node)) == second else None
+    is_neutral = {_aten.add.Tensor: _is_zero, _aten.mul.Tensor: _is_one}.get(target_of(node))
     if is_neutral is not None:
         if is_neutral(second) and _alike(node, first):
             return first
@@ -178,31 +162,26 @@ def _same_value(node: fx.Node) -> fx.Node | None:
     return None
 
 
-def _target(node: fx.Node) -> Any:
-    return node.target
-
-
 def _is_zero(node: Any) -> bool:
     """Whether a tensor is known to be zero everywhere, whatever the inputs."""
-    while isinstance(node, fx.Node) and node.target in (
-        *_SAME_VALUE_IF_SAME_SHAPE,
-        _aten.unsqueeze.default,
-        _aten.sum.dim_IntList,
-        _aten.sum.default,
-    ):
-        node = node.args[0]
-    if not isinstance(node, fx.Node):
-        return False
-    filled = node.target is _aten.full.default and node.args[1] in (0, 0.0, False)
-    return filled or node.target is _aten.zeros.default
+    source = _repeated_by(node, _aten.sum.dim_IntList, _aten.sum.default)
+    return target_of(source) is _aten.zeros.default or _is_full(source, 0)
 
 
 def _is_one(node: Any) -> bool:
     """Likewise one."""
-    while isinstance(node, fx.Node) and node.target in _SAME_VALUE_IF_SAME_SHAPE:
+    return _is_full(_repeated_by(node), 1)
+
+
+def _is_full(node: Any, number: float) -> bool:
+    return target_of(node) is _aten.full.default and node.args[1] == number
+
+
+def _repeated_by(node: Any, *others: Any) -> Any:
+    """Whose value stands everywhere in `node`, if it is the same everywhere."""
+    while target_of(node) in {*_SAME_VALUE_IF_SAME_SHAPE, *_RESHAPES, *others}:
         node = node.args[0]
-    filled = isinstance(node, fx.Node) and node.target is _aten.full.default
-    return filled and node.args[1] in (1, 1.0, True)
+    return node
 
 
 def _fill(graph: fx.Graph, node: fx.Node, form: Form) -> fx.Node:
@@ -210,7 +189,7 @@ def _fill(graph: fx.Graph, node: fx.Node, form: Form) -> fx.Node:
     with graph.inserting_before(node):
         full = graph.call_function(
             _aten.full.default,
-            (list(form.shape), _FILLED[_target(node)]),
+            (list(form.shape), _FILLED[target_of(node)]),
             {"dtype": form.dtype, "device": form.device},
         )
     full.meta.update(node.meta)

@@ -17,8 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_any, tree_leaves, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from ppgen.forms import Form
 from ppgen.lean import Lean
-from ppgen.simplify import Form, mutates_schema
+from ppgen.simplify import mutates_schema
 
 _aten = torch.ops.aten
 _EXPORTS = {Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__}

@@ -362,7 +362,7 @@ def coupling():
     return Stack([Coupling(2, Affine(3.0), (32, 32), fixed=[i % 2]) for i in range(8)], (2.0, 2.0))
 
 
-steps = 50 if FAST else 700
+steps = 50 if FAST else 500
 targets = {k: RezendeMohamed(k) for k in (1, 2, 3, 4)}
 depths = (2, 8) if FAST else (2, 8, 32)
 stacks, scores = {}, {}
@@ -495,5 +495,5 @@ if not FAST:
 
 # %% [markdown]
 # ---
-# About 70 seconds in all on two cores of a laptop-class CPU. Your output should look like this
+# About a minute in all on two cores of a laptop-class CPU. Your output should look like this
 # page; the last digits depend on the machine.
