@@ -108,7 +108,8 @@ def train(
             or a "mean" (contrastive divergence). None: `ContrastiveDivergence` for a Boltzmann
             machine, else `ELBO`. ``state_dict`` and ``load_state_dict``, if any, are honoured.
         epochs: passes over the data, in all: a resumed run counts those it has.
-        batch_size: 1 to N; the last batch of an epoch may be shorter.
+        batch_size: the last batch of an epoch may be shorter; fewer than `batch_size` examples are
+            one batch, so that every epoch is one step.
         learning_rate: above 0, at most 100.
         optimizer: called as ``optimizer(parameters, lr=learning_rate)``: a class of torch.optim,
             or a functools.partial of one. None: Adam.
@@ -163,6 +164,7 @@ def train(
     ask = question(validation, story, loss, batches, patience)
     make = partial(torch.optim.Adam, fused=True) if optimizer is None else optimizer
     options |= {
+        "batch_size": batches.size,
         "loss": describe(loss),
         "optimizer": describe(make),
         "schedule": describe(schedule),

@@ -32,7 +32,8 @@ class Minibatches:
         data: a tensor ``(N, ...)``; several of one length, which then are the model's
             arguments; or a data set with ``x`` and ``batches`` (its binarisation is redrawn each
             epoch where it is dynamic).
-        size: examples in a batch; the last one of an epoch may be shorter.
+        size: examples in a batch, at least 1; the last one of an epoch may be shorter, and fewer
+            examples than that are one batch.
         seed: of the order, together with the epoch.
         device: where the batches go.
         dtype: of floating-point data: that of the story.
@@ -40,7 +41,6 @@ class Minibatches:
 
     Raises:
         DataError: for NaN and infinities, by row and column; for unequal lengths.
-        ValueError: if `size` is not in 1 to N.
     """
 
     def __init__(
@@ -54,13 +54,10 @@ class Minibatches:
         name: str = "data",
     ) -> None:
         self.source = None if isinstance(data, (Tensor, Sequence)) else data
-        self.size, self.seed, self.device, self.dtype = size, seed, device, dtype
+        self.seed, self.device, self.dtype = seed, device, dtype
         self.tensors = self._placed(tensors_of(data, name))
         self.examples = len(self.tensors[0])
-        if not 1 <= size <= self.examples:
-            raise ValueError(
-                f"batch_size={size}: expected 1 to {self.examples}, the number of examples"
-            )
+        self.size = min(size, self.examples)
 
     @property
     def numbers(self) -> int:

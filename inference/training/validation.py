@@ -102,10 +102,9 @@ def _free_energy_gap(machine: Any, held_out: Minibatches, batches: Minibatches) 
 
 
 def _as_training_data(data: Any, batches: Minibatches) -> Minibatches:
-    rows = len(data.x if hasattr(data, "x") else data if isinstance(data, Tensor) else data[0])
     return Minibatches(
         data,
-        max(1, min(rows, batches.size)),
+        batches.size,
         seed=batches.seed,
         device=batches.device,
         dtype=batches.dtype,

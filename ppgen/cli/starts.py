@@ -151,7 +151,7 @@ def pretrain(
         stack,
         examples.x,
         epochs=epochs,
-        batch_size=min(settings["batch_size"], len(examples)),
+        batch_size=settings["batch_size"],
         learning_rate=settings.get("pretraining_rate", LEARNING_RATES["rbm"]),
         averaging=settings["averaging"],
         seed=settings["seed"],

@@ -92,7 +92,7 @@ def train(
         folder: where the files of a named data set lie.
         binarisation: of grey images; static for the named data sets, none for grey --pixels.
         epochs: passes over the training data.
-        batch_size: examples of one step.
+        batch_size: examples of one step; all of them, where there are fewer.
         learning_rate: 0.05 for an RBM, 0.1 for a DBM, 0.02 for a DBN (0.05 for its layers before),
             0.003 for a flow and for sentences, 0.002 for molecules, 0.001 for a VAE.
         hidden: units of each hidden layer; 200 for an RBM, 400 for a VAE, 512 for a flow (128 and
@@ -230,7 +230,7 @@ def _train(
             story,
             arguments(kept, settings),
             epochs=settings["epochs"],
-            batch_size=min(settings["batch_size"], len(kept)),
+            batch_size=settings["batch_size"],
             learning_rate=settings["learning_rate"],
             averaging=settings["averaging"],
             validation=arguments(validation, settings),
