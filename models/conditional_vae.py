@@ -78,7 +78,7 @@ class ConditionalVAE(PyroModule):
 
     @pyro_method
     def model(self, x: Tensor, y: Tensor) -> None:
-        x = check_rows(self._data(self.likelihood.check(x)))
+        x = self._data(self.likelihood.check(check_rows(x)))
         label = self._label(x, y)
         prior = self.prior()
         data = pyro.plate("data", len(x))
@@ -90,7 +90,7 @@ class ConditionalVAE(PyroModule):
 
     @pyro_method
     def guide(self, x: Tensor, y: Tensor) -> None:
-        code = scored(self.encode(x, self._label(x, y)))
+        code = scored(self.encode(check_rows(x), self._label(x, y)))
         with pyro.plate("data", len(x)):
             pyro.sample("z", code)
 

@@ -100,7 +100,7 @@ class DequantizedFlow(PyroModule):
 
     @pyro_method
     def model(self, x: Tensor) -> None:
-        x = check_rows(whole_levels(x, self.dim, self.levels).to(self.base.dtype))
+        x = whole_levels(check_rows(x), self.dim, self.levels).to(self.base.dtype)
         density = self.density()
         data = pyro.plate("data", len(x))
         with data:
@@ -109,7 +109,7 @@ class DequantizedFlow(PyroModule):
 
     @pyro_method
     def guide(self, x: Tensor) -> None:
-        noise = self.dequantize(x)
+        noise = self.dequantize(check_rows(x))
         with pyro.plate("data", len(x)):
             pyro.sample("v", noise)
 

@@ -31,7 +31,7 @@ class DensityFlow(PyroModule):
 
     @pyro_method
     def model(self, x: Tensor) -> None:
-        x, density = check_rows(self.check(x)), self.density()
+        x, density = self.check(check_rows(x)), self.density()
         with pyro.plate("data", len(x)):
             pyro.sample("x", density, obs=x)
 

@@ -102,7 +102,7 @@ class HierarchicalVAE(PyroModule):
 
     @pyro_method
     def model(self, x: Tensor) -> None:
-        x = check_rows(self._data(self.likelihood.check(x)))
+        x = self._data(self.likelihood.check(check_rows(x)))
         prior = self.upper_prior()
         data = pyro.plate("data", len(x))
         with data:
@@ -117,7 +117,7 @@ class HierarchicalVAE(PyroModule):
 
     @pyro_method
     def guide(self, x: Tensor) -> None:
-        lower = scored(self.encode(x))
+        lower = scored(self.encode(check_rows(x)))
         data = pyro.plate("data", len(x))
         with data:
             z1 = pyro.sample("z1", lower)

@@ -11,6 +11,7 @@ from pyro.distributions import TorchDistribution
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 
+from ppgen.data.errors import check_rows
 from ppgen.distributions.units import sample_units
 from ppgen.models.base_rate import whole_levels
 from ppgen.models.rbm import RBM
@@ -65,14 +66,14 @@ class RBMVAE(PyroModule):
 
     @pyro_method
     def model(self, x: Tensor) -> None:
-        x = self._data(x)
+        x = self._data(check_rows(x))
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", self.prior.marginal())
             pyro.sample("x", self.decode(z), obs=x)
 
     @pyro_method
     def guide(self, x: Tensor) -> None:
-        code = self.encode(x)
+        code = self.encode(check_rows(x))
         with pyro.plate("data", len(x)):
             pyro.sample("z", code)
 

@@ -12,6 +12,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 
+from ppgen.data.errors import check_rows
 from ppgen.models.conditional_vae import ConditionalVAE, one_of
 from ppgen.networks.likelihoods import PixelLikelihood
 from ppgen.networks.mlp import MLP
@@ -78,13 +79,13 @@ class SemiSupervisedVAE(PyroModule):
 
     @pyro_method
     def model(self, x: Tensor, y: Tensor) -> None:
-        x = self._data(self.conditional.likelihood.check(x))
+        x = self._data(self.conditional.likelihood.check(check_rows(x)))
         for name, rows, known in self._parts(x, y):
             self._generate(name, rows, known)
 
     @pyro_method
     def guide(self, x: Tensor, y: Tensor) -> None:
-        for name, rows, known in self._parts(self._data(x), y):
+        for name, rows, known in self._parts(self._data(check_rows(x)), y):
             classes = self.classify(rows)
             plate = pyro.plate(f"data, {name}", len(rows))
             if known is None:

@@ -75,7 +75,7 @@ class TokenVAE(PyroModule):
 
     @pyro_method
     def guide(self, x: Tensor) -> None:
-        code = self.encode(x)
+        code = self.encode(check_rows(x))
         with pyro.plate("data", len(x)):
             pyro.sample("z", code)
 

@@ -93,7 +93,7 @@ class VAE(PyroModule):
 
     @pyro_method
     def model(self, x: Tensor) -> None:
-        x = check_rows(self._data(self.likelihood.check(x)))
+        x = self._data(self.likelihood.check(check_rows(x)))
         prior = self.prior()
         data = pyro.plate("data", len(x))
         with data:
@@ -105,7 +105,7 @@ class VAE(PyroModule):
 
     @pyro_method
     def guide(self, x: Tensor) -> None:
-        code = scored(self.encode(x))
+        code = scored(self.encode(check_rows(x)))
         with pyro.plate("data", len(x)):
             pyro.sample("z", code)
 
@@ -162,7 +162,7 @@ class VAE(PyroModule):
     def latent_use(self, x: Tensor) -> LatentUse:
         """Which units of the code follow `x`, ``(N, D)``, and how far from the prior."""
         prior, means, noises, divergences = self.prior(), [], [], []
-        for part in x.split(_AT_ONCE):
+        for part in check_rows(x).split(_AT_ONCE):
             code = scored(self.encode(part))
             each = unit_divergences(code, prior)
             if each is None:  # no formula: the mean over draws

@@ -139,17 +139,19 @@ def check_finite(
 
 
 def check_rows(x: Tensor, name: str | Path = "x") -> Tensor:
-    """`x` itself, where it is one example a row.
+    """`x` itself, where it is one example a row, and one at least.
 
     Raises:
         ValueError: for another shape; a plate would take one example alone for as many as it has
-            numbers, without a word.
+            numbers, without a word, and none at all for a division by zero.
     """
     if x.ndim != 2:
         raise ValueError(
             f"{name}: expected one example a row, (N, D); got {tuple(x.shape)}"
             + (f"; one alone is {name}[None]" if x.ndim == 1 else "")
         )
+    if not len(x):
+        raise ValueError(f"{name}: no examples, the shape is {tuple(x.shape)}; leave the batch out")
     return x
 
 

@@ -48,6 +48,8 @@ class BernoulliLikelihood(PixelLikelihood):
         try:
             return whole_levels(x)
         except DataError as error:
+            if not x.numel():
+                raise
             error.args = (
                 f"{error}; or model the grey values themselves: "
                 "likelihood=ContinuousBernoulliLikelihood() takes any number in [0, 1], "

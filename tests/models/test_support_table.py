@@ -242,6 +242,8 @@ ROWS = (
     "VAE",
     "HierarchicalVAE",
     "ConditionalVAE",
+    "SemiSupervisedVAE",
+    "RBMVAE",
     "SentenceVAE",
     "MoleculeVAE",
     "LanguageModel",
@@ -260,6 +262,16 @@ def test_one_example_alone_is_not_taken_for_as_many_as_it_has_numbers(name):
     x, *more = case.args
     with pytest.raises(ValueError, match=r"one alone is x\[None\]"):
         case.model(x[0], *more)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_batch_without_examples_is_refused_as_such(name):
+    case = CASES[name]()
+    empty = [part[:0] for part in case.args]
+    for loss in (*case.losses, ELBO()):
+        for call in (loss.loss_and_grads, loss.loss):
+            with pytest.raises(ValueError, match=r"no examples, the shape is|with B > 0"):
+                call(case.model, case.guide, *empty)
 
 
 @pytest.mark.slow
