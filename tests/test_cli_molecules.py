@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ppgen import chemistry
-from ppgen.cli import exits, run
+from ppgen.cli import exits, molecules, run
 from ppgen.cli.runs import read_settings
 from ppgen.data import Vocabulary
 
@@ -77,6 +77,29 @@ def test_molecules_are_scored_drawn_reconstructed_and_walked_between(folder, che
     assert "drawn from the model" in page
 
 
+def test_molecules_are_shown_as_canonical_smiles_and_keep_their_strings(
+    folder, monkeypatch, capsys
+):
+    # OCC is CCO, and what the model makes up is no molecule
+    canonical = {s: "CCO" if s == "OCC" else s for s in SMILES}
+    monkeypatch.setattr(chemistry, "canonical", canonical.get)
+    place = folder / "run"
+    seen = asked(capsys, "reconstruct", place, "--count", 6, "--split", "train")
+    written, shown = seen["strings"], seen["reconstructions"]
+    assert sorted(before for before, _ in written) == sorted(SMILES)
+    for strings, smiles in zip(written, shown, strict=True):
+        assert smiles == [canonical.get(s, s) for s in strings]
+    assert seen["same_molecule"] == sum(a == b for a, b in shown) / 6
+    way = asked(capsys, "interpolate", place, "--pairs", 2, "--steps", 3, "--split", "train")
+    assert [len(w) for w in way["strings"]] == [len(w) for w in way["interpolations"]] == [3, 3]
+    # a string of SELFIES that means nothing stays, so that the line says what came
+    monkeypatch.setattr(
+        chemistry, "smiles_of_selfies", lambda s: "" if "<unk>" in s else s.replace("[O]", "O")
+    )
+    found, known = molecules.as_smiles(["C[O]", "[O]<unk>"], {"notation": "selfies"})
+    assert (found, known) == (["CO", "[O]<unk>"], True)
+
+
 def test_without_rdkit_samples_are_shown_as_they_are(folder, monkeypatch, capsys):
     def absent(*_):
         raise ModuleNotFoundError("rdkit is not installed: pip install ppgen-suite[chem]")
@@ -86,6 +109,11 @@ def test_without_rdkit_samples_are_shown_as_they_are(folder, monkeypatch, capsys
     printed = capsys.readouterr()
     assert len(printed.out.splitlines()) == 3
     assert "ppgen-suite[chem]" in printed.err
+    command = ["reconstruct", str(folder / "run"), "--count", "1", "--split", "validation"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chemistry, "read_smiles", lambda *_: SMILES)
+        assert run(command) == exits.DONE
+    assert "the same molecule" not in capsys.readouterr().out
     command = ["train", "molecules", "--data", str(folder / "few.smi"), "--quiet"]
     assert run(command) == exits.MISSING
     assert "pip install ppgen-suite[chem]" in capsys.readouterr().err

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from ppgen.data import Dataset
 
-Run = Annotated[Path, Parameter(help="A run folder that `ppgen train vae` or `sentences` wrote.")]
+Run = Annotated[Path, Parameter(help="A run folder of `ppgen train vae`, sentences or molecules.")]
 
 
 def interpolate(
@@ -54,8 +54,8 @@ def interpolate(
         data: other data than the run was trained on.
         folder: where the files of a named data set lie.
         split: of the data; validation is the tenth of the training data that was held out.
-        out: a .png or .npy file; interpolations.png in the run folder when not given. Sentences
-            are printed, or written to a .txt file.
+        out: a .png or .npy file; interpolations.png in the run folder when not given. Sentences,
+            and molecules as SMILES, are printed, or written to a .txt file.
     """
     from ppgen import latent, plots
 
@@ -108,8 +108,8 @@ def reconstruct(
         data: other data than the run was trained on.
         folder: where the files of a named data set lie.
         split: of the data; validation is the tenth of the training data that was held out.
-        out: a .png or .npy file; reconstructions.png in the run folder when not given. Sentences
-            are printed, or written to a .txt file.
+        out: a .png or .npy file; reconstructions.png in the run folder when not given. Sentences,
+            and molecules as SMILES, are printed, or written to a .txt file.
     """
     from ppgen import latent, plots
 

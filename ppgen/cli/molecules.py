@@ -76,16 +76,27 @@ def scores(story: Any, x: Tensor) -> tuple[str, dict[str, Any]]:
     return text, {"exact": share, "exact_at_random": drawn.share}
 
 
-def as_smiles(found: list[str], settings: dict[str, Any]) -> tuple[list[str], dict[str, float]]:
-    """Strings as SMILES, and which share of them is valid and unique; as they are without rdkit."""
+def as_smiles(strings: list[str], settings: dict[str, Any]) -> tuple[list[str], bool]:
+    """Canonical SMILES of each, and whether rdkit was there; what is no molecule stays as it is.
+
+    Without rdkit all stay, as SMILES where selfies is there.
+    """
     from ppgen import chemistry
     from ppgen.cli.options import note
 
+    found = strings
     try:
         if settings["notation"] == "selfies":
-            found = [chemistry.smiles_of_selfies(s) for s in found]
-        quality = chemistry.quality(found, ())
+            found = [chemistry.smiles_of_selfies(s) for s in strings]
+        return [chemistry.canonical(f) or f or s for f, s in zip(found, strings, strict=True)], True
     except ModuleNotFoundError as error:
         note(f"ppgen: {error}; it tells which are molecules")
-        return found, {}
-    return found, {"valid": quality.valid, "unique": quality.unique}
+        return found, False
+
+
+def shares(smiles: list[str]) -> dict[str, float]:
+    """Of these strings those that are molecules, and of these the different ones."""
+    from ppgen import chemistry
+
+    quality = chemistry.quality(smiles, ())
+    return {"valid": quality.valid, "unique": quality.unique}

@@ -240,8 +240,11 @@ def write_page(
         more.append(code_section(story, examples, settings))
     if is_text(settings):
         x = torch.as_tensor(draw_examples(story, examples, 20, 0, common.seed))
-        drawn = [[sentence] for sentence in tokenizer_of(settings).decode(x)]
-        more.append(Section("Samples", tables=[Table(["drawn from the model"], drawn)]))
+        drawn = tokenizer_of(settings).decode(x)
+        if settings["model"] == "molecules":
+            drawn, _ = molecules.as_smiles(drawn, settings)
+        table = Table(["drawn from the model"], [[line] for line in drawn])
+        more.append(Section("Samples", tables=[table]))
     title = f"{settings['model']} on {settings['data']}"
     page = run_page(title, history, found, pictures, facts, more=more)
     return page.save(out / "report.html")

@@ -112,9 +112,13 @@ def show_samples(x: Any, settings: dict[str, Any], out: Path | None, common: Com
     if settings["data"] == GRAMMAR:
         found["grammatical"] = small_english().grammatical(sentences)
     if settings["model"] == "molecules":
-        sentences, quality = molecules.as_smiles(sentences, settings)
-        shares = [f"{name} {share:.3f}" for name, share in quality.items()]
-        lines, found = sentences + ([", ".join(shares)] if shares else []), found | quality
+        found["strings"] = sentences
+        sentences, known = molecules.as_smiles(sentences, settings)
+        lines = sentences
+        if known:
+            shares = molecules.shares(sentences)
+            lines = [*lines, ", ".join(f"{name} {share:.3f}" for name, share in shares.items())]
+            found |= shares
     _put(lines, {**found, "sentences": sentences}, out, common)
 
 
@@ -122,27 +126,45 @@ def show_interpolations(
     story: Any, ends: tuple[Tensor, Tensor], steps: int, path: Any, settings: dict[str, Any],
     out: Path | None, common: Common,
 ) -> None:  # fmt: skip
-    """Between each pair the most probable sentences on the way, one a line, then an empty line."""
+    """Between each pair the most probable sentences on the way, one a line, then an empty line.
+
+    Molecules are shown as SMILES.
+    """
     from ppgen import latent
 
     a, b = (latent.codes(story, x) for x in ends)
     rows = story.decode(path(a, b, steps)).greedy().transpose(0, 1)
     ways = [tokenizer_of(settings).decode(row) for row in rows]
+    found: dict[str, Any] = {"pairs": len(ways), "steps": steps}
+    if settings["model"] == "molecules":
+        found["strings"] = ways
+        smiles, _ = molecules.as_smiles([s for way in ways for s in way], settings)
+        ways = [smiles[i : i + steps] for i in range(0, len(smiles), steps)]
     lines = "\n\n".join("\n".join(way) for way in ways).splitlines()
-    _put(lines, {"pairs": len(ways), "steps": steps, "interpolations": ways}, out, common)
+    _put(lines, {**found, "interpolations": ways}, out, common)
 
 
 def show_reconstructions(
     story: Any, x: Tensor, settings: dict[str, Any], out: Path | None, common: Common
 ) -> None:
-    """Each sentence, what its code is decoded to, and the share that is the same."""
-    tokenizer, found = tokenizer_of(settings), story.reconstruct(x)
-    before, after = tokenizer.decode(x.long()), tokenizer.decode(found)
-    share = float((found == x).all(-1).double().mean())
-    lines = [f"{a}\n  -> {b}" for a, b in zip(before, after, strict=True)]
-    lines.append(f"{share:.1%} of {len(x)} reconstructed exactly")
-    _put(lines, {"reconstructions": list(zip(before, after, strict=True)), "exact": share}, out,
-         common)  # fmt: skip
+    """Each sentence, what its code is decoded to, and the share that is the same.
+
+    Molecules are shown as SMILES; one may come back in other symbols.
+    """
+    tokenizer, decoded = tokenizer_of(settings), story.reconstruct(x)
+    pairs = list(zip(tokenizer.decode(x.long()), tokenizer.decode(decoded), strict=True))
+    share = float((decoded == x).all(-1).double().mean())
+    found: dict[str, Any] = {"exact": share}
+    said = f"{share:.1%} of {len(x)} reconstructed exactly"
+    if settings["model"] == "molecules":
+        found["strings"] = pairs
+        smiles, known = molecules.as_smiles([s for pair in pairs for s in pair], settings)
+        pairs = list(zip(smiles[::2], smiles[1::2], strict=True))
+        if known:
+            same = found["same_molecule"] = sum(a == b for a, b in pairs) / len(pairs)
+            said += f", {same:.1%} the same molecule"
+    lines = [*(f"{a}\n  -> {b}" for a, b in pairs), said]
+    _put(lines, {**found, "reconstructions": pairs}, out, common)
 
 
 def _put(lines: list[str], found: dict[str, Any], out: Path | None, common: Common) -> None:
