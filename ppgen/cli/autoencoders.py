@@ -125,6 +125,13 @@ def check_pixels(examples: Dataset, settings: dict[str, Any]) -> None:
                 f"{error}; or model them as they are: --pixels grey or gaussian, and whole grey "
                 "levels by --pixels logistic or categorical",
             )
+        elif settings["model"] == "rbm":
+            error.args = (f"{error}; or model real numbers: --visible-units gaussian",)
+        elif settings["model"] in ("dbm", "dbn"):
+            error.args = (
+                f"{error}; a {settings['model']} has binary units only, an rbm also real ones: "
+                "--visible-units gaussian",
+            )
         elif settings["model"] == "flow":
             error.args = (f"{error}; or fit real numbers in Python: ppgen.models.Flow",)
         raise

@@ -184,20 +184,24 @@ BUNDLED = {
         "Bishop 2006",
     ),
     "rbm": Bundled(
-        "ppgen.models.rbm", "RBM", "deep", "restricted Boltzmann machine", "Hinton 2002"
+        "ppgen.models.rbm",
+        "RBM",
+        "deep",
+        "restricted Boltzmann machine; --visible-units gaussian for real numbers",
+        "Hinton 2002",
     ),
     "dbm": Bundled(
         "ppgen.models.dbm",
         "DBM",
         "deep",
-        "deep Boltzmann machine, two hidden layers",
+        "deep Boltzmann machine of binary data, two hidden layers",
         "Salakhutdinov & Hinton 2009; Montavon & Müller 2012",
     ),
     "dbn": Bundled(
         "ppgen.models.dbn",
         "DBN",
         "deep",
-        "deep belief network, two hidden layers",
+        "deep belief network of binary data, two hidden layers",
         "Hinton, Osindero & Teh 2006",
     ),
     "vae": Bundled(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from ppgen.cli import molecules
+from ppgen.cli import molecules, real_units
 from ppgen.cli.autoencoders import annealed, bits_per_dimension
 from ppgen.cli.exits import DONE
 from ppgen.cli.options import Binarisation, Common, Run, Split
@@ -25,7 +25,7 @@ from ppgen.cli.runs import (
     write_page,
 )
 from ppgen.cli.sentences import empty_text, is_text, scores, show_samples
-from ppgen.cli.training import MACHINES
+from ppgen.cli.training import MACHINES, has_real_units
 
 
 def evaluate(
@@ -85,6 +85,8 @@ def evaluate(
         code = latent_sentence(story, examples, common)
         if is_text(settings):
             more, numbers = scores(story, found, examples, settings)
+        elif has_real_units(settings):
+            more, numbers = real_units.density(found, settings)
         else:
             numbers = bits_per_dimension(found, settings, examples.x.shape[1])
             more = "".join(f"\nat most {bits:.3f} bits per dimension" for bits in numbers.values())
@@ -115,7 +117,7 @@ def sample(
         ppgen sample runs/vae --count 100
 
     Args:
-        count: how many.
+        count: how many. Real units of a machine are shown as their means, without noise.
         gibbs_steps: of a Boltzmann machine's chains.
         out: a .png or .npy file; samples.png in the run folder when not given. Sentences are
             printed, or written to a .txt file.
@@ -130,12 +132,14 @@ def sample(
         else:
             examples = something_to_start_from(settings, run)
         story = restored(settings, examples, run).to(common.device)
-        x = draw_examples(story, examples, count, gibbs_steps, common.seed)
+        path = out or default_place(run, "samples", examples)
+        means = path.suffix != ".npy"  # numbers are draws, a picture shows what noise lies around
+        x = draw_examples(story, examples, count, gibbs_steps, common.seed, means=means)
         if is_text(settings):
             show_samples(x, settings, out, common)
             return DONE
-        path = out or default_place(run, "samples", examples)
-        write_images(path, x, examples, lambda _: picture(x, examples, settings))
+        found = real_units.own_units(x, settings) if has_real_units(settings) else x
+        write_images(path, found, examples, lambda _: picture(x, examples, settings))
     common.print(f"{count} samples: {path}", {"samples": count, "path": str(path)})
     return DONE
 

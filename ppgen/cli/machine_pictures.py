@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ppgen.cli.real_units import as_grey
+from ppgen.cli.training import has_real_units
 from ppgen.report import Picture, Section
 
 if TYPE_CHECKING:
@@ -18,16 +20,18 @@ _EXAMPLES = 2000  # at most, of each histogram and for receptive fields
 _CHAINS, _SWEEPS = 50, 400  # whose autocorrelation is shown
 
 
-def machine_section(story: Any, train: Dataset, held_out: Dataset, seed: int) -> Section:
+def machine_section(
+    story: Any, train: Dataset, held_out: Dataset, settings: dict[str, Any], seed: int
+) -> Section:
     """Receptive fields, fantasy particles, free energies and the memory of the chains."""
     import torch
 
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
         pictures = [
-            *_layers(story, held_out),
-            *_particles(story, held_out),
-            _free_energies(story, train, held_out),
+            *_layers(story, held_out, settings),
+            *_particles(story, held_out, settings),
+            _free_energies(story, train, held_out, settings),
             _memory(story, held_out),
         ]
     return Section("Inside the machine", pictures=pictures)
@@ -56,25 +60,27 @@ def receptive_fields(means: Tensor, x: Tensor, units: int) -> Tensor:
     return chosen.T @ x / chosen.sum(0)[:, None].clamp_min(1e-9) - x.mean(0)
 
 
-def _layers(story: nn.Module, examples: Dataset) -> list[Picture]:
+def _layers(story: nn.Module, examples: Dataset, settings: dict[str, Any]) -> list[Picture]:
     from ppgen import plots
 
     if examples.image_shape is None:
         return []
     x = examples.x[:_EXAMPLES].to(next(story.parameters()))
-    pictures = []
+    pictures, unit = [], "share of white pixels"
+    if has_real_units(settings):
+        unit = "standard deviations"
     for layer, means in enumerate(layer_means(story, x), start=1):
         figure = plots.filters(
             receptive_fields(means, x, _UNITS).cpu(), examples.image_shape, columns=12,
-            title=f"Receptive fields of layer {layer}", unit="share of white pixels, on less all",
+            title=f"Receptive fields of layer {layer}", unit=f"{unit}, on less all",
         )  # fmt: skip
         text = f"What the data look like where a unit of layer {layer} is on, less their mean."
         pictures.append(Picture(figure, text))
     return pictures
 
 
-def _particles(story: Any, examples: Dataset) -> list[Picture]:
-    """Chains from noise, at growing intervals."""
+def _particles(story: Any, examples: Dataset, settings: dict[str, Any]) -> list[Picture]:
+    """Chains from noise, at growing intervals; real units but the first noise by their means."""
     import torch
 
     from ppgen import plots
@@ -82,30 +88,42 @@ def _particles(story: Any, examples: Dataset) -> list[Picture]:
     if examples.image_shape is None:
         return []
     bias = story.machine.visible_bias
-    side = torch.bernoulli(torch.full((_PARTICLES, len(bias)), 0.5).to(bias))
+    noise = torch.full((_PARTICLES, len(bias)), 0.5).to(bias)
+    real = has_real_units(settings)
+    side = torch.randn_like(noise) if real else torch.bernoulli(noise)
     shown, done = [], 0
     for time in _TIMES:
         for _ in range(time - done):
             side = story.machine.sweep(side)
         done = time
-        shown.append(_as_data(story, side))
+        if real and time:
+            shown.append(story.visible_given_hidden(story.sample_hidden(side)).mean)
+        else:
+            shown.append(_as_data(story, side))
+    grid = torch.stack(shown, 1).flatten(0, 1).cpu().numpy()
     figure = plots.images(
-        torch.stack(shown, 1).flatten(0, 1).cpu(), examples.image_shape, columns=len(_TIMES),
+        as_grey(grid, settings) if real else grid, examples.image_shape, columns=len(_TIMES),
         title="Fantasy particles over time",
         subtitle=f"A row is one chain, from noise, after {', '.join(map(str, _TIMES))} sweeps.",
     )  # fmt: skip
     return [Picture(figure, "Chains that start at noise find the data, if the machine mixes.")]
 
 
-def _free_energies(story: Any, train: Dataset, held_out: Dataset) -> Picture:
+def _free_energies(
+    story: Any, train: Dataset, held_out: Dataset, settings: dict[str, Any]
+) -> Picture:
     import torch
 
     from ppgen import plots
 
     weight = next(story.parameters())
     seen, unseen = (d.x[:_EXAMPLES].to(weight) for d in (train, held_out))
-    noise = torch.bernoulli(seen.mean(0).expand(len(unseen), -1))
-    groups = {"training": seen, "held out": unseen, "noise of the base rates": noise}
+    if has_real_units(settings):
+        law = story.units.law(story.units.fitted(seen))
+        noise = {"noise of the same moments": law.sample((len(unseen),))}
+    else:
+        noise = {"noise of the base rates": torch.bernoulli(seen.mean(0).expand(len(unseen), -1))}
+    groups = {"training": seen, "held out": unseen, **noise}
     energies = {name: _variational_free_energy(story, x).cpu() for name, x in groups.items()}
     text = "Held-out data above training data is overfitting; noise belongs far above both."
     return Picture(plots.free_energies(energies), text)

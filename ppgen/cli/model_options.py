@@ -20,6 +20,10 @@ class MachineOptions:
     gibbs_steps: int = 1
     "Of contrastive divergence."
 
+    visible_units: Literal["binary", "gaussian"] = "binary"
+    """Of an RBM; gaussian ones are real numbers, grey levels or a table, which are standardised,
+    with noise within whole levels. A DBM and a DBN are binary."""
+
     hidden_units: Literal["binary", "gaussian", "relu"] = "binary"
     "Of an RBM. Gaussian ones have unit variance; relu ones are these restricted to zero and above."
 

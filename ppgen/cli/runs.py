@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ppgen.cli import molecules
+from ppgen.cli import molecules, real_units
 from ppgen.cli.autoencoders import as_grey, as_modelled, bits_per_dimension
 from ppgen.cli.bundled import BUNDLED
 from ppgen.cli.options import Common, Split, note
 from ppgen.cli.sentences import is_text, load_text, tokenizer_of
-from ppgen.cli.training import MACHINES, build, hold_out
+from ppgen.cli.training import MACHINES, build, has_real_units, hold_out
 
 if TYPE_CHECKING:
     from torch import nn
@@ -52,7 +52,8 @@ def load_data(settings: dict[str, Any], split: Split) -> Dataset:
         folder=settings["folder"],
         seed=settings["seed"],
     )
-    return as_modelled(examples, settings)
+    modelled = real_units.standardised if has_real_units(settings) else as_modelled
+    return modelled(examples, settings)
 
 
 def chosen(data: str | None, folder: Path | None) -> dict[str, Any]:
@@ -143,10 +144,17 @@ def latent_sentence(story: Any, examples: Dataset, common: Common) -> str:
     return f"\ncode: {story.latent_use(examples.x.to(common.device))}"
 
 
-def draw_examples(story: Any, examples: Dataset, count: int, gibbs_steps: int, seed: int) -> Any:
-    """New examples, ``(count, D)``; a machine's chains start at rows of the data."""
+def draw_examples(
+    story: Any, examples: Dataset, count: int, gibbs_steps: int, seed: int, *, means: bool = False
+) -> Any:
+    """New examples, ``(count, D)``; a machine's chains start at rows of the data.
+
+    With `means` a machine's real units are not drawn given its last hidden side: without the noise
+    in each of them.
+    """
     import torch
 
+    from ppgen.distributions import Gaussian
     from ppgen.types import DirectedLayers, UnnormalisedDensity
 
     device = next(story.parameters()).device
@@ -159,6 +167,9 @@ def draw_examples(story: Any, examples: Dataset, count: int, gibbs_steps: int, s
         for _ in range(gibbs_steps):
             side = story.machine.sweep(side)
         x = story.generate(side)[0] if isinstance(story, DirectedLayers) else side
+        machine: Any = story.machine
+        if means and isinstance(machine.units, Gaussian):
+            x = machine.visible_given_hidden(machine.sample_hidden(side)).mean
         return x[:, : story.visible].cpu().numpy()
 
 
@@ -167,7 +178,7 @@ def picture(x: Any, examples: Dataset, settings: dict[str, Any]) -> Any:
     from ppgen import plots
 
     assert examples.image_shape is not None
-    shown = as_grey(x, settings)
+    shown = (real_units.as_grey if has_real_units(settings) else as_grey)(x, settings)
     return plots.images(shown, examples.image_shape, title=f"Samples of the {settings['model']}")
 
 
@@ -222,20 +233,23 @@ def write_page(
         note(f"no likelihood: {error}")
     pictures = []
     if examples.image_shape:
-        x = draw_examples(story, examples, 64, 1000, common.seed)
+        x = draw_examples(story, examples, 64, 1000, common.seed, means=True)
         figure = picture(x, examples, settings)
         figure.savefig(out / "samples.png", dpi=110)
         pictures.append(Picture(figure, "New examples drawn from the model."))
     if curve := read_likelihoods(out):
         figure = plots.likelihood_curve({"held out": curve})
         pictures.append(Picture(figure, "Measured while it was trained, by short annealing."))
-    facts = {k: v for k, v in settings.items() if k not in ("tokenizer", "properties")}
+    facts = {k: v for k, v in settings.items() if k not in ("tokenizer", "properties", "standard")}
     facts["evaluated on"] = examples.describe()
-    if found is not None:
+    if found is not None and has_real_units(settings):
+        facts["the likelihood is"] = real_units.density(found, settings)[0].strip()
+    elif found is not None:
         facts |= bits_per_dimension(found, settings, examples.x.shape[1])
     more = []
     if settings["model"] in MACHINES:
-        more.append(machine_section(story, load_data(settings, "train"), examples, common.seed))
+        train = load_data(settings, "train")
+        more.append(machine_section(story, train, examples, settings, common.seed))
     if settings["model"] == "vae":
         more.append(code_section(story, examples, settings))
     if is_text(settings):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ppgen.cli.autoencoders import start_from
 from ppgen.cli.options import note
 from ppgen.cli.runs import read_settings, restored
-from ppgen.cli.training import LEARNING_RATES, MACHINES, optimisation, widths
+from ppgen.cli.training import LEARNING_RATES, MACHINES, has_real_units, optimisation, widths
 
 if TYPE_CHECKING:
     from ppgen.data import Dataset
@@ -109,6 +109,12 @@ def trains_top_alone(settings: dict[str, Any]) -> bool:
     if earlier["model"] not in allowed.get(settings["model"], ()):
         raise ValueError(
             f"--start-from {run}: a run of {earlier['model']} is no start for {settings['model']}"
+        )
+    if has_real_units(earlier) != has_real_units(settings):
+        kinds = ["gaussian" if has_real_units(s) else "binary" for s in (earlier, settings)]
+        raise ValueError(
+            f"--start-from {run}: it has {kinds[0]} visible units, this {settings['model']} "
+            f"{kinds[1]} ones"
         )
     same = earlier["model"] == settings["model"]
     fits = ours == theirs if same else ours[: len(theirs)] == theirs

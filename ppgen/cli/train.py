@@ -25,13 +25,14 @@ from ppgen.cli.runs import (
 from ppgen.cli.sentences import beside_ngrams, is_text, tokenizer_of
 from ppgen.cli.starts import first_rank, prepare, run_config, trains_top_alone
 from ppgen.cli.training import (
-    LEARNING_RATES,
     MACHINES,
     arguments,
     build,
+    has_real_units,
     hold_out,
     optimisation,
     quick_mean_field,
+    usual_rate,
 )
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ def train(
     Try:
 
         ppgen train rbm --data digits --epochs 20 --out runs/rbm
+        ppgen train rbm --visible-units gaussian --epochs 60 --averaging 0.99
         ppgen train dbm --hidden 200 300 --start-from runs/rbm --persistent
         ppgen train vae --data mnist --folder ~/mnist --hidden 400 --epochs 50
         ppgen train vae --convolutional --channels 16 32 --refine 0 --pixels causal
@@ -94,7 +96,8 @@ def train(
         epochs: passes over the training data.
         batch_size: examples of one step; all of them, where there are fewer.
         learning_rate: 0.05 for an RBM, 0.1 for a DBM, 0.02 for a DBN (0.05 for its layers before),
-            0.003 for a flow and for sentences, 0.002 for molecules, 0.001 for a VAE.
+            0.003 for a flow, for sentences and for an RBM of real numbers, 0.002 for molecules,
+            0.001 for a VAE.
         hidden: units of each hidden layer; 200 for an RBM, 400 for a VAE, 512 for a flow (128 and
             32 for its other layers), 128 for sentences, 256 for molecules. One number for a DBM is
             its first layer's, and its second has half as many; a DBN's are alike.
@@ -125,7 +128,7 @@ def train(
         "seed": common.seed,
         "epochs": epochs,
         "batch_size": batch_size,
-        "learning_rate": learning_rate or LEARNING_RATES[model],
+        "learning_rate": learning_rate,
         "hidden": hidden or [units],
         "decay": decay,
         "averaging": averaging,
@@ -136,7 +139,8 @@ def train(
     settings |= _of_its_kind(model, machine or MachineOptions(), code or CodeOptions())
     if model in ("flow", "vae"):
         settings |= flows.options(model, flow, settings.get("posterior", "normal"))
-    if settings.get("pixels") in GREY:
+    settings["learning_rate"] = learning_rate or usual_rate(settings)
+    if settings.get("pixels") in GREY or has_real_units(settings):
         settings["binarisation"] = binarisation or "none"
     if model in MACHINES:
         settings["top_alone"] = trains_top_alone(settings)
@@ -187,8 +191,18 @@ def _check_patience(model: str, patience: int | None) -> None:
 def _of_its_kind(model: str, machine: MachineOptions, code: CodeOptions) -> dict[str, Any]:
     """The options that the model looks at."""
     if model in MACHINES:
-        if model != "rbm" and machine.hidden_units != "binary":
-            raise ValueError(f"--hidden-units {machine.hidden_units}: {model} has binary ones only")
+        for side in ("visible", "hidden"):
+            units = getattr(machine, f"{side}_units")
+            if model != "rbm" and units != "binary":
+                raise ValueError(f"--{side}-units {units}: {model} has binary ones only")
+        if machine.visible_units == "gaussian" and machine.hidden_units != "binary":
+            raise ValueError(
+                f"--hidden-units {machine.hidden_units}: with gaussian visible ones there is no "
+                "density once weights are large; leave it out, or train in Python: GaussianRBM"
+            )
+        if code.pixels != "binary":
+            raise ValueError(f"--pixels {code.pixels}: of a vae; an rbm takes real numbers, as "
+                             "grey levels, by --visible-units gaussian")  # fmt: skip
         if model == "dbn" and machine.compile:
             raise ValueError("--compile: updates of a dbn run as they are written; leave it out")
         return asdict(machine)
@@ -214,7 +228,7 @@ def _train(
 
     if examples.x.ndim != 2:
         raise ValueError(f"{examples.name}: expected one example a row, got {examples.x.shape}")
-    if not is_text(settings):
+    if not (is_text(settings) or has_real_units(settings)):  # those were looked at when read
         check_pixels(examples, settings)
     if settings["model"] == "molecules":
         properties = molecules.properties(settings)

@@ -27,7 +27,18 @@ LEARNING_RATES = {
     "molecules": 2e-3,
 }
 MACHINES = ("rbm", "dbm", "dbn")
+_REAL_UNITS = 3e-3  # learning rate of an RBM of real numbers, by Adam
 _HELD_OUT = 0.1  # of the training data, for the validation curve
+
+
+def has_real_units(settings: dict[str, Any]) -> bool:
+    """Whether this is an RBM of real numbers; runs of older versions name no visible units."""
+    return settings.get("visible_units", "binary") == "gaussian"
+
+
+def usual_rate(settings: dict[str, Any]) -> float:
+    """The learning rate where none is asked for."""
+    return _REAL_UNITS if has_real_units(settings) else LEARNING_RATES[settings["model"]]
 
 
 def build(settings: dict[str, Any], examples: Dataset) -> nn.Module:
@@ -44,6 +55,10 @@ def build(settings: dict[str, Any], examples: Dataset) -> nn.Module:
             scale = settings.get("weight_scale", 0.01)
             kinds = {"gaussian": UnitGaussian(), "relu": Rectified()}
             kind = kinds.get(settings.get("hidden_units", "binary"), Binary())
+            if has_real_units(settings):
+                from ppgen.models import GaussianRBM
+
+                made = GaussianRBM
             return made.from_data(examples.x, *hidden, weight_scale=scale, hidden_units=kind)
         if model == "dbm":
             scale = 0.05 if settings.get("start_from") is None else 0.01  # the RBM's law stays
@@ -87,7 +102,8 @@ def optimisation(settings: dict[str, Any]) -> dict[str, Any]:
         directed = TopLayer if settings.get("top_alone") else UpDown
         loss = directed if settings["model"] == "dbn" else ContrastiveDivergence
         options["loss"] = loss(settings["gibbs_steps"], persistent=settings["persistent"])
-        options["optimizer"] = partial(torch.optim.SGD, momentum=0.5, fused=True)
+        if not has_real_units(settings):
+            options["optimizer"] = partial(torch.optim.SGD, momentum=0.5, fused=True)
         options["compile"] = settings.get("compile", False)
     elif settings["model"] in ("vae", "sentences", "molecules"):
         options["loss"] = bound(settings)
