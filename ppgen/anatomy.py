@@ -6,6 +6,7 @@ import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
 from typing import Any, Literal
 
@@ -74,7 +75,7 @@ class Anatomy:
     def of_kind(self, *kinds: Kind) -> dict[str, Site]:
         return {name: site for name, site in self.sites.items() if site.kind in kinds}
 
-    @property
+    @cached_property
     def dim(self) -> int:
         return sum(prod(s.unconstrained_shape) for s in self.of_kind("latent").values())
 

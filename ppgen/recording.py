@@ -8,6 +8,7 @@ input changes.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import warnings
 from collections.abc import Callable, Mapping
@@ -25,7 +26,9 @@ from ppgen.compiling import unchecked
 from ppgen.expansion import shrink
 from ppgen.inputs import Getter
 from ppgen.layout import depending, lay_out
+from ppgen.quick_calls import quick
 from ppgen.simplify import mutates, tidy
+from ppgen.slices import join_slices
 from ppgen.tape import Unrecordable, trace
 from ppgen.writing import writable
 
@@ -48,6 +51,7 @@ class Recording:
     _seen: list[Tensor] = field(default_factory=list)
     _versions: list[int] = field(default_factory=list)
     _kept: Any = None
+    _calls: dict[str, Callable[..., Any]] = field(default_factory=dict)  # quick ways into graphs
 
     def fits(self) -> bool:
         """Whether the inputs still have the shapes and types of the recording."""
@@ -67,17 +71,17 @@ class Recording:
             functools.partial(_constant, swap[id(t)]) if id(t) in swap else getter
             for getter, t in ((g, g()) for g in self.getters)
         ]
-        return Recording(
-            self.prefix, self.body, getters, self.signature, self.nodes, self.constants, self.halves
-        )
+        return dataclasses.replace(self, getters=getters, seconds=0.0, _seen=[], _kept=None)
 
     def __call__(self, z: Tensor) -> Any:
-        return self.body(z, *self.kept())
+        return self._called("body", self.body)(z, *self.kept())
 
     def half(self, z: Tensor, which: Literal[0, 1]) -> Tensor:
         """Of a :class:`Slope` the value alone, or the gradient alone."""
         alone = self.alone(which)
-        return self(z)[which] if alone is None else alone(z, *self.kept())
+        if alone is None:
+            return self(z)[which]
+        return self._called(f"half {which}", alone)(z, *self.kept())
 
     def alone(self, which: Literal[0, 1]) -> fx.GraphModule | None:
         """The body of that half; None where only both can be had."""
@@ -96,9 +100,15 @@ class Recording:
             or versions != self._versions
             or any(a is not b for a, b in zip(inputs, self._seen, strict=True))
         ):
-            self._kept = self.prefix(*inputs)
+            self._kept = self._called("prefix", self.prefix)(*inputs)
             self._seen, self._versions = inputs, versions
         return self._kept
+
+    def _called(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        if name not in self._calls:
+            is_graph = isinstance(function, fx.GraphModule)
+            self._calls[name] = quick(function) if is_graph else function
+        return self._calls[name]
 
 
 def _constant(tensor: Tensor) -> Tensor:
@@ -191,7 +201,7 @@ def record(
         raise Unrecordable(reason(error)) from error
     if any(torch.Tag.nondeterministic_seeded in _tags(n) for n in traced.graph.nodes):
         raise ValueError(_NOISE)
-    for improve in (tidy, shrink, tidy, lay_out, tidy):
+    for improve in (tidy, shrink, join_slices, tidy, lay_out, tidy):
         improve(traced.graph)
     prefix, body = _split(traced)
     nodes = sum(n.op == "call_function" for n in body.graph.nodes)
