@@ -6,7 +6,7 @@ So the story is recorded once, as any other is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import pyro
@@ -174,8 +174,9 @@ class _Given:
         value, gradient = self.joint.target(self.joint.placed(self.point, z))
         return value, gradient[:, self.joint.continuous]
 
-    def slope(self, z: Tensor) -> Tensor:
-        return self.joint.target.slope(self.joint.placed(self.point, z))[:, self.joint.continuous]
+    def slope_like(self, z: Tensor) -> Callable[[Tensor], Tensor]:
+        slope = self.joint.target.slope_like(self.joint.placed(self.point, z))
+        return lambda z: slope(self.joint.placed(self.point, z))[:, self.joint.continuous]
 
 
 class _Survey(Messenger):

@@ -122,7 +122,6 @@ def leapfrog(
 
     Returns: the state at its end and the whitened momentum there, ``(C, D)``, not flipped.
     """
-    slope = getattr(value_and_grad, "slope", lambda z: value_and_grad(z)[1])
     whole = getattr(value_and_grad, "trajectory", lambda *_: None)
     z, r, gradient = state.z, momentum, state.gradient
     scaled = step_size * metric.factor
@@ -130,10 +129,12 @@ def leapfrog(
     if found is not None:
         *end, r = found
         return State(*end), r
+    slope_like = getattr(value_and_grad, "slope_like", lambda _: lambda z: value_and_grad(z)[1])
+    slope = slope_like(z) if leapfrogs > 1 else None
     r = r + 0.5 * step_size * metric.pull(gradient)
     for k in range(leapfrogs):
         z = torch.addmm(z, r, scaled.mT) if metric.dense else torch.addcmul(z, r, scaled)
-        if k == leapfrogs - 1:
+        if slope is None or k == leapfrogs - 1:
             break
         gradient = slope(z)
         kick = torch.addmm if metric.dense else torch.addcmul

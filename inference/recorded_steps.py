@@ -18,6 +18,7 @@ import torch
 from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor, nn
 
+from ppgen.quick_calls import quick
 from ppgen.simplify import keep_apart, tidy
 from ppgen.tape import Unrecordable, trace_step
 
@@ -148,8 +149,7 @@ def _record(
         return None
     tidy(graph.graph)
     keep_apart(graph.graph)
-    graph.recompile()
-    return _Step(owner, graph.forward, looks, trained)
+    return _Step(owner, quick(graph), looks, trained)
 
 
 def _tensors(owner: nn.Module) -> list[Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -41,14 +43,19 @@ class Target:
     def _evaluated(self, z: Tensor) -> tuple[Tensor, Tensor]:
         return self.program.value_and_grad(z, part=self.part)
 
-    def slope(self, z: Tensor) -> Tensor:
-        """The gradient alone, ``(C, D)``: what the inner steps of a trajectory need."""
-        try:
-            result = self.program.gradient(z, part=self.part)
-        except _LinAlgError:
-            return self(z)[1]
-        self.gradients += len(z)
-        return result
+    def slope_like(self, z: Tensor) -> Callable[[Tensor], Tensor]:
+        """The gradient alone, ``(C, D)``: what the inner steps of a trajectory from `z` need."""
+        gradient = self.program.gradient_like(z, part=self.part)
+
+        def slope(z: Tensor) -> Tensor:
+            try:
+                result = gradient(z)
+            except _LinAlgError:
+                return self(z)[1]
+            self.gradients += len(z)
+            return result
+
+        return slope
 
     def value(self, z: Tensor) -> Tensor:
         """The log density alone, ``(C,)`` nats; each point counts as if it had a gradient."""

@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_map
 from ppgen.allocation import keep_freed_memory
 from ppgen.compiling import unchecked
 from ppgen.expansion import shrink
+from ppgen.forms import form_of
 from ppgen.inputs import Getter
 from ppgen.layout import depending, lay_out
 from ppgen.quick_calls import quick
@@ -47,6 +48,7 @@ class Recording:
     constants: list[tuple[Getter, Tensor, int]]  # baked in, each with its version
     # value and gradient of a Slope, each alone, once they are asked for; None where they cannot be
     halves: dict[Literal[0, 1], fx.GraphModule] | None = None
+    by_default: bool = True  # whether types in it depend on torch's default type
     seconds: float = 0.0  # that it took
     _seen: list[Tensor] = field(default_factory=list)
     _versions: list[int] = field(default_factory=list)
@@ -82,6 +84,14 @@ class Recording:
         if alone is None:
             return self(z)[which]
         return self._called(f"half {which}", alone)(z, *self.kept())
+
+    def half_now(self, which: Literal[0, 1]) -> Callable[[Tensor], Tensor] | None:
+        """That half for the inputs as they are now; None where only both can be had."""
+        alone = self.alone(which)
+        if alone is None:
+            return None
+        call, kept = self._called(f"half {which}", alone), self.kept()
+        return lambda z: call(z, *kept)
 
     def alone(self, which: Literal[0, 1]) -> fx.GraphModule | None:
         """The body of that half; None where only both can be had."""
@@ -213,8 +223,18 @@ def record(
         signature=_signature(tensors),
         nodes=nodes,
         constants=[(g, t, t._version) for g, t in inputs] if looked else [],
+        by_default=any(map(_typed_by_default, traced.graph.nodes)),
         halves={} if isinstance(single, Slope) and not (compile or writes) else None,
     )
+
+
+def _typed_by_default(node: fx.Node) -> bool:
+    """Whether a result has torch's default type, as the logarithm of a whole number has."""
+    form = form_of(node)
+    if node.op != "call_function" or node.kwargs.get("dtype"):
+        return False
+    kinds = [x and x.dtype.is_floating_point for x in map(form_of, node.all_input_nodes)]
+    return not any(kinds) and (form is None or form.dtype.is_floating_point)
 
 
 def _alone_in(body: fx.GraphModule, which: int) -> fx.GraphModule:

@@ -155,7 +155,7 @@ class Replay:
         if recording is None:
             result = self._direct(single, rows)
         else:
-            with default_dtype(self.dtype), torch.no_grad():
+            with self._dtype_of(recording), torch.no_grad():
                 result = recording(rows)
         return tree_map(lambda t: self._cast(t).reshape(z.shape[:-1] + t.shape[1:]), result)
 
@@ -197,6 +197,10 @@ class Replay:
             return recording
         return None
 
+    def _dtype_of(self, recording: Recording) -> AbstractContextManager[None]:
+        """The default type that its replay needs; setting it takes as long as some operations."""
+        return default_dtype(self.dtype) if recording.by_default else _AS_IT_IS
+
     def _direct(self, single: Callable[[Tensor], Any], rows: Tensor) -> Any:
         with self.sandbox(), torch.no_grad():
             if len(rows):
@@ -237,6 +241,9 @@ class Replay:
         if recording is not None:
             recording.seconds = seconds
         return recording
+
+
+_AS_IT_IS = nullcontext()
 
 
 def _dtype_and_device(

@@ -576,6 +576,7 @@ def test_integers_and_grids_keep_double_precision_whatever_the_default():
     try:
         program = Program(counts_and_grids, y)
         value = [program.log_density(z)]
+        slope = program.gradient_like(z)(z), program.value_and_grad(z)[1]
         y += 1  # what is known of the data is computed anew
         value.append(program.log_density(z))
     finally:
@@ -583,6 +584,8 @@ def test_integers_and_grids_keep_double_precision_whatever_the_default():
     assert program.fallback is None
     # single precision would be off by 1e-2: lgamma(900,002) is 1.1e7
     torch.testing.assert_close(value, expected, rtol=1e-12, atol=0)
+    assert torch.equal(*slope)
+    assert program.recorded_gradient(z).by_default
 
 
 def test_a_pyro_param_that_nobody_has_trained_holds_what_it_starts_with():
@@ -704,6 +707,30 @@ def test_empty_data_are_an_error_that_names_the_argument():
         Program(story, torch.zeros(3), torch.zeros(0))
     with pytest.raises(ZeroDivisionError, match=r"modulo|division"):
         Program(lambda: 1 // 0)
+
+
+@pytest.mark.parametrize("story", STORIES.values(), ids=STORIES)
+def test_the_gradient_of_many_calls_is_that_of_each(story):
+    program = Program(story)
+    z = torch.randn(5, program.dim)
+    gradient = program.gradient_like(z)
+    for point in (z, z.flip(0)):
+        assert torch.equal(gradient(point), program.gradient(point))
+    if story is eight_schools:
+        assert not program.recorded_gradient(z).by_default
+
+
+def test_the_gradient_of_many_calls_takes_other_data_where_it_is_asked_for_anew():
+    def story(y):
+        pyro.sample("y", dist.Normal(pyro.sample("mean", dist.Normal(0.0, 1.0)), 1.0), obs=y)
+
+    y, z = torch.ones(()), torch.zeros(3, 1)
+    program = Program(story, y)
+    before = program.gradient_like(z)(z)
+    y += 1
+    assert torch.equal(program.gradient_like(z)(z), before + 1)
+    single = program.gradient_like(z.float())  # another type goes the long way
+    assert torch.equal(single(z.float()), before + 1)
 
 
 def test_value_and_gradient_alone_are_those_of_the_pair_in_fewer_operations():
