@@ -20,8 +20,9 @@ class ClassificationRBM(RBM):
     .. math:: p(y \mid x) \propto \exp\Big(a_y + \sum_j \operatorname{softplus}(b_j + U_{yj}
               + (W^\top x)_j)\Big)
 
-    is exact at any size. As any RBM it learns p(x, y) by contrastive divergence; `classifier` is
-    the same machine as a Pyro model of y given x, for the discriminative gradient under plain SVI.
+    is exact at any size, and so is a sum over missing labels (`log_observed`). As any RBM it learns
+    p(x, y) by contrastive divergence; `classifier` is the same machine as a Pyro model of y given
+    x, for the discriminative gradient under plain SVI.
 
     Args:
         visible: units of x and classes together, D + K.
@@ -67,6 +68,16 @@ class ClassificationRBM(RBM):
     def classify(self, x: Tensor) -> Tensor:
         """The most probable label, ``(*, D) -> (*)``."""
         return self.label_logits(x).argmax(-1)
+
+    def _log_observed(self, x: Tensor, observed: Tensor) -> Tensor:
+        """A missing label is summed out by its values, at any size of the hidden side."""
+        label = torch.arange(self.visible, device=observed.device) >= self.pixels
+        if observed[label].any():
+            return super()._log_observed(x, observed)
+        rows = x.expand(self.classes, -1).clone()
+        rows[:, label] = torch.eye(self.classes).to(x)
+        each = super()._log_observed
+        return torch.stack([each(row, observed | label) for row in rows]).logsumexp(0)
 
     @pyro_method
     def classifier(self, x: Tensor, labels: Tensor | None = None) -> Tensor:

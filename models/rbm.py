@@ -121,8 +121,6 @@ class RBM(Bipartite):
             x: one example, ``(D,)``; what is not observed is not looked at.
             observed: mask, ``(D,)``, bool; of a categorical variable all units or none.
         """
-        if isinstance(self.units, Beside):
-            raise ValueError(f"missing units: expected one kind of units, these are {self.units}")
         if x.shape != (self.visible,) or observed.shape != x.shape or observed.all():
             raise ValueError(
                 f"expected x and observed of shape ({self.visible},), and a unit that is not "
@@ -135,7 +133,7 @@ class RBM(Bipartite):
             self.weight[~observed],
             self._natural_of(~observed),
             self.hidden_bias + x[observed] @ self.weight[observed],
-            units=self.units,
+            units=self.units.only(~observed) if isinstance(self.units, Beside) else self.units,
             hidden_units=self.hidden_units,
         )
 

@@ -261,6 +261,13 @@ class Beside:
             found = torch.cat([found, kind.variables(count) + len(found)])
         return found
 
+    def only(self, units: Tensor) -> Units:
+        """The kinds of some of the units, a mask ``(D,)``; one kind alone is that kind itself."""
+        counts = [int(part.sum()) for _, part in self._split(units)]
+        kinds = [kind for kind, _ in self.parts]
+        parts = tuple(p for p in zip(kinds, counts, strict=True) if p[1])
+        return parts[0][0] if len(parts) == 1 else Beside(parts)
+
     def _split(self, units: Tensor) -> Sequence[tuple[Units, Tensor]]:
         pieces = units.split([count for _, count in self.parts], -1)
         return [(kind, piece) for (kind, _), piece in zip(self.parts, pieces, strict=True)]

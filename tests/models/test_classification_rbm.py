@@ -58,6 +58,41 @@ def test_clamped_pixels_give_the_exact_law_of_labels():
         BlockGibbs(rbm, start, clamp=torch.arange(6) < 4)
 
 
+# rows (x, y) of which some is missing: pixels, the label, both, everything, nothing
+SEEN = [[1, 0, 1, 1], [1, 1, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1], [0, 0, 0, 1]]
+
+
+@pytest.mark.parametrize("seen", SEEN, ids=str)
+def test_what_is_missing_is_summed_out(seen):
+    rbm, rows = machine(), everything()
+    observed = torch.tensor(seen).bool()[[0, 1, 2, 3, 3, 3]]
+    x = torch.where(observed, rows[10], torch.nan)
+    same = (rows == rows[10])[:, observed].all(1)
+    joint = -rbm.free_energy(rows[same])
+    found = rbm.log_observed(x[None], observed)
+    torch.testing.assert_close(found, joint.logsumexp(0)[None], **EXACT)
+    if not observed.all():
+        law = rbm.missing_given_observed(x, observed)
+        given = law.log_prob(rows[same][:, ~observed])
+        torch.testing.assert_close(given, joint.log_softmax(0), **EXACT)
+
+
+def test_a_label_is_summed_out_however_many_hidden_units_there_are():
+    rbm = ClassificationRBM(40, 60, classes=10, weight_scale=0.5).requires_grad_(False)
+    x = torch.bernoulli(torch.full((5, 30), 0.5))
+    rows, observed = torch.cat([x, torch.full((5, 10), torch.nan)], 1), torch.arange(40) < 30
+    # what label_logits leave out is the part of the pixels alone
+    expected = rbm.label_logits(x).logsumexp(1) + x @ rbm.visible_bias[:30]
+    torch.testing.assert_close(rbm.log_observed(rows, observed), expected, **EXACT)
+    x[0, 0] = 1
+    rows[0, 0], observed[0] = torch.nan, False
+    either = torch.stack([x[0] * (torch.arange(30) > 0), x[0]])
+    expected = (rbm.label_logits(either).logsumexp(1) + either @ rbm.visible_bias[:30]).logsumexp(0)
+    torch.testing.assert_close(rbm.log_observed(rows[:1], observed)[0], expected, **EXACT)
+    with pytest.raises(ValueError, match="observed in part"):
+        rbm.log_observed(rows, torch.arange(40) < 35)
+
+
 def test_it_trains_generatively_and_discriminatively():
     rows = everything()[torch.randint(24, (40,))]
     labels = rows[:, 3:].argmax(1)
