@@ -9,6 +9,7 @@ import torch
 from pyro.infer import SVI, Predictive, Trace_ELBO
 from scipy.stats import chi2
 
+from perturbation import perturbed
 from ppgen import latent
 from ppgen.chemistry import reconstruction
 from ppgen.data.tokens import BOS, EOS, PAD, UNK
@@ -33,11 +34,7 @@ Y = (torch.tensor([0.8, 2.0]), torch.tensor([0.1, 0.9]))
 
 def tiny(latent=1, properties=None):
     """With parameters large enough for the tokens before and the code to matter."""
-    vae = MoleculeVAE(V, T, latent, 6, properties=properties)
-    with torch.no_grad():
-        for parameter in vae.parameters():
-            parameter.add_(0.5 * torch.randn_like(parameter))
-    return vae
+    return perturbed(MoleculeVAE(V, T, latent, 6, properties=properties), 0.5)
 
 
 def evidence(vae, x):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from pyro.infer import SVI, Predictive, Trace_ELBO, TraceMeanField_ELBO
 
+from perturbation import perturbed
 from ppgen.data import DataError
 from ppgen.data.tokens import BOS, EOS, PAD, UNK
 from ppgen.distributions import Sentence
@@ -17,6 +18,7 @@ from ppgen.types import Autoencoder, DecoderModel, ExactDensity, ImportanceWeigh
 V, T = 6, 4  # two words beside the special tokens; UNK may be written too
 WORDS = (UNK, 4, 5)
 ROWS = torch.tensor([[4, 5, EOS, PAD], [EOS, PAD, PAD, PAD], [5, 5, 4, EOS], [UNK, 4, 5, 4]])
+ENOUGH = 0.5  # spread of the parameters with which the tokens before and the code matter
 Z = 4.3  # two-sided normal quantile of 2e-5: 4.26
 
 
@@ -30,16 +32,8 @@ def every_row(length=T):
     return torch.tensor(ended + [list(w) for w in itertools.product(WORDS, repeat=length)])
 
 
-def perturbed(story, scale=0.5):
-    """With parameters large enough for the tokens before and the code to matter."""
-    with torch.no_grad():
-        for parameter in story.parameters():
-            parameter.add_(scale * torch.randn_like(parameter))
-    return story
-
-
 def vae(latent=1, **options):
-    return perturbed(SentenceVAE(V, T, latent, hidden=5, embedding=3, **options))
+    return perturbed(SentenceVAE(V, T, latent, hidden=5, embedding=3, **options), ENOUGH)
 
 
 def by_a_loop(decoder, z, row):
@@ -83,7 +77,7 @@ def test_probabilities_of_all_rows_sum_to_one_for_each_code():
     assert len(rows) == 1 + 3 + 9 + 27 + 81
     total = story.decode(z).log_prob(rows).exp().sum(-1)
     torch.testing.assert_close(total, torch.ones(3))
-    lm = perturbed(LanguageModel(V, T, 5, embedding=3))
+    lm = perturbed(LanguageModel(V, T, 5, embedding=3), ENOUGH)
     assert lm.log_prob(rows).exp().sum().item() == pytest.approx(1, abs=1e-12)
 
 
@@ -176,7 +170,7 @@ def test_its_code_can_be_annealed():
 
 
 def test_the_language_model_is_exact_and_its_pair_scores_the_same():
-    story = perturbed(LanguageModel(V, T, 5))
+    story = perturbed(LanguageModel(V, T, 5), ENOUGH)
     found = log_likelihood(story, ROWS)
     assert found.kind == "exact"
     loss = ELBO().loss(story.model, story.guide, ROWS)

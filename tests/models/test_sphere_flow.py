@@ -7,6 +7,7 @@ import pytest
 import torch
 from pyro.infer import SVI, Predictive, Trace_ELBO
 
+from perturbation import perturbed
 from ppgen.distributions import SphereUniform, VonMisesFisher
 from ppgen.distributions.sphere import log_area
 from ppgen.inference.elbo import ELBO
@@ -16,13 +17,6 @@ from ppgen.models.sphere_flow import SphereFlow
 from ppgen.transforms.sphere import ExponentialMap
 
 Z = 4.27  # two-sided normal quantile of FAILURE_RATE = 2e-5
-
-
-def perturbed(story, spread=0.3):
-    with torch.no_grad():
-        for parameter in story.parameters():
-            parameter.add_(spread * torch.randn_like(parameter))
-    return story
 
 
 def test_an_untrained_flow_on_the_globe_is_uniform():

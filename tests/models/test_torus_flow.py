@@ -6,18 +6,12 @@ import pyro.distributions as dist
 import pytest
 import torch
 
+from perturbation import perturbed
 from ppgen.inference import fit_energy
 from ppgen.models.torus_flow import TorusFlow
 from ppgen.transforms.circle import TURN, Moebius
 
 Z = 4.27  # two-sided normal quantile of FAILURE_RATE = 2e-5
-
-
-def perturbed(story, spread=0.3):
-    with torch.no_grad():
-        for parameter in story.parameters():
-            parameter.add_(spread * torch.randn_like(parameter))
-    return story
 
 
 @pytest.mark.parametrize("dim", [1, 2])

@@ -6,6 +6,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
+from perturbation import perturbed
 from ppgen.transforms.actnorm import ActNorm
 from ppgen.transforms.glow import Glow, ImageCoupling, squeeze, unsqueeze
 from ppgen.transforms.invertible_linear import InvertibleLinear
@@ -25,11 +26,7 @@ IMAGE_MAPS = {
 
 
 def build(name, spread):
-    transform = IMAGE_MAPS[name]().eval()
-    with torch.no_grad():
-        for parameter in transform.parameters():
-            parameter.add_(spread * torch.randn_like(parameter))
-    return transform
+    return perturbed(IMAGE_MAPS[name]().eval(), spread)
 
 
 @pytest.mark.parametrize("name", IMAGE_MAPS)

@@ -8,6 +8,7 @@ import torch
 from scipy import stats
 from torch.nn import functional as F
 
+from perturbation import perturbed
 from ppgen.distributions import SphereUniform
 from ppgen.distributions.sphere import log_area
 from ppgen.transforms.autoregressive import Autoregressive
@@ -40,13 +41,6 @@ SPHERES = {
     **{f"Moebius on S^{n}": lambda n=n: MoebiusMap(n) for n in (1, 2, 3, 5)},
     "rotation": lambda: Rotation(torch.linalg.qr(torch.randn(3, 3))[0]),
 }
-
-
-def perturbed(transform, spread):
-    with torch.no_grad():
-        for parameter in transform.parameters():
-            parameter.add_(spread * torch.randn_like(parameter))
-    return transform
 
 
 def points(transform, count):

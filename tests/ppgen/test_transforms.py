@@ -10,6 +10,7 @@ from pyro.distributions.transforms import AffineTransform
 from scipy import stats
 from torch.distributions import constraints
 
+from perturbation import perturbed
 from ppgen.transforms.actnorm import ActNorm
 from ppgen.transforms.autoregressive import Autoregressive, InverseAutoregressive
 from ppgen.transforms.continuous import Continuous
@@ -76,11 +77,7 @@ READS_NUMBERS = {
 
 
 def build(name, dim, spread):
-    transform = TRANSFORMS[name](dim)
-    with torch.no_grad():
-        for parameter in transform.parameters():
-            parameter.add_(spread * torch.randn_like(parameter))
-    return transform
+    return perturbed(TRANSFORMS[name](dim), spread)
 
 
 def in_cube(transform):

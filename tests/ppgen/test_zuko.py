@@ -7,6 +7,7 @@ import torch
 from pyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO, autoguide
 from torch.distributions import Distribution, constraints
 
+from perturbation import perturbed
 from ppgen.inference import VI, fit
 from ppgen.models import Flow
 from ppgen.transforms.zuko import ZukoTransform, from_zuko
@@ -28,14 +29,6 @@ def zukos(flow, y):
     """The density as Zuko works it out; `flow().log_prob(y)`, but for torch's validation."""
     x, log_det = flow.transform().call_and_ladj(y)
     return flow.base().log_prob(x) + log_det
-
-
-def perturbed(flow, spread=0.3):
-    flow = flow.double()
-    with torch.no_grad():
-        for parameter in flow.parameters():
-            parameter.add_(spread * torch.randn_like(parameter))
-    return flow
 
 
 @pytest.mark.slow
