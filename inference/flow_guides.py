@@ -27,9 +27,10 @@ from ppgen.networks.mlp import MLP
 from ppgen.transforms.planar import Planar
 from ppgen.transforms.radial import Radial
 from ppgen.transforms.rational_quadratic import RationalQuadratic
+from ppgen.transforms.ridge import RidgeMap, push_score
 from ppgen.transforms.scalar import Affine, ScalarMap
 from ppgen.transforms.sylvester import Sylvester
-from ppgen.transforms.vector import VectorMap, VectorTransform
+from ppgen.transforms.vector import VectorChain, VectorMap, VectorTransform
 
 _BINS = 8
 _BOUND = 5.0  # splines act on [-bound, bound], in standard deviations
@@ -160,9 +161,18 @@ class MapFlow(_Flow):
 
     rate = 0.02
 
-    def __init__(self, dim: int, vector_maps: Sequence[VectorMap]) -> None:
-        super().__init__(dim)
-        self.layers = nn.ModuleList(VectorTransform(m) for m in vector_maps)
+    def __init__(self, vector_map: VectorMap, layers: int) -> None:
+        super().__init__(vector_map.dim)
+        self.vector_map = vector_map
+        self.layers = nn.ModuleList([VectorTransform(VectorChain([vector_map] * layers))])
+
+    def score(self, u: Tensor, noise: Tensor) -> Tensor:
+        if not isinstance(self.vector_map, RidgeMap):
+            return super().score(u, noise)
+        (chain,) = self.layers
+        raw: Any = chain.raw
+        ridges = self.vector_map.ridges(raw.unflatten(0, (-1, self.vector_map.parameters)))
+        return self.outer.score(u, -push_score(noise, -noise, ridges))
 
 
 def flow_guide(
@@ -190,7 +200,7 @@ def flow_guide(
             return AutoregressiveFlow(dim, layers, hidden)
         if transform == "affine" or transform == "spline":
             return CouplingFlow(dim, layers, hidden, transform)
-        return MapFlow(dim, [_vector_map(transform, dim) for _ in range(layers)])
+        return MapFlow(_vector_map(transform, dim), layers)
 
     options: dict[str, Any] = {"transform": transform, "layers": layers}
     if transform in ("affine", "spline", "autoregressive"):

@@ -3,8 +3,8 @@ r"""Ridge maps, of which planar and Sylvester flows are two: space bent along M 
 .. math:: y = x + A \tanh(s), \quad s = B x + b, \quad
     \log \left|\det \frac{dy}{dx}\right| = \sum_i \log(1 + m_i \tanh'(s_i))
 
-where B A is triangular with diagonal m. Many layers cost little more than two small products each:
-what comes before the first and after the last tanh is done for all of them at once.
+where B A is upper triangular with diagonal m. Many layers cost little more than two small products
+each: what comes before the first and after the last tanh is done for all of them at once.
 """
 
 from __future__ import annotations
@@ -60,6 +60,34 @@ def push(x: Tensor, layers: Ridges) -> tuple[Tensor, Tensor]:
         y = torch.baddbmm(y, A, torch.tanh(places[-1]))
     log_det = torch.log1p(stretch * tanh_slope(torch.stack(places))).sum((0, 2))
     return y.permute(2, 0, 1).reshape(*shape, dim), log_det.mT.reshape(shape)
+
+
+def push_score(x: Tensor, score: Tensor, layers: Ridges) -> Tensor:
+    r"""The score where `push` takes base values, from that where they are: no inverse is asked for.
+
+    .. math:: \nabla_y \log q(y) = J^{-T} \left(\nabla_x \log p(x) - \nabla_x \log |\det J|\right),
+        \quad J = I + A \, \mathrm{diag}(\tanh'(s)) \, B
+
+    Its linear equations are triangular and M x M, by the matrix inversion lemma.
+
+    Args:
+        x: ``(N, D)``.
+        score: gradient of the log density of x there, ``(N, D)``.
+        layers: with an axis of K layers in front, and the same for all rows.
+    """
+    places = []
+    for A, B, b in zip(*(part.unbind() for part in layers[:3]), strict=True):
+        places.append(torch.addmm(b, x, B.mT))
+        x = torch.addmm(x, torch.tanh(places[-1]), A.mT)
+    s, (A, B, _, m) = torch.stack(places), layers
+    h, slope, m = torch.tanh(s), tanh_slope(s), m[:, None]
+    bent = 2 * m * h * slope / (1 + m * slope)
+    system = torch.eye(s.shape[-1]).to(x) + (B @ A).mT[:, None] * slope[..., None, :]
+    back = slope[..., None] * torch.linalg.solve_triangular(system, A.mT[:, None], upper=False)
+    for toward, along, inward in zip(bent.unbind(), back.unbind(), B.unbind(), strict=True):
+        score = torch.addmm(score, toward, inward)
+        score = torch.addmm(score, (along @ score[..., None]).squeeze(-1), inward, alpha=-1)
+    return score
 
 
 def _by_row(part: Tensor, rows: torch.Size) -> Tensor:

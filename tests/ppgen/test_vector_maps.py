@@ -11,6 +11,7 @@ from ppgen.transforms.hyperbolic import tanh_root
 from ppgen.transforms.planar import Planar
 from ppgen.transforms.pushforward import Pushforward
 from ppgen.transforms.radial import Radial
+from ppgen.transforms.ridge import push_score
 from ppgen.transforms.sylvester import Sylvester
 from ppgen.transforms.vector import ConditionedTransform, VectorChain, VectorTransform
 
@@ -74,6 +75,19 @@ def test_a_repeated_map_is_that_map_layer_by_layer(name, rows):
     back, log_det_back = chain.to_base(y, raw)
     torch.testing.assert_close(back, x)
     torch.testing.assert_close(log_det_back, -log_det)
+
+
+@pytest.mark.parametrize("name", ["planar", "sylvester", "sylvester of two columns"])
+def test_a_score_goes_with_the_values_through_all_layers(name):
+    vector_map = MAPS[name](4)
+    chain = VectorChain([vector_map] * 3)
+    raw = chain.initial() + torch.randn(chain.parameters)
+    x = torch.randn(5, 4)
+    y = chain.to_data(x, raw)[0].requires_grad_()
+    back, log_det = chain.to_base(y, raw)
+    (expected,) = torch.autograd.grad((normal(4).log_prob(back) + log_det).sum(), y)
+    found = push_score(x, -x, vector_map.ridges(raw.unflatten(0, (3, -1))))
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize("name", MAPS)
