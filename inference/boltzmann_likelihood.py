@@ -71,7 +71,9 @@ def boltzmann_likelihood(
             torch.manual_seed(seed)
         score = _score(story, x, samples, memory)
         if base is None and (raise_chains or not machine.marginal().enumerable):
-            base, name = machine.units.fitted(story.machine_side(x)), "base rates of the data"
+            base = machine.units.fitted(story.machine_side(x))
+            discrete = machine.units.support.is_discrete
+            name = "base rates of the data" if discrete else "normal laws of the data's columns"
         else:
             name = "given biases"
         if raise_chains:

@@ -12,6 +12,7 @@ from ppgen.inference import annealed_importance_sampling as ais
 from ppgen.inference.annealed_importance_sampling import annealed_importance_sampling
 from ppgen.inference.boltzmann_likelihood import boltzmann_likelihood
 from ppgen.likelihood import Likelihood
+from ppgen.models.gaussian_rbm import GaussianRBM
 from ppgen.models.rbm import RBM
 from ppgen.progress import Progress
 
@@ -242,6 +243,12 @@ def test_the_base_is_named_in_the_result():
     assert "uniform" in str(uniform)
     given = annealed_importance_sampling(rbm, temperatures=2, base=rbm.visible_bias)
     assert given.base == "given biases"
+
+
+def test_of_real_units_the_base_is_normal_laws():
+    machine = GaussianRBM(25, 25, weight_scale=0.1)
+    answer = boltzmann_likelihood(machine, torch.randn(4, 25), temperatures=5, burn_in=2, seed=0)
+    assert "normal laws of the data's columns" in str(answer)
 
 
 def test_same_seed_same_score_and_the_global_generator_stays():
