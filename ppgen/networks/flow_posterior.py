@@ -73,9 +73,9 @@ class AutoregressivePosterior(nn.Module):
     .. math:: z = \mu(x) + \sigma(x)\, T_{h(x)}(\epsilon), \quad \epsilon \sim N(0, I)
 
     T is inverse autoregressive: a draw and its density take one pass of each layer. Other values
-    take `latent` passes, which objectives that score them, such as reweighted wake-sleep and
-    doubly reparameterised gradients, pay for. T comes before the normal's shift and scale, so
-    that splines see noise of unit variance. It starts as the identity.
+    take `latent` steps, one after the other, which objectives that score them, such as reweighted
+    wake-sleep and doubly reparameterised gradients, and a `VampPrior` pay for. T comes before the
+    normal's shift and scale, so that splines see noise of unit variance. It starts as the identity.
 
     Args:
         features: numbers from the encoder, F; the layers are told all of them, h.

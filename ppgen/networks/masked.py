@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -77,7 +77,7 @@ class MADE(nn.Module):
         self.register_buffer("order", torch.tensor(chosen))
         rank = torch.empty(dim, dtype=torch.long)
         rank[self.order] = torch.arange(1, dim + 1)
-        below, layers = rank, []
+        below, layers, all_degrees = rank, [], [rank]
         first = 1 if context else 0  # units of degree 0 see the context and no coordinate
         for width in hidden:
             degrees = torch.arange(width) % (max(1, dim - 1) + first) + 1 - first
@@ -85,7 +85,11 @@ class MADE(nn.Module):
             if dropout:
                 layers.append(nn.Dropout(dropout))
             below = degrees
+            all_degrees.append(degrees)
         self.body = nn.Sequential(*layers)
+        # inputs and hidden units by degree, and how many there are up to each
+        self._sorted = [degrees.argsort(stable=True).tolist() for degrees in all_degrees]
+        self._counts = [d.bincount(minlength=dim).cumsum(0)[:dim].tolist() for d in all_degrees]
         self.told = nn.Linear(context, hidden[0], bias=False) if context else None
         above = rank.repeat_interleave(parameters)[:, None]
         self.head = MaskedLinear(above > below) if hidden else None
@@ -96,12 +100,7 @@ class MADE(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        if (self.told is None) != (context is None):
-            raise ValueError(
-                "this network is told no context: build it with context="
-                if self.told is None
-                else f"this network is told a context of {self.told.in_features} numbers; got none"
-            )
+        self._check(context)
         out = self.skip(x)
         if self.head is not None:
             for i, layer in enumerate(self.body):
@@ -110,3 +109,69 @@ class MADE(nn.Module):
                     x = x + self.told(context)
             out = out + self.head(x)
         return out.unflatten(-1, (self.dim, self.parameters_each))
+
+    def generate(
+        self,
+        make: Callable[[int, Tensor], Tensor],
+        batch: torch.Size,
+        context: Tensor | None = None,
+    ) -> None:
+        """Coordinates one after the other, each by the numbers that those before it give.
+
+        A hidden unit is computed once, as soon as the coordinates are there that it sees: all of
+        them together take the arithmetic of one pass, where `dim` passes take `dim` times that.
+
+        Args:
+            make: is given a coordinate and its numbers, ``(*batch, P)``; what it returns,
+                ``(*batch)``, the network sees of it from then on.
+            batch: shape of the values; that of the context goes into it.
+            context: as for a pass.
+        """
+        self._check(context)
+        order, each = self._sorted[0], self.parameters_each
+        told = None if self.told is None else self.told(context)[..., self._sorted[1]]
+        layers = self._layers_by_degree()
+        skip, head = self.skip.weight[:, order], None
+        if self.head is not None:
+            head = self.head.weight[:, self._sorted[-1]], self.head.bias
+        known = [skip.new_zeros(*batch, 0) for _ in self._sorted]
+        for degree, i in enumerate(order):
+            for k, (weight, bias, rest) in enumerate(layers):
+                new = slice(known[k + 1].shape[-1], self._counts[k + 1][degree])
+                if new.start == new.stop:
+                    continue
+                units = F.linear(known[k], weight[new, : known[k].shape[-1]], bias[new])
+                if k == 0 and told is not None:
+                    units = units + told[..., new]
+                known[k + 1] = torch.cat([known[k + 1], rest(units)], -1)
+            rows = slice(i * each, (i + 1) * each)
+            numbers = F.linear(known[0], skip[rows, :degree], self.skip.bias[rows])
+            if head is not None:
+                weight, bias = head
+                numbers = numbers + F.linear(
+                    known[-1], weight[rows, : known[-1].shape[-1]], bias[rows]
+                )
+            known[0] = torch.cat([known[0], make(i, numbers)[..., None]], -1)
+
+    def _layers_by_degree(self) -> list[tuple[Tensor, Tensor, nn.Module]]:
+        """Of each hidden layer weights and biases, units sorted, and what follows them."""
+        linears = [layer for layer in self.body if isinstance(layer, MaskedLinear)]
+        size = len(self.body) // max(1, len(linears))
+        return [
+            (
+                layer.weight[above][:, below],
+                layer.bias[above],
+                self.body[size * k + 1 : size * (k + 1)],
+            )
+            for k, (layer, below, above) in enumerate(
+                zip(linears, self._sorted, self._sorted[1:], strict=False)
+            )
+        ]
+
+    def _check(self, context: Tensor | None) -> None:
+        if (self.told is None) != (context is None):
+            raise ValueError(
+                "this network is told no context: build it with context="
+                if self.told is None
+                else f"this network is told a context of {self.told.in_features} numbers; got none"
+            )

@@ -60,6 +60,12 @@ class VampPrior(nn.Module):
 
     .. math:: p(z) = \frac1K \sum_k q(z \mid u_k)
 
+    Every code of a batch is scored under K posteriors, through their inverse: where the posterior
+    is inverse autoregressive that is `latent` steps in a row, K times as wide as the batch. With
+    K = 50 and 20 dimensions a training step takes some sixty times as long as under a standard
+    normal; fewer pseudo-inputs, or `MixturePrior` and `FlowPrior`, which ask for no posterior, take
+    that away.
+
     Args:
         pseudo_inputs: where u starts, ``(K, D)``: rows of the training data serve well.
 

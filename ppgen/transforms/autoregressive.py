@@ -22,8 +22,9 @@ class Autoregressive(Bijection, TransformModule):
     .. math:: y_i = f(x_i;\ \theta_i(y_{<i}))
 
     Data to base, what a density needs, is one pass of the network; base to data, what a sample
-    needs, is `dim` passes. Nothing is cached, so that no value outlives a parameter update; use
-    `inverse_with_log_det` where both are wanted from one pass.
+    needs, is `dim` steps, which together have the arithmetic of one pass. Nothing is cached, so
+    that no value outlives a parameter update; use `inverse_with_log_det` where both are wanted from
+    one pass.
 
     Args:
         dim: coordinates, D.
@@ -72,33 +73,37 @@ class Autoregressive(Bijection, TransformModule):
     def forward_with_log_det(
         self, x: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The data value ``y`` of `x`, and ``log |det dy/dx|``; `dim` passes."""
-        y, total = torch.zeros_like(x), x.new_zeros(())
-        for i in self.conditioner.order.tolist():
-            raw = self._parameters_at(y, context)[..., i, :]
-            column, slope = self.scalar_map.to_data(x[..., i], raw)
-            # a new tensor: autograd keeps the old one for the network's pass
-            y = torch.cat([y[..., :i], column[..., None], y[..., i + 1 :]], -1)
+        """The data value ``y`` of `x`, and ``log |det dy/dx|``; coordinate by coordinate."""
+        columns, total = {}, x.new_zeros(())
+        batch = x.shape[:-1]
+        if context is not None:
+            batch = torch.broadcast_shapes(batch, context.shape[:-1])
+
+        def make(i: int, raw: Tensor) -> Tensor:
+            nonlocal total
+            columns[i], slope = self.scalar_map.to_data(x[..., i].expand(batch), raw)
             total = total + slope
-        return y, total
+            return self._seen(columns[i])
+
+        self.conditioner.generate(make, batch, context)
+        return torch.stack([columns[i] for i in range(x.shape[-1])], -1), total
 
     def inverse_with_log_det(
         self, y: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        x, slope = self.scalar_map.to_base(y, self._parameters_at(y, context))
+        x, slope = self.scalar_map.to_base(y, self.conditioner(self._seen(y), context))
         return x, slope.sum(-1)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         return -self.inverse_with_log_det(y)[1]
 
-    def _parameters_at(self, y: Tensor, context: Tensor | None) -> Tensor:
+    def _seen(self, y: Tensor) -> Tensor:
         # centred, where the data live in the unit cube
-        cube = self.scalar_map.domain is constraints.unit_interval
-        return self.conditioner(2 * y - 1 if cube else y, context)
+        return 2 * y - 1 if self.scalar_map.domain is constraints.unit_interval else y
 
 
 class InverseAutoregressive(Bijection, TransformModule):
-    r"""An autoregressive layer the other way round: a draw takes one pass, a density `dim`.
+    r"""An autoregressive layer the other way round: a draw is one pass, a density `dim` steps.
 
     .. math:: y_i = f^{-1}(x_i;\ \theta_i(x_{<i}, h))
 

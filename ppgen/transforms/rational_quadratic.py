@@ -15,6 +15,7 @@ from ppgen.transforms.scalar import below_one
 
 MIN_BIN, MIN_SLOPE = 1e-3, 1e-3  # a bin's share of the interval; the slope at a knot
 _SHIFT = math.log(math.expm1(1 - MIN_SLOPE))  # softplus(_SHIFT) + MIN_SLOPE = 1
+_LEAST = 1e-12  # far below the terms of any root, the product of a bin and a slope
 
 
 class RationalQuadratic:
@@ -95,8 +96,10 @@ def _to_data(x: Tensor, knots: Knots) -> tuple[Tensor, Tensor]:
     s, rise = height / width, x - x0
     bend = rise * (d0 + d1 - 2 * s)
     a, b, c = height * (s - d0) + bend, height * d0 - bend, -s * rise
-    root = (b * b - 4 * a * c).clamp(min=0).sqrt()  # negative by rounding alone
-    t = (2 * c / (-b - root)).clamp(0, 1)
+    # by rounding alone negative, or not below zero: at the end of a bin that begins very steep
+    root = (b * b - 4 * a * c).clamp(min=_LEAST * _LEAST).sqrt()
+    below = -b - root
+    t = (2 * c / torch.where(below < -_LEAST, below, -_LEAST)).clamp(0, 1)
     return y0 + t * width, -_slope(t, s, d0, d1)[1]
 
 

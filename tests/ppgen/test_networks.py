@@ -49,3 +49,25 @@ def test_log_variance_is_bounded_and_the_scale_finite():
 def test_mlp_refuses_one_width():
     with pytest.raises(ValueError, match="input and an output width"):
         MLP((3,))
+
+
+@pytest.mark.parametrize(
+    ("hidden", "context"), [((), 0), ((7,), 0), ((9, 5), 0), ((7,), 3), ((9, 5), 3), ((2, 11), 3)]
+)
+@pytest.mark.parametrize("dim", [1, 5])
+def test_coordinate_by_coordinate_the_numbers_are_those_of_one_pass(dim, context, hidden):
+    made = MADE(dim, 2, hidden, order=torch.randperm(dim).tolist(), dropout=0.5, context=context)
+    made.eval()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter += torch.randn_like(parameter)
+    x = torch.randn(4, 3, dim)
+    told = torch.randn(3, context) if context else None
+    expected, found = made(x, told), torch.full((4, 3, dim, 2), torch.nan)
+
+    def make(i, numbers):
+        found[..., i, :] = numbers
+        return x[..., i]
+
+    made.generate(make, x.shape[:-1], told)
+    torch.testing.assert_close(found, expected)

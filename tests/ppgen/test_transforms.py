@@ -343,3 +343,13 @@ def test_linear_spline_gives_each_level_its_probability():
     log_density = scalar_map.to_base(torch.tensor([0.25, 0.75]), raw)[1]
     # the floor moves the shares by 1e-6
     assert torch.allclose(log_density.exp(), torch.tensor([0.4, 1.6]), atol=1e-5)
+
+
+def test_the_end_of_a_spline_bin_that_begins_very_steep_has_a_gradient():
+    # at the end of the last bin, of share 1/2 on either side, all terms of its root cancel
+    raw = torch.tensor([0.0, 0.0, 0.0, 0.0, 4e7], dtype=torch.float32).requires_grad_()
+    x = torch.tensor(4.0).float().requires_grad_()
+    y, slope = RationalQuadratic(2, 4.0).to_data(x, raw)
+    assert y.item() == 4
+    for gradient in torch.autograd.grad(y + slope, (x, raw)):
+        assert gradient.isfinite().all()
