@@ -114,6 +114,7 @@ def test_the_page_shows_means_and_says_what_the_likelihood_is(tmp_path):
         (["dbm", "--binarisation", "none"], exits.BAD_DATA, "a dbm has binary units only"),
         (["dbn", "--visible-units", "gaussian"], exits.USAGE, "dbn has binary ones only"),
         (["rbm", "--pixels", "gaussian"], exits.USAGE, "by --visible-units gaussian"),
+        (["flow", "--pixels", "grey"], exits.USAGE, "of a vae, not of flow"),
         ([*TRAIN[1:], "--binarisation", "static"], exits.USAGE, "leave --binarisation out"),
         ([*TRAIN[1:], "--hidden-units", "relu"], exits.USAGE, "no density once weights are large"),
     ],

@@ -206,6 +206,9 @@ def _of_its_kind(model: str, machine: MachineOptions, code: CodeOptions) -> dict
         if model == "dbn" and machine.compile:
             raise ValueError("--compile: updates of a dbn run as they are written; leave it out")
         return asdict(machine)
+    if model != "vae" and code.pixels != "binary":
+        hint = "; of real numbers: ppgen.models.Flow, in Python" if model == "flow" else ""
+        raise ValueError(f"--pixels {code.pixels}: of a vae, not of {model}{hint}")
     found = {k: v for k, v in asdict(code).items() if _OF_TEXT.get(k, model) == model}
     found["latent"] = code.latent or (128 if model == "molecules" else 20)
     if code.beta is None:
