@@ -130,15 +130,14 @@ def leapfrog(
         *end, r = found
         return State(*end), r
     slope_like = getattr(value_and_grad, "slope_like", lambda _: lambda z: value_and_grad(z)[1])
-    slope = slope_like(z) if leapfrogs > 1 else None
+    add, ahead = (torch.addmm, scaled.mT) if metric.dense else (torch.addcmul, scaled)
     r = r + 0.5 * step_size * metric.pull(gradient)
-    for k in range(leapfrogs):
-        z = torch.addmm(z, r, scaled.mT) if metric.dense else torch.addcmul(z, r, scaled)
-        if slope is None or k == leapfrogs - 1:
-            break
-        gradient = slope(z)
-        kick = torch.addmm if metric.dense else torch.addcmul
-        r = kick(r, gradient, scaled)
+    z = add(z, r, ahead)
+    if leapfrogs > 1:
+        slope = slope_like(z)
+        for _ in range(leapfrogs - 1):
+            r = add(r, slope(z), scaled)
+            z = add(z, r, ahead)
     log_density, gradient = value_and_grad(z)
     r = r + 0.5 * step_size * metric.pull(gradient)
     return State(z, log_density, gradient), r

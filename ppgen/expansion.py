@@ -31,7 +31,7 @@ from ppgen.forms import (
     source_of,
     target_of,
 )
-from ppgen.simplify import mutates
+from ppgen.simplify import writes
 
 _aten = torch.ops.aten
 _SOFTMAX, _SOFTMAX_BACK = _aten._log_softmax.default, _aten._log_softmax_backward_data.default
@@ -41,7 +41,7 @@ _MUL, _DIV, _NEG = _aten.mul.Tensor, _aten.div.Tensor, _aten.neg.default
 
 def shrink(graph: fx.Graph) -> None:
     """Let expansions follow the operations on what they expand; a graph that writes stays."""
-    if any(mutates(n) for n in graph.nodes):
+    if writes(graph):
         return
     for node in list(graph.nodes):
         if node.op == "call_function" and (pointwise(node) or node.target is _SOFTMAX):

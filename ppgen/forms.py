@@ -57,6 +57,16 @@ def pointwise(node: fx.Node) -> bool:
     return torch.Tag.pointwise in tags and torch.Tag.nondeterministic_seeded not in tags
 
 
+def depending(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes that depend on the first input, itself among them."""
+    first = next(iter(graph.nodes))
+    found = {first}
+    for node in graph.nodes:
+        if any(i in found for i in node.all_input_nodes):
+            found.add(node)
+    return found
+
+
 def empty(form: Form | None) -> Tensor:
     """A tensor of that form; its numbers are what was there."""
     assert form is not None

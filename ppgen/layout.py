@@ -26,8 +26,8 @@ import torch
 from torch import fx
 from torch.fx.node import map_arg
 
-from ppgen.forms import Form, attempt, call, empty, form_of, pointwise, target_of
-from ppgen.simplify import mutates
+from ppgen.forms import Form, attempt, call, depending, empty, form_of, pointwise, target_of
+from ppgen.simplify import writes
 
 _aten = torch.ops.aten
 _MM = _aten.mm.default
@@ -56,7 +56,7 @@ _COPIED = 2**24  # elements of data that may be kept twice
 
 def lay_out(graph: fx.Graph) -> None:
     """Order dimensions in memory by what operations do with them; a graph that writes stays."""
-    if any(mutates(n) for n in graph.nodes):
+    if writes(graph):
         return
     for node in list(graph.nodes):
         if _transposed(node) and target_of(node.args[0]) is _MM:
@@ -72,16 +72,6 @@ def lay_out(graph: fx.Graph) -> None:
         if node.target is _aten.exp.default:
             _as_softmax(graph, node)
     graph.eliminate_dead_code()
-
-
-def depending(graph: fx.Graph) -> set[fx.Node]:
-    """The nodes that depend on the first input, itself among them."""
-    first = next(iter(graph.nodes))
-    found = {first}
-    for node in graph.nodes:
-        if any(i in found for i in node.all_input_nodes):
-            found.add(node)
-    return found
 
 
 def _multiply_untransposed(graph: fx.Graph, node: fx.Node) -> None:

@@ -135,8 +135,6 @@ class Program(Replay):
             return partial(self.gradient, part=part)
         with self._dtype_of(recording), torch.no_grad():
             slope = recording.half_now(1)
-        if slope is None:
-            return partial(self.gradient, part=part)
 
         def gradient(z: Tensor) -> Tensor:
             with self._dtype_of(recording), torch.no_grad():

@@ -13,6 +13,7 @@ import functools
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from operator import getitem
 from typing import Any, Literal
 
 import torch
@@ -24,11 +25,11 @@ from torch.utils._pytree import tree_map
 from ppgen.allocation import keep_freed_memory
 from ppgen.compiling import unchecked
 from ppgen.expansion import shrink
-from ppgen.forms import form_of
+from ppgen.forms import depending, form_of
 from ppgen.inputs import Getter
-from ppgen.layout import depending, lay_out
+from ppgen.layout import lay_out
 from ppgen.quick_calls import quick
-from ppgen.simplify import mutates, tidy
+from ppgen.simplify import tidy, writes
 from ppgen.slices import join_slices
 from ppgen.tape import Unrecordable, trace
 from ppgen.writing import writable
@@ -80,16 +81,13 @@ class Recording:
 
     def half(self, z: Tensor, which: Literal[0, 1]) -> Tensor:
         """Of a :class:`Slope` the value alone, or the gradient alone."""
-        alone = self.alone(which)
-        if alone is None:
-            return self(z)[which]
-        return self._called(f"half {which}", alone)(z, *self.kept())
+        return self.half_now(which)(z)
 
-    def half_now(self, which: Literal[0, 1]) -> Callable[[Tensor], Tensor] | None:
-        """That half for the inputs as they are now; None where only both can be had."""
+    def half_now(self, which: Literal[0, 1]) -> Callable[[Tensor], Tensor]:
+        """That half for the inputs as they are now; out of both where only both can be had."""
         alone = self.alone(which)
         if alone is None:
-            return None
+            return lambda z: self(z)[which]
         call, kept = self._called(f"half {which}", alone), self.kept()
         return lambda z: call(z, *kept)
 
@@ -215,7 +213,6 @@ def record(
         improve(traced.graph)
     prefix, body = _split(traced)
     nodes = sum(n.op == "call_function" for n in body.graph.nodes)
-    writes = any(mutates(n) for n in body.graph.nodes)
     return Recording(
         prefix=prefix,
         body=torch.compile(unchecked(body), dynamic=False) if compile else body,
@@ -224,14 +221,16 @@ def record(
         nodes=nodes,
         constants=[(g, t, t._version) for g, t in inputs] if looked else [],
         by_default=any(map(_typed_by_default, traced.graph.nodes)),
-        halves={} if isinstance(single, Slope) and not (compile or writes) else None,
+        halves={} if isinstance(single, Slope) and not (compile or writes(body.graph)) else None,
     )
 
 
 def _typed_by_default(node: fx.Node) -> bool:
     """Whether a result has torch's default type, as the logarithm of a whole number has."""
     form = form_of(node)
-    if node.op != "call_function" or node.kwargs.get("dtype"):
+    if node.op != "call_function" or node.target is getitem or node.kwargs.get("dtype"):
+        return False
+    if form is None and not node.users:  # a check, which gives nothing
         return False
     kinds = [x and x.dtype.is_floating_point for x in map(form_of, node.all_input_nodes)]
     return not any(kinds) and (form is None or form.dtype.is_floating_point)
@@ -261,7 +260,7 @@ def _trace_with(
     batch: Batch, single: Callable[[Tensor], Any], rows: Tensor, tensors: list[Tensor]
 ) -> tuple[fx.GraphModule, bool]:
     traced, looked = trace(over_rows(single, batch), rows, tensors)
-    if not any(mutates(n) for n in traced.graph.nodes):
+    if not writes(traced.graph):
         return traced, looked
 
     def value_and_slope(point: Tensor) -> tuple[Tensor, Tensor]:
@@ -305,10 +304,9 @@ def reason(error: Exception) -> str:
 def _split(traced: fx.GraphModule) -> tuple[fx.GraphModule, fx.GraphModule]:
     """Part the graph into what depends on the first input and what does not."""
     graph = traced.graph
-    writes = any(mutates(n) for n in graph.nodes)
     placeholders = [n for n in graph.nodes if n.op == "placeholder"]
     moving = depending(graph) - {graph.output_node()}
-    if writes:
+    if writes(graph):
         moving |= {n for n in graph.nodes if n.op == "call_function"}
     still = [n for n in graph.nodes if n not in moving and n.op not in ("output",)]
     needed = [n for n in still if any(user in moving or user.op == "output" for user in n.users)]

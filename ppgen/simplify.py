@@ -43,6 +43,11 @@ def mutates(node: fx.Node) -> bool:
     return node.op == "call_function" and mutates_schema(node.target)
 
 
+def writes(graph: fx.Graph) -> bool:
+    """Whether any of its operations writes into its arguments."""
+    return any(mutates(node) for node in graph.nodes)
+
+
 def mutates_schema(operation: Any) -> bool:
     """Whether the operation writes into one of its arguments."""
     schema = getattr(operation, "_schema", None)
@@ -53,7 +58,7 @@ def tidy(graph: fx.Graph) -> None:
     """Drop what does nothing and compute equal things once; a graph that writes stays as it is."""
     for node in list(graph.nodes):
         _draw_at_once(graph, node)
-    if any(mutates(n) for n in graph.nodes):
+    if writes(graph):
         return
     known: dict[Any, fx.Node] = {}
     for node in list(graph.nodes):

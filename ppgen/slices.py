@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from ppgen.forms import Form, call, form_of, target_of
-from ppgen.simplify import mutates
+from ppgen.simplify import writes
 
 _aten = torch.ops.aten
 _ADD, _PIECE = _aten.add.Tensor, _aten.slice_backward.default
@@ -28,7 +28,7 @@ class _Place(NamedTuple):
 
 def join_slices(graph: fx.Graph) -> None:
     """Put pieces side by side where they are added up; a graph that writes stays as it is."""
-    if any(mutates(n) for n in graph.nodes):
+    if writes(graph):
         return
     for node in reversed(list(graph.nodes)):
         if _adds(node) and not (len(node.users) == 1 and _adds(next(iter(node.users)))):

@@ -720,6 +720,25 @@ def test_the_gradient_of_many_calls_is_that_of_each(story):
         assert not program.recorded_gradient(z).by_default
 
 
+def test_a_factorisation_does_not_depend_on_the_default_type():
+    def story(y):
+        scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        covariance = scale * torch.eye(3, dtype=y.dtype) + 0.5
+        pyro.sample("y", dist.MultivariateNormal(torch.zeros_like(y), covariance), obs=y)
+
+    program, z = Program(story, torch.ones(3, dtype=torch.float64)), torch.zeros(2, 1)
+    gradient = program.gradient_like(z.double())(z.double())
+    recording = program.recorded_gradient(z)
+    assert any("cholesky" in str(n.target) for n in recording.body.graph.nodes)
+    assert not recording.by_default
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        assert torch.equal(program.gradient_like(z.double())(z.double()), gradient)
+    finally:
+        torch.set_default_dtype(default)
+
+
 def test_the_gradient_of_many_calls_takes_other_data_where_it_is_asked_for_anew():
     def story(y):
         pyro.sample("y", dist.Normal(pyro.sample("mean", dist.Normal(0.0, 1.0)), 1.0), obs=y)
