@@ -60,19 +60,19 @@ def thin(x: Array, limit: int) -> Array:
     return x[np.linspace(0, len(x) - 1, limit).round().astype(int)]
 
 
-def per_scalar(x: Any, *diagnostics: Callable[[Array], Array]) -> Array:
-    """Apply functions, (variables, chains, draws) -> (variables), to each scalar of draws.
+def per_scalar(x: Any, diagnostic: Callable[[Array], Array], rows: int = 1) -> Array:
+    """Apply a function, (variables, chains, draws) -> (rows, variables), to each scalar of draws.
 
     Scalars that no diagnosis can stand on become NaN, which passes no threshold: fewer than four
     draws, a number that is not finite, or no variance at all.
 
     Shapes:
-        ``x``: ``(chains, draws, *shape)``; result ``(len(diagnostics), *shape)``.
+        ``x``: ``(chains, draws, *shape)``; result ``(rows, *shape)``.
     """
     x = as_chains(x)
     chains, draws, *shape = x.shape
     flat = x.reshape(chains, draws, int(np.prod(shape)))
-    result = np.full((len(diagnostics), flat.shape[2]), np.nan)
+    result = np.full((rows, flat.shape[2]), np.nan)
     if draws >= 4 and chains >= 1:
         step = max(1, _CHUNK // (chains * draws))
         for start in range(0, flat.shape[2], step):
@@ -80,6 +80,5 @@ def per_scalar(x: Any, *diagnostics: Callable[[Array], Array]) -> Array:
             good = np.isfinite(part).all((1, 2)) & (part.max((1, 2)) > part.min((1, 2)))
             if good.any():
                 chosen = part if good.all() else part[good]
-                for row, diagnostic in zip(result, diagnostics, strict=True):
-                    row[start : start + step][good] = diagnostic(chosen)
-    return result.reshape(len(diagnostics), *shape)
+                result[:, start : start + step][:, good] = diagnostic(chosen)
+    return result.reshape(rows, *shape)

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ppgen.diagnostics.arrays import Array, as_chains, per_scalar
+from ppgen.diagnostics.ranks import Ranked
 
 _STANDSTILL = 20  # draws; shorter standstills happen to a healthy sampler that rejects
 
@@ -38,7 +39,7 @@ def convergence(x: Any, rhat_limit: float = 1.01, ess_limit: float = 400.0) -> C
         rhat_limit: largest R-hat that passes.
         ess_limit: smallest total ESS that passes, whatever the number of chains.
     """
-    r, bulk, tail = per_scalar(x, _rank_rhat, _ess_bulk, _tail(0.9))
+    r, bulk, tail = per_scalar(x, _all_three, 3)
     ok = (r <= rhat_limit) & (bulk >= ess_limit) & (tail >= ess_limit)
     return Convergence(r, bulk, tail, ok)
 
@@ -141,30 +142,14 @@ def _split(v: Array) -> Array:
     return np.concatenate([v[:, :, :half], v[:, :, -half:]], axis=1)
 
 
-def _normal_scores(v: Array) -> Array:
-    """Normal quantiles of the average ranks within each variable (Blom's offset)."""
-    from scipy.special import ndtri
-
-    flat = v.reshape(len(v), -1)
-    size = flat.shape[1]
-    order = flat.argsort(1)
-    ranked = np.take_along_axis(flat, order, 1)
-    new = np.ones((len(v), size + 1), dtype=bool)  # where a run of ties starts, and past the end
-    new[:, 1:-1] = ranked[:, 1:] != ranked[:, :-1]
-    index = np.arange(size, dtype=np.int32)
-    first = np.maximum.accumulate(np.where(new[:, :-1], index, 0), axis=1)
-    last = np.minimum.accumulate(np.where(new[:, 1:], index, size)[:, ::-1], axis=1)[:, ::-1]
-    table = ndtri((np.arange(2 * size - 1) / 2 + 1 - 0.375) / (size + 0.25))
-    scores = np.empty_like(flat)
-    np.put_along_axis(scores, order, table[first + last], 1)
-    return scores.reshape(v.shape)
-
-
 def _rank_rhat(v: Array) -> Array:
-    halves = _split(v)
-    folded = np.abs(halves - np.median(halves, axis=(1, 2), keepdims=True))
+    halves = Ranked.of(_split(v))
+    return _largest_rhat(v, halves, halves.normal_scores())
+
+
+def _largest_rhat(v: Array, halves: Ranked, scores: Array) -> Array:
     # np.fmax: folding two values that lie evenly about their median leaves a constant
-    largest = np.fmax(_rhat(_normal_scores(halves)), _rhat(_normal_scores(folded)))
+    largest = np.fmax(_rhat(scores), _rhat(halves.folded().normal_scores()))
     return np.where(_stands_still(v), np.inf, largest)
 
 
@@ -195,16 +180,30 @@ def _stands_still(v: Array) -> np.ndarray:
 
 
 def _ess_bulk(v: Array) -> Array:
-    return _ess(_normal_scores(_split(v)))
+    return _ess(Ranked.of(_split(v)).normal_scores())
+
+
+def _all_three(v: Array) -> Array:
+    """R-hat, bulk and tail ESS, of draws that are sorted once: (V, C, N) -> (3, V)."""
+    halves = Ranked.of(_split(v))
+    scores = halves.normal_scores()
+    return np.stack([_largest_rhat(v, halves, scores), _ess(scores), _tail(0.9)(v)])
 
 
 def _tail(prob: float) -> Callable[[Array], Array]:
-    low, high = (1 - prob) / 2, (1 + prob) / 2
-    return lambda v: np.minimum(_ess_quantile(v, low), _ess_quantile(v, high))
+    def diagnostic(v: Array) -> Array:
+        ends = np.quantile(v, ((1 - prob) / 2, (1 + prob) / 2), axis=(1, 2))
+        return np.minimum(*(_ess_below(v, end) for end in ends))
+
+    return diagnostic
 
 
 def _ess_quantile(v: Array, prob: float) -> Array:
-    quantile = np.quantile(v, prob, axis=(1, 2), keepdims=True)
+    return _ess_below(v, np.quantile(v, prob, axis=(1, 2)))
+
+
+def _ess_below(v: Array, quantile: Array) -> Array:
+    quantile = quantile[:, None, None]
     below = v <= quantile
     # discrete draws: where all lie at or below the quantile, those strictly below tell
     below = np.where(below.all((1, 2), keepdims=True), v < quantile, below)
