@@ -220,11 +220,15 @@ class ContrastiveDivergence(SVILoss):
         return info
 
     def accumulate_in_place(self, machine: BoltzmannMachine, batch: Tensor) -> Tensor:
-        """`accumulate` after the first step, where chains and offsets are: the contrast, ``()``.
+        """The contrast of a step in memory that stays, ``()``, for ``train(compile=True)``."""
+        return self.step_in_place(machine, _checked(batch, machine)).contrast
 
-        Nothing of it is looked at, so that a GPU can replay the step (``train(compile=True)``).
+    def step_in_place(self, machine: BoltzmannMachine, batch: Tensor) -> Info:
+        """`accumulate` after the first step: chains and offsets are overwritten where they are.
+
+        Nothing of it is looked at, so that a GPU can replay the step.
         """
-        state, batch = self._start(machine, batch), _checked(batch, machine)
+        state = self._start(machine, batch)
         new, gradient, info = step(
             state, batch, machine=machine, sampler=self.sampler, **self.options
         )
@@ -232,7 +236,7 @@ class ContrastiveDivergence(SVILoss):
             if kept is not None and value is not None:
                 kept.copy_(value)
         _add(machine.by_parameter(*gradient), gradient, dict(machine.named_parameters()))
-        return info.contrast
+        return info
 
     def loss(self, model: Callable, guide: Callable | None, batch: Tensor) -> float:
         """The contrast alone: no gradient, and the chains stay where they are."""

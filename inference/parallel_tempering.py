@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -47,7 +48,7 @@ def step(
     Units of `clamp` stay; all replicas of a chain have the same ones.
     """
     ladder = state.ladder
-    beta = ladder.new_tensor(betas)[:, None, None]
+    beta = torch.stack([ladder.new_full((1, 1), b) for b in betas])  # made on the device
     for _ in range(sweeps):
         ladder = move(machine, base, machine.hidden_logits(ladder), beta)
         if clamp is not None:
@@ -93,16 +94,19 @@ class Tempered:
 
     temperatures: Schedule = 10
     base: Tensor | None = None
+    capturable: ClassVar[bool] = True  # its swaps are chosen by `where` (``train(compile=True)``)
 
     def __post_init__(self) -> None:
         schedule(self.temperatures)  # complains at once
 
     def start(self, machine: BoltzmannMachine, visible: Tensor) -> Tensor:
+        base_biases(machine, self.base)  # likewise
         return init(visible, len(schedule(self.temperatures))).ladder
 
     def move(self, machine: BoltzmannMachine, kept: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         state, betas = State(kept.clone()), schedule(self.temperatures)
-        base = base_biases(machine, self.base).detach()
+        base = base_biases(machine, None) if self.base is None else self.base
+        base = base.detach().to(machine.visible_natural())
         for _ in range(steps):
             state, _ = step(state, machine=machine, base=base, betas=betas)
         return state.ladder, state.ladder[-1].clone()

@@ -127,9 +127,9 @@ def train(
         checkpoint_every: steps between checkpoints in `out`, where there is also one after each
             epoch.
         compile: on a GPU, capture each whole update (both phases, gradient, optimizer) as one CUDA
-            graph, which leaves the numbers as they are; for `ContrastiveDivergence` with block
-            Gibbs or `Langevin`, in one process. On a CPU there is nothing to gain, and it changes
-            nothing.
+            graph, which leaves the numbers as they are; for `ContrastiveDivergence`, `TopLayer`
+            and `UpDown` with any sampler but `Trajectory`, in one process. On a CPU there is
+            nothing to gain, and it changes nothing.
         config: what else ``config.json`` shall hold, such as ``{"story": {"name": "rbm"}}``.
         callbacks: called after each epoch as ``callback(story, row)``, on rank 0.
 

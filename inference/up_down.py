@@ -8,7 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppgen.inference.contrastive_divergence import ContrastiveDivergence, Info
+from ppgen.inference.contrastive_divergence import (
+    ContrastiveDivergence,
+    Info,
+    Sampler,
+    State,
+)
 from ppgen.inference.svi_loss import SVILoss, shown_parameters
 from ppgen.types import DirectedLayers
 
@@ -33,7 +38,21 @@ class TopLayer(SVILoss):
 
     def __init__(self, gibbs_steps: int = 5, persistent: bool = True, **options: Any) -> None:
         self.top = ContrastiveDivergence(gibbs_steps, persistent, **options)
-        self.options = {"persistent": persistent, "chains": self.top.chains, **self.top.options}
+        self.options = {
+            "persistent": persistent,
+            "chains": self.top.chains,
+            "sampler": self.top.sampler,
+            **self.top.options,
+        }
+
+    @property
+    def state(self) -> State | None:
+        """Of the machine on top."""
+        return self.top.state
+
+    @property
+    def sampler(self) -> Sampler | None:
+        return self.top.sampler
 
     def loss_and_grads(self, model: Callable, guide: Callable | None, batch: Tensor) -> float:
         network = _network(model, guide)
@@ -41,6 +60,11 @@ class TopLayer(SVILoss):
         shown_parameters(network)
         side = network.recognise(batch)[-1]
         return float(self.top.accumulate(network.machine, side).contrast)
+
+    def accumulate_in_place(self, network: DirectedLayers, batch: Tensor) -> Tensor:
+        """The number of a step in memory that stays, ``()``, for ``train(compile=True)``."""
+        side = network.recognise(_checked(batch, network))[-1]
+        return self.top.accumulate_in_place(network.machine, side)
 
     def loss(self, model: Callable, guide: Callable | None, batch: Tensor) -> float:
         """The contrast alone: no gradient, and the chains stay where they are."""
@@ -86,24 +110,32 @@ class UpDown(TopLayer):
         batch = _checked(batch, network)
         shown_parameters(network)
         layers = network.recognise(batch)
-        info = self.top.accumulate(network.machine, layers[-1])
-        wake = -network.log_generative(layers).mean()
-        sleep = -network.log_recognition(network.generate(info.fantasies)).mean()
-        if len(layers) > 1:
-            (wake + sleep).backward()
-        return _contrast(network, layers, info)
+        return float(_directed(network, layers, self.top.accumulate(network.machine, layers[-1])))
+
+    def accumulate_in_place(self, network: DirectedLayers, batch: Tensor) -> Tensor:
+        layers = network.recognise(_checked(batch, network))
+        return _directed(network, layers, self.top.step_in_place(network.machine, layers[-1]))
 
     def loss(self, model: Callable, guide: Callable | None, batch: Tensor) -> float:
         """The number alone: no gradient, and the chains stay where they are."""
         network = _untied(model, guide)
         layers = network.recognise(_checked(batch, network))
-        return _contrast(network, layers, self.top.observe(network.machine, layers[-1]))
+        return float(_contrast(network, layers, self.top.observe(network.machine, layers[-1])))
+
+
+def _directed(network: DirectedLayers, layers: list[Tensor], info: Info) -> Tensor:
+    """The gradients of the directed layers, after those of the top; what `UpDown` returns."""
+    wake = -network.log_generative(layers).mean()
+    sleep = -network.log_recognition(network.generate(info.fantasies)).mean()
+    if len(layers) > 1:
+        (wake + sleep).backward()
+    return _contrast(network, layers, info)
 
 
 @torch.no_grad()
-def _contrast(network: DirectedLayers, layers: list[Tensor], info: Info) -> float:
+def _contrast(network: DirectedLayers, layers: list[Tensor], info: Info) -> Tensor:
     directed = network.log_recognition(layers) - network.log_generative(layers)
-    return float(directed.mean() + info.contrast)
+    return directed.mean() + info.contrast
 
 
 def _network(model: Callable, guide: Callable | None) -> DirectedLayers:

@@ -127,7 +127,6 @@ def test_a_failing_story_is_explained_by_line_shapes_and_sites(files, capsys):
         (["train", "eight_schools"], exits.USAGE, "rbm, dbm, dbn, vae, flow"),
         (["train", "rbm", "--epochs", "0"], exits.USAGE, "epochs"),
         (["train", "dbm", "--patience", "3"], exits.USAGE, "--likelihood-every"),
-        (["train", "dbn", "--compile"], exits.USAGE, "run as they are written"),
         (["train", "rbm", "--data", "broken.csv"], exits.BAD_DATA, "row 3"),
         (["resume", "nowhere"], None, "nowhere"),
         (["evaluate", "nowhere"], None, "nowhere"),

@@ -34,14 +34,14 @@ def require_capturable(loss: Any, processes: int) -> None:
     """Refuse what has to look at numbers between the start of an update and its end."""
     if not hasattr(loss, "accumulate_in_place"):
         raise ValueError(
-            f"compile=True: updates by ContrastiveDivergence can be captured, those by "
-            f"{type(loss).__name__} run as they are written: leave compile out"
+            "compile=True: updates by ContrastiveDivergence, TopLayer and UpDown can be captured, "
+            f"those by {type(loss).__name__} run as they are written: leave compile out"
         )
     sampler = getattr(loss, "sampler", None)
     if sampler is not None and not getattr(sampler, "capturable", False):
         raise ValueError(
             f"compile=True: {type(sampler).__name__} decides on its way what to do next, which no "
-            "captured update can: leave compile out, or take block Gibbs"
+            "captured update can: leave compile out, or take block Gibbs or Tempered"
         )
     if processes > 1:
         raise ValueError("compile=True: ranks exchange gradients in the middle of an update")

@@ -97,8 +97,8 @@ def as_modelled(examples: Dataset, settings: dict[str, Any]) -> Dataset:
         raise ValueError(f"{error}; {hint}") from error
 
 
-def as_grey(x: Any, settings: dict[str, Any]) -> Any:
-    """Numbers of the run's pixels on the scale of pictures, from 0 to 1."""
+def levels_as_grey(x: Any, settings: dict[str, Any]) -> Any:
+    """Numbers of a VAE's pixels on the scale of pictures; others are on it."""
     return x / (settings["levels"] - 1) if settings.get("pixels") in _WHOLE else x
 
 

@@ -14,7 +14,7 @@ _SHOWN = 20
 def code_section(story: Any, examples: Dataset, settings: dict[str, Any]) -> Section:
     """Of a VAE on held-out images, or on other data, where there is nothing to be looked at."""
     from ppgen import latent, plots
-    from ppgen.cli.autoencoders import as_grey
+    from ppgen.cli.real_units import as_grey
     from ppgen.report import Picture, Section
 
     like = next(story.parameters())

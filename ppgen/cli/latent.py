@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from ppgen.cli.autoencoders import as_grey
 from ppgen.cli.exits import DONE
 from ppgen.cli.options import Common, Split
+from ppgen.cli.real_units import as_grey
 from ppgen.cli.runs import (
     chosen,
     default_place,

@@ -102,7 +102,7 @@ def _particles(story: Any, examples: Dataset, settings: dict[str, Any]) -> list[
             shown.append(_as_data(story, side))
     grid = torch.stack(shown, 1).flatten(0, 1).cpu().numpy()
     figure = plots.images(
-        as_grey(grid, settings) if real else grid, examples.image_shape, columns=len(_TIMES),
+        as_grey(grid, settings), examples.image_shape, columns=len(_TIMES),
         title="Fantasy particles over time",
         subtitle=f"A row is one chain, from noise, after {', '.join(map(str, _TIMES))} sweeps.",
     )  # fmt: skip

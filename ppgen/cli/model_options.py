@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
 from cyclopts import Group, Parameter
@@ -10,6 +10,17 @@ from cyclopts import Group, Parameter
 _MACHINES = Group("Boltzmann machines")
 _FLOWS = Group("Flows, and the flow posterior of a VAE")
 _CODES = Group("VAEs, sentences and molecules")
+
+
+# what looks at the options of a group, and at some of them alone
+_MODELS = {
+    "MachineOptions": ("rbm", "dbm", "dbn"),
+    "CodeOptions": ("vae", "sentences", "molecules"),
+    "FlowOptions": ("flow", "vae"),
+    "pretraining_epochs": ("dbm", "dbn"),
+    "mean_field_steps": ("dbm",),
+    "weight_decay": ("rbm", "dbm", "dbn", "vae", "sentences", "molecules"),
+}
 
 
 @Parameter(name="*", group=_MACHINES)
@@ -30,6 +41,12 @@ class MachineOptions:
     persistent: Annotated[bool, Parameter(negative="")] = False
     "Chains go on from step to step."
 
+    sampler: Literal["gibbs", "langevin", "trajectory"] = "gibbs"
+    """What moves the chains. Gibbs draws the sides in turn. Langevin moves gaussian visible units
+    by small steps from where they are: take it without persistent, where it fits a little better
+    for half as much time again. Trajectory swaps the chains with draws of the machine as it was
+    earlier: take it with persistent, where they stick in modes."""
+
     pretraining_epochs: int | None = None
     "For each layer, before all are trained; as many as epochs for a DBN, none for a DBM."
 
@@ -40,7 +57,7 @@ class MachineOptions:
     "Epochs between two measurements on held-out data, by a short annealing: bounds over epochs."
 
     compile: Annotated[bool, Parameter(negative="")] = False
-    "On a GPU each update of an RBM or a DBM is one CUDA graph, with the same numbers."
+    "On a GPU each update is one CUDA graph, with the same numbers; not with sampler trajectory."
 
 
 @Parameter(name="*", group=_CODES)
@@ -94,7 +111,7 @@ class CodeOptions:
     "Nats of each unit's divergence that training leaves alone; elbo only."
 
     weight_decay: float = 0.0
-    "As in AdamW."
+    "As in AdamW; of a Boltzmann machine an L2 cost of its weights, and of no biases."
 
     word_dropout: float = 0.0
     "Share of the tokens before that the decoder of sentences does not see."
@@ -131,3 +148,21 @@ class FlowOptions:
     flow_columns: int | None = None
     """Directions of each Sylvester layer, at most as many as it has dimensions; 8 of a flow, all of
     a VAE's code. A layer is scored by solving one equation after another, one for each."""
+
+
+def refuse_unused(model: str, *groups: MachineOptions | CodeOptions | FlowOptions) -> None:
+    """Refuse an option that was given although nothing in the training of `model` looks at it.
+
+    Raises:
+        ValueError: by the option's name, with the models that it is of.
+    """
+    for group in groups:
+        for field in fields(group):
+            value = getattr(group, field.name)
+            models = _MODELS.get(field.name, _MODELS[type(group).__name__])
+            if model not in models and value != field.default:
+                name = field.name.replace("_", "-")
+                raise ValueError(
+                    f"--{name}: of {', '.join(models)}; a run of {model} does not look at it, so "
+                    "leave it out"
+                )

@@ -6,7 +6,8 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ppgen.cli.training import hold_out
+from ppgen.cli.autoencoders import levels_as_grey
+from ppgen.cli.training import has_real_units, hold_out
 
 if TYPE_CHECKING:
     from ppgen.data import Dataset
@@ -71,7 +72,9 @@ def own_units(x: Any, settings: dict[str, Any]) -> Any:
 
 
 def as_grey(x: Any, settings: dict[str, Any]) -> Any:
-    """Standardised numbers, ``(*, D)``, an array, on the scale of pictures, from 0 to 1."""
+    """A run's numbers, ``(*, D)``, an array, on the scale of pictures, from 0 to 1."""
+    if not has_real_units(settings):
+        return levels_as_grey(x, settings)
     return own_units(x, settings) / settings["standard"]["white"]
 
 

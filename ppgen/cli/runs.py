@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ppgen.cli import molecules, real_units
-from ppgen.cli.autoencoders import as_grey, as_modelled, bits_per_dimension
+from ppgen.cli.autoencoders import as_modelled, bits_per_dimension
 from ppgen.cli.bundled import BUNDLED
 from ppgen.cli.options import Common, Split, note
 from ppgen.cli.sentences import is_text, load_text, tokenizer_of
@@ -178,7 +178,7 @@ def picture(x: Any, examples: Dataset, settings: dict[str, Any]) -> Any:
     from ppgen import plots
 
     assert examples.image_shape is not None
-    shown = (real_units.as_grey if has_real_units(settings) else as_grey)(x, settings)
+    shown = real_units.as_grey(x, settings)
     return plots.images(shown, examples.image_shape, title=f"Samples of the {settings['model']}")
 
 

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 from ppgen.cli.autoencoders import start_from
 from ppgen.cli.options import note
 from ppgen.cli.runs import read_settings, restored
-from ppgen.cli.training import LEARNING_RATES, MACHINES, has_real_units, optimisation, widths
+from ppgen.cli.training import (
+    LEARNING_RATES,
+    MACHINES,
+    divergence,
+    has_real_units,
+    optimisation,
+    widths,
+)
 
 if TYPE_CHECKING:
     from ppgen.data import Dataset
@@ -143,9 +150,7 @@ def pretrain(
     from ppgen.models import RBM
     from ppgen.models.duplicated_rbm import pretraining_machines
 
-    loss = partial(
-        ContrastiveDivergence, settings["gibbs_steps"], persistent=settings["persistent"]
-    )
+    loss = partial(ContrastiveDivergence, **divergence(settings))
     with torch.random.fork_rng():
         torch.manual_seed(settings["seed"])
         if settings["model"] == "dbm":

@@ -13,7 +13,7 @@ from ppgen.cli.autoencoders import GREY, check_pixels
 from ppgen.cli.bundled import BUNDLED
 from ppgen.cli.exits import DONE, INTERRUPTED, NOT_PASSED
 from ppgen.cli.measurements import measuring
-from ppgen.cli.model_options import CodeOptions, FlowOptions, MachineOptions
+from ppgen.cli.model_options import CodeOptions, FlowOptions, MachineOptions, refuse_unused
 from ppgen.cli.options import Binarisation, Common, Run, note
 from ppgen.cli.runs import (
     held_out_likelihood,
@@ -117,7 +117,7 @@ def train(
         names = ", ".join(n for n, b in BUNDLED.items() if b.kind == "deep")
         raise ValueError(f"no model {model!r} to train: there are {names}")
     _check_patience(model, patience)
-    flow = flow or FlowOptions()
+    machine, code, flow = machine or MachineOptions(), code or CodeOptions(), flow or FlowOptions()
     units = flows.usual_hidden(flow.layer) if model == "flow" else _HIDDEN.get(model, 200)
     out = out or Path("runs") / f"{model}-{Path(data).stem}"
     settings: dict[str, Any] = {
@@ -136,7 +136,8 @@ def train(
         "patience": patience,
         "checkpoint_every": checkpoint_every,
     }
-    settings |= _of_its_kind(model, machine or MachineOptions(), code or CodeOptions())
+    settings |= _of_its_kind(model, machine, code)
+    refuse_unused(model, machine, code, flow)
     if model in ("flow", "vae"):
         settings |= flows.options(model, flow, settings.get("posterior", "normal"))
     settings["learning_rate"] = learning_rate or usual_rate(settings)
@@ -188,6 +189,19 @@ def _check_patience(model: str, patience: int | None) -> None:
         )
 
 
+def _check_sampler(machine: MachineOptions) -> None:
+    if machine.sampler == "langevin" and machine.visible_units != "gaussian":
+        raise ValueError(
+            "--sampler langevin: its steps are of real numbers, --visible-units gaussian; binary "
+            "units are drawn anew (gibbs), or swapped with their past (trajectory)"
+        )
+    if machine.sampler == "trajectory" and machine.compile:
+        raise ValueError(
+            "--compile: --sampler trajectory decides on its way what to do next, which no graph "
+            "can; leave one of them out"
+        )
+
+
 def _of_its_kind(model: str, machine: MachineOptions, code: CodeOptions) -> dict[str, Any]:
     """The options that the model looks at."""
     if model in MACHINES:
@@ -203,9 +217,8 @@ def _of_its_kind(model: str, machine: MachineOptions, code: CodeOptions) -> dict
         if code.pixels != "binary":
             raise ValueError(f"--pixels {code.pixels}: of a vae; an rbm takes real numbers, as "
                              "grey levels, by --visible-units gaussian")  # fmt: skip
-        if model == "dbn" and machine.compile:
-            raise ValueError("--compile: updates of a dbn run as they are written; leave it out")
-        return asdict(machine)
+        _check_sampler(machine)
+        return {**asdict(machine), "weight_decay": code.weight_decay}
     if model != "vae" and code.pixels != "binary":
         hint = "; of real numbers: ppgen.models.Flow, in Python" if model == "flow" else ""
         raise ValueError(f"--pixels {code.pixels}: of a vae, not of {model}{hint}")

@@ -101,7 +101,7 @@ def optimisation(settings: dict[str, Any]) -> dict[str, Any]:
 
         directed = TopLayer if settings.get("top_alone") else UpDown
         loss = directed if settings["model"] == "dbn" else ContrastiveDivergence
-        options["loss"] = loss(settings["gibbs_steps"], persistent=settings["persistent"])
+        options["loss"] = loss(**divergence(settings))
         if not has_real_units(settings):
             options["optimizer"] = partial(torch.optim.SGD, momentum=0.5, fused=True)
         options["compile"] = settings.get("compile", False)
@@ -115,6 +115,19 @@ def optimisation(settings: dict[str, Any]) -> dict[str, Any]:
     if settings["decay"]:
         options["schedule"] = partial(_falling, settings["epochs"])
     return options
+
+
+def divergence(settings: dict[str, Any]) -> dict[str, Any]:
+    """Options of every `ContrastiveDivergence` of a run; older ones name no sampler, no decay."""
+    from ppgen.inference import Langevin, Trajectory
+
+    samplers = {"gibbs": None, "langevin": Langevin(), "trajectory": Trajectory()}
+    return {
+        "gibbs_steps": settings["gibbs_steps"],
+        "persistent": settings["persistent"],
+        "weight_decay": settings.get("weight_decay", 0.0),
+        "sampler": samplers[settings.get("sampler", "gibbs")],
+    }
 
 
 @contextmanager

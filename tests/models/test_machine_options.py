@@ -5,6 +5,7 @@ A path that nothing runs is where an unimported name hides.
 
 import dataclasses
 import inspect
+import types
 
 import pytest
 import torch
@@ -12,7 +13,10 @@ import torch
 import ppgen
 from ppgen.cli import exits, run
 from ppgen.cli.model_options import MachineOptions
+from ppgen.cli.starts import pretrain
 from ppgen.cli.train import train
+from ppgen.cli.training import build, optimisation
+from ppgen.data import Dataset
 from ppgen.distributions import OneHot, Rectified, UnitGaussian
 from ppgen.inference import (
     BlockGibbs,
@@ -218,13 +222,15 @@ def test_options_of_a_stack_run(options, tmp_path):
 COMMANDS = [
     ["rbm", "--hidden", "3", "--out", "below"],
     ["rbm", "--hidden", "3", "--out", "below", "--overwrite", "--hidden-units", "gaussian",
-     "--gibbs-steps", "2", "--persistent", "--likelihood-every", "1"],
-    ["rbm", "--hidden", "3", "--out", "below", "--overwrite", "--decay", "--averaging", "0.9"],
+     "--gibbs-steps", "2", "--persistent", "--likelihood-every", "1", "--sampler", "trajectory"],
+    ["rbm", "--hidden", "3", "--out", "below", "--overwrite", "--decay", "--averaging", "0.9",
+     "--weight-decay", "0.1"],
     ["dbm", "--hidden", "3", "--pretraining-epochs", "1", "--mean-field-steps", "2",
      "--learning-rate", "0.01", "--binarisation", "none", "--checkpoint-every", "2", "--compile"],
-    ["dbn", "--hidden", "3", "6", "--start-from", "below", "--folder", "."],
+    ["dbn", "--hidden", "3", "6", "--start-from", "below", "--folder", ".", "--compile"],
 ]  # fmt: skip
-REAL = ["rbm", "--hidden", "3", "--visible-units", "gaussian", "--data", "real.csv"]
+REAL = ["rbm", "--hidden", "3", "--visible-units", "gaussian", "--sampler", "langevin",
+        "--data", "real.csv"]  # fmt: skip
 REFUSED = ["rbm", "--hidden", "3", "--out", "refused", "--patience", "3"]
 COMMON = ["--data", "small.csv", "--epochs", "1", "--batch-size", "9"]
 
@@ -250,4 +256,52 @@ def test_every_option_of_the_command_line_is_listed():
     declared = {field.name for field in dataclasses.fields(MachineOptions)}
     groups = ("model", "machine", "code", "flow", "common")  # the options of other models
     declared |= {n for n in inspect.signature(train).parameters if n not in groups}
-    assert declared == given
+    assert declared | {"weight_decay"} == given  # which stands with the options of other models
+
+
+@pytest.mark.parametrize("model", ["rbm", "dbm", "dbn", "top of a dbn"])
+def test_every_contrastive_divergence_of_a_run_is_the_one_that_was_asked_for(model, monkeypatch):
+    settings = {"model": model[-3:], "gibbs_steps": 4, "persistent": True, "weight_decay": 0.3,
+                "sampler": "trajectory", "decay": False, "top_alone": model != "dbn"}  # fmt: skip
+    losses = [optimisation(settings)["loss"]]
+
+    def greedy(stack, x, *, loss, **options):
+        losses.append(loss())
+        return [types.SimpleNamespace(stopped="interrupted")]
+
+    if model in ("dbm", "dbn"):
+        monkeypatch.setattr("ppgen.inference.greedy", greedy)
+        monkeypatch.setattr("ppgen.cli.starts.replace", lambda result, message: result)
+        more = {"batch_size": 2, "averaging": 0.0, "seed": 0}
+        story = build({**settings, "hidden": [3, 2], "seed": 0}, Dataset(x()))
+        pretrain(story, {**settings, **more}, Dataset(x()), "cpu", 1, None)
+    assert len(losses) == 1 + (model in ("dbm", "dbn"))
+    for loss in losses:
+        divergence = getattr(loss, "top", loss)
+        assert divergence.persistent
+        assert divergence.options["gibbs_steps"] == 4
+        assert divergence.options["weight_decay"] == 0.3
+        assert divergence.sampler == Trajectory()
+    older = {name: settings[name] for name in ("model", "gibbs_steps", "persistent", "decay")}
+    divergence = getattr(optimisation(older)["loss"], "top", optimisation(older)["loss"])
+    assert (divergence.sampler, divergence.options["weight_decay"]) == (None, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (["rbm", "--latent", "3"], "--latent: of vae, sentences, molecules; a run of rbm does not"),
+        (["dbm", "--flow-layers", "2"], "--flow-layers: of flow, vae; a run of dbm"),
+        (["rbm", "--pretraining-epochs", "2"], "--pretraining-epochs: of dbm, dbn; a run of rbm"),
+        (["dbn", "--mean-field-steps", "2"], "--mean-field-steps: of dbm; a run of dbn"),
+        (["vae", "--persistent"], "--persistent: of rbm, dbm, dbn; a run of vae"),
+        (["flow", "--weight-decay", "0.1"], "--weight-decay: of rbm, dbm, dbn, vae, sentences"),
+        (["rbm", "--sampler", "langevin"], "--sampler langevin: its steps are of real numbers"),
+        (["rbm", "--sampler", "trajectory", "--compile"], "decides on its way what to do next"),
+    ],
+)
+def test_options_that_nothing_would_look_at_are_refused(command, says, capsys, tmp_path):
+    out = tmp_path / "run"
+    assert run(["train", *command, "--out", str(out), "--quiet"]) == exits.USAGE
+    assert says in capsys.readouterr().err
+    assert not out.exists()
