@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
 from ppgen.compiling import apart, compiled, unchecked
+from ppgen.inference.hmc import Onward, trajectory
 from ppgen.inference.target import Target
 from ppgen.program import Program
 from ppgen.recording import Recording
@@ -86,7 +86,7 @@ class CompiledTarget(Target):
 def trajectory_of(
     value_and_slope: Callable[..., tuple[Tensor, Tensor]], slope: Callable[..., Tensor]
 ) -> Whole:
-    """Leapfrogs with neighbouring half kicks merged, as a function of tensors alone.
+    """:func:`ppgen.inference.hmc.trajectory` with a loop that can be compiled.
 
     Args:
         value_and_slope: ``(z, *kept) -> log density (C,), gradient (C, D)``.
@@ -96,25 +96,25 @@ def trajectory_of(
         the end of ``inner + 1`` steps.
     """
 
+    def repeat(inner: Tensor, onward: Onward, z: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
+        def body(done: Tensor, z: Tensor, r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            return done + 1, *onward(z, r)
+
+        start = torch.zeros_like(inner), z, r
+        return torch.while_loop(lambda done, z, r: done < inner, body, start)[1:]
+
     def run(
         z: Tensor, r: Tensor, gradient: Tensor, scaled: Tensor, inner: Tensor, *kept: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        dense = scaled.ndim == 2
-
-        def kick(r: Tensor, gradient: Tensor, share: float = 1.0) -> Tensor:
-            return r + share * (gradient @ scaled if dense else gradient * scaled)
-
-        def drift(z: Tensor, r: Tensor) -> Tensor:
-            return z + (linear(r, scaled) if dense else r * scaled)
-
-        def onward(done: Tensor, z: Tensor, r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            r = kick(r, slope(z, *kept))
-            return done + 1, drift(z, r), r
-
-        r = kick(r, gradient, 0.5)
-        start = torch.zeros_like(inner), drift(z, r), r
-        _, z, r = torch.while_loop(lambda done, z, r: done < inner, onward, start)
-        value, gradient = value_and_slope(z, *kept)
-        return z, value, gradient, kick(r, gradient, 0.5)
+        return trajectory(
+            z,
+            r,
+            gradient,
+            scaled,
+            inner,
+            value_and_slope=lambda z: value_and_slope(z, *kept),
+            slope=lambda z: slope(z, *kept),
+            repeat=repeat,
+        )
 
     return run

@@ -16,7 +16,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,10 +24,14 @@ from torch import Tensor
 ValueAndGrad = Callable[[Tensor], tuple[Tensor, Tensor]]
 """``z (C, D)`` -> log density ``(C,)`` in nats and its gradient ``(C, D)``.
 
-It may have a method ``slope``, ``z -> gradient``: a trajectory needs the value at its end alone;
-one, ``trajectory``, that runs it as a whole (`compiled_trajectory.CompiledTarget`); and one,
-``value``, ``z -> log density``: an estimate of an ELBO needs no gradient.
+It may have a method ``slope_like``, which gives for some ``z`` the function from its like to the
+gradient: a trajectory needs the value at its end alone; one, ``trajectory``, that runs it as a
+whole (`compiled_trajectory.CompiledTarget`); and one, ``value``, ``z -> log density``: an estimate
+of an ELBO needs no gradient.
 """
+
+Onward = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""A leapfrog that is not the last: positions and momenta ``(C, D)`` to those after it."""
 
 DIVERGENCE = 1000.0  # nats of energy error beyond which a trajectory counts as divergent
 
@@ -129,18 +133,60 @@ def leapfrog(
     if found is not None:
         *end, r = found
         return State(*end), r
-    slope_like = getattr(value_and_grad, "slope_like", lambda _: lambda z: value_and_grad(z)[1])
-    add, ahead = (torch.addmm, scaled.mT) if metric.dense else (torch.addcmul, scaled)
-    r = r + 0.5 * step_size * metric.pull(gradient)
-    z = add(z, r, ahead)
-    if leapfrogs > 1:
-        slope = slope_like(z)
-        for _ in range(leapfrogs - 1):
-            r = add(r, slope(z), scaled)
-            z = add(z, r, ahead)
-    log_density, gradient = value_and_grad(z)
-    r = r + 0.5 * step_size * metric.pull(gradient)
-    return State(z, log_density, gradient), r
+    slope_like = getattr(value_and_grad, "slope_like", None)
+    slope = slope_like(z) if slope_like and leapfrogs > 1 else lambda z: value_and_grad(z)[1]
+    *end, r = trajectory(
+        z, r, gradient, scaled, leapfrogs - 1, value_and_slope=value_and_grad, slope=slope
+    )
+    return State(*end), r
+
+
+def _in_turn(times: int, onward: Onward, z: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
+    for _ in range(times):
+        z, r = onward(z, r)
+    return z, r
+
+
+def trajectory(
+    z: Tensor,
+    r: Tensor,
+    gradient: Tensor,
+    scaled: Tensor,
+    inner: Any,
+    *,
+    value_and_slope: ValueAndGrad,
+    slope: Callable[[Tensor], Tensor],
+    repeat: Callable[[Any, Onward, Tensor, Tensor], tuple[Tensor, Tensor]] = _in_turn,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``inner + 1`` leapfrogs as a function of tensors, which can be compiled as it stands.
+
+    Args:
+        z: positions, ``(C, D)``.
+        r: whitened momenta there, ``(C, D)``.
+        gradient: of the log density there, ``(C, D)``.
+        scaled: the metric's factor times the step size, ``(D,)`` or ``(D, D)``.
+        inner: how many steps are not the last, as `repeat` takes it.
+        value_and_slope: log density and gradient.
+        slope: the gradient alone.
+        repeat: applies a step to ``z`` and ``r`` as often as `inner` says.
+
+    Returns: position, log density, gradient and momentum at its end.
+    """
+    dense = scaled.ndim == 2
+    add = torch.addmm if dense else torch.addcmul
+
+    def drift(z: Tensor, r: Tensor) -> Tensor:
+        # t(), not mT: an attribute would enter a compiled loop as an input of the same memory
+        return add(z, r, scaled.t() if dense else scaled)
+
+    def onward(z: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
+        r = add(r, slope(z), scaled)
+        return drift(z, r), r
+
+    r = add(r, 0.5 * gradient, scaled)
+    z, r = repeat(inner, onward, drift(z, r), r)
+    log_density, gradient = value_and_slope(z)
+    return z, log_density, gradient, add(r, 0.5 * gradient, scaled)
 
 
 def step(
