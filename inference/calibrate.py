@@ -26,6 +26,7 @@ from ppgen.inference.calibration import Calibration
 from ppgen.inference.declared import story_name
 from ppgen.inference.fit import fit
 from ppgen.inference.point import as_program
+from ppgen.names import refuse_taken
 from ppgen.posterior import Posterior
 from ppgen.program import Program
 from ppgen.progress import Progress, interruptible, quiet
@@ -74,6 +75,7 @@ def calibrate(
         >>> found.passed
         True
     """
+    refuse_taken(calibrate, model, args, seed)
     return calibrated(
         (model, args, kwargs),
         engine,

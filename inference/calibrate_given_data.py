@@ -29,6 +29,7 @@ from ppgen.inference.calibration import Calibration
 from ppgen.inference.declared import story_name
 from ppgen.inference.fit import fit
 from ppgen.inference.hmc_engine import HMC
+from ppgen.names import refuse_taken
 from ppgen.posterior import Posterior
 from ppgen.program import Program
 from ppgen.types import Engine, Story
@@ -78,6 +79,7 @@ def calibrate_given_data(
         >>> found.passed
         True
     """
+    refuse_taken(calibrate_given_data, model, args, seed)
 
     def source(program: Program) -> tuple[Replicator, str]:
         _refuse(program)

@@ -41,6 +41,18 @@ def test_a_users_own_story_and_table_are_fitted(files, capsys):
     assert "not empty" in capsys.readouterr().err
 
 
+def test_a_column_may_have_the_name_of_an_option(files, capsys):
+    (files / "farm.py").write_text(
+        STORY.replace("x,", "seed,").replace("slope * x", "slope * seed")
+    )
+    (files / "farm.py").write_text((files / "farm.py").read_text().replace("len(x)", "len(seed)"))
+    (files / "farm.csv").write_text("seed,y\n1,2\n2,3.5\n3,6.5\n")
+    command = ["fit", "farm.py:model", "--data", "farm.csv", "--using", "Laplace(draws=100)"]
+    assert run([*command, "--json", "--out", "out", "--quiet", "--seed", "1"]) == exits.DONE
+    found = json.loads(capsys.readouterr().out)
+    assert found["scalars"][0]["mean"] == pytest.approx(28.5 / 15, abs=0.13)
+
+
 def test_methods_are_compared_by_label(files, capsys):
     command = ["compare", "mystory.py:model", "--data", "my.csv", "--reference", "exact", "--quiet"]
     command += ["--using", "exact=Laplace(draws=500), other=Laplace(draws=400)", "--out", "here"]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
@@ -18,6 +19,13 @@ Overwrite = Annotated[bool, Parameter(negative="", help="Use --out although it i
 Repair = Annotated[
     bool,
     Parameter(negative="", help="Where one does not pass, try other coordinates and guides."),
+]
+Reparametrise = Annotated[
+    bool,
+    Parameter(
+        negative="",
+        help="Where the run as written fails, run again in coordinates that are easier.",
+    ),
 ]
 GivenData = Annotated[
     bool,
@@ -49,6 +57,7 @@ def fit(
     *,
     data: DataFile = None,
     using: str = "HMC",
+    reparametrise: Reparametrise = False,
     out: Path | None = None,
     overwrite: Overwrite = False,
     common: Common | None = None,
@@ -59,6 +68,7 @@ def fit(
 
         ppgen fit eight_schools
         ppgen fit mystory.py:model --data my.csv --using "VI(guide='flow')" --out runs/mine
+        ppgen fit eight_schools_centred --reparametrise
 
     Args:
         using: HMC, NUTS, Gibbs, VI, DADVI, CAVI, Pathfinder, Laplace, ForwardKL, MAP, MLE or
@@ -74,12 +84,14 @@ def fit(
     with common.active():
         model, arguments = bayes_story(story, data)
         folder = None if out is None else new_folder(out, overwrite)
+        choice = "auto" if reparametrise else False
+        args, kwargs = by_position(model, on_device(arguments, common.device))
         posterior = ppgen.fit(
-            model, using=chosen, seed=common.seed, **on_device(arguments, common.device)
+            model, *args, using=chosen, seed=common.seed, reparametrise=choice, **kwargs
         )
         if folder is not None:
             posterior.save(folder / "posterior")
-            posterior.to_datatree(model, **arguments).to_netcdf(
+            posterior.to_datatree(model, *args, **kwargs).to_netcdf(
                 folder / "posterior.nc", engine="h5netcdf"
             )
             posterior_page(posterior, story).save(folder / "report.html")
@@ -136,13 +148,15 @@ def compare(
     with common.active():
         model, arguments = bayes_story(story, data)
         folder = _folder(story, "compare", out, overwrite)
+        args, kwargs = by_position(model, on_device(arguments, common.device))
         found = ppgen.compare(
             model,
+            *args,
             using=chosen,
             reference=trusted,
             repair=repair,
             seed=common.seed,
-            **on_device(arguments, common.device),
+            **kwargs,
         )
         page = found.save(folder)
     common.print(f"{found}\n\nreport: {page}", {**found.to_json(), "report": str(page)})
@@ -189,14 +203,16 @@ def calibrate(
         model, arguments = bayes_story(story, data)
         folder = _folder(story, "calibrate", out, overwrite)
         run = calibrate_given_data if given_data else ppgen.calibrate
+        args, kwargs = by_position(model, on_device(arguments, common.device))
         found = run(
             model,
             chosen,
+            *args,
             simulations=simulations,
             draws=draws,
             level=level,
             seed=common.seed,
-            **on_device(arguments, common.device),
+            **kwargs,
         )
         found.save(folder)
         page = calibration_page(found).save(folder / "report.html")
@@ -213,3 +229,9 @@ def _folder(story: str, what: str, out: Path | None, overwrite: bool) -> Path:
 def on_device(arguments: dict, device: str) -> dict:
     """The arguments with their tensors on `device`."""
     return {k: v.to(device) if hasattr(v, "to") else v for k, v in arguments.items()}
+
+
+def by_position(model: Any, arguments: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments without their names, which options such as ``seed`` have too."""
+    bound = inspect.signature(model).bind(**arguments)
+    return bound.args, bound.kwargs
