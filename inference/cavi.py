@@ -124,9 +124,10 @@ class CAVI:
         ):
             state, history = self._ascend(story, data, interrupt, progress)
             best = int(history[-1].argmax())
-            values = {n: state.factors[n].sample((self.draws,)) for n in program.sites}
-            z, log_jacobian = unconstrained(program, values, state.factors)
-            log_guide = log_prob(program, values, state.factors) + log_jacobian
+            laws = {n: state.factors[n] for n in program.sites}
+            values = {name: law.sample((self.draws,)) for name, law in laws.items()}
+            z, _ = unconstrained(program, values, laws)
+            log_guide = _on_unconstrained_scale(program, values, laws)
         clock.fitted()
         complaints, notes = self._verdict(history, best)
         return independent(
@@ -140,6 +141,7 @@ class CAVI:
             complaints=complaints,
             notes=notes,
             history={"elbo": history[:, best]},
+            guide_log_prob=lambda z: _anywhere(program, z, laws, len(history[0]))[:, best],
         )
 
     def _ascend(
@@ -177,6 +179,26 @@ class CAVI:
         if change < self.tolerance:
             return (), (text,)
         return (f"it still changed by {change:.2g} of itself in the last sweep",), (text,)
+
+
+def _on_unconstrained_scale(
+    program: Program, values: Mapping[str, Tensor], laws: Mapping[str, TorchDistribution]
+) -> Tensor:
+    """Log density of draws of all restarts there, ``(N, restarts)``, nats."""
+    _, log_jacobian = unconstrained(program, values, laws)
+    return log_prob(program, values, laws) + log_jacobian
+
+
+def _anywhere(
+    program: Program, z: Tensor, laws: Mapping[str, TorchDistribution], restarts: int
+) -> Tensor:
+    """The same at any points ``(N, D)``."""
+    with sandbox(program.dtype), torch.no_grad():
+        values = {
+            name: value[:, None].expand(-1, restarts, *value.shape[1:])
+            for name, value in program.constrain(z).items()
+        }
+        return _on_unconstrained_scale(program, values, laws)
 
 
 def _change(history: list[Tensor]) -> Tensor:

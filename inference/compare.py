@@ -22,7 +22,8 @@ from ppgen.inference.comparison.joint import Joint, joint
 from ppgen.inference.comparison.repairs import Judge, Repair, by_weights, refits
 from ppgen.inference.comparison.trust import Trust, optimiser_trust, reference_trust
 from ppgen.inference.declared import story_name
-from ppgen.inference.fit import fit
+from ppgen.inference.fit import fit, fit_numbered
+from ppgen.inference.label_switching import Numbered
 from ppgen.inference.point import as_program
 from ppgen.inference.verdict import (
     THRESHOLDS,
@@ -34,6 +35,7 @@ from ppgen.inference.verdict import (
     verdict,
 )
 from ppgen.inputs import slots
+from ppgen.names import refuse_taken
 from ppgen.posterior import Posterior
 from ppgen.program import Program
 from ppgen.progress import interruptible
@@ -154,12 +156,14 @@ def compare(
         repair: where a method does not pass, run it in coordinates that are scaled and
             decorrelated, if the story's are not; fit richer approximations until one passes; and
             write hierarchies non-centred where nothing else helps, or where the reference has not
-            converged. Resampling by importance weights, which costs nothing, is tried always.
+            converged. Where its chains differ by the numbers of components alone, all methods
+            have their components in one order. Resampling by importance weights, which costs
+            nothing, is tried always.
         seed: of each run.
         kwargs: the story's keyword arguments.
 
-    The story is recorded once for all methods; the cost of each counts what it used of it.
-    After Ctrl-C those methods are compared that have been fitted, if the reference is among them.
+    The story is recorded once for all methods; the cost of each counts what it used of it. The
+    reference is fitted first; after Ctrl-C those methods are compared that have been fitted.
 
     Raises:
         ValueError: where the story has parameters that an engine would train, so that the
@@ -171,6 +175,7 @@ def compare(
         )
     if reference not in using:
         raise ValueError(f"reference={reference!r} is not among the methods {list(using)}")
+    refuse_taken(compare, model, args, seed)
     _refuse_trainable(model, args, kwargs)
     program = as_program(model, args, kwargs)
     posteriors: dict[str, Posterior] = {}
@@ -178,17 +183,25 @@ def compare(
     def fitted(engine: Engine, *, reparametrise: Literal["auto"] | bool = False) -> Posterior:
         return fit(program.fork(), using=engine, seed=seed, reparametrise=reparametrise)
 
+    numbered: Numbered | None = None
     with interruptible() as interrupt:
-        for label, engine in using.items():
-            again = "auto" if repair and label == reference else False
-            ready = isinstance(engine, Posterior)
-            posteriors[label] = engine if ready else fitted(engine, reparametrise=again)
+        for label in sorted(using, key=lambda label: label != reference):  # it comes first
+            given = using[label]
+            if isinstance(given, Posterior):
+                posteriors[label] = given if numbered is None else numbered.renumbered(given)
+            elif label == reference:
+                choice = "auto" if repair else False
+                posteriors[label], numbered = fit_numbered(
+                    program.fork(), (), {}, given, seed, choice
+                )
+                program = program if numbered is None else numbered.numbering()
+            else:
+                posteriors[label] = fitted(given)
             if label == reference:
                 _refuse_point(label, posteriors[label])
             if interrupt:
                 break
-    if reference not in posteriors:
-        raise KeyboardInterrupt("the comparison was stopped before its reference was fitted")
+    posteriors = {label: posteriors[label] for label in using if label in posteriors}
     posteriors = _of_shared_sites(posteriors, program)
     with torch.random.fork_rng(enabled=seed is not None):
         if seed is not None:

@@ -155,15 +155,6 @@ def _worst(program: Program, covariance: Tensor) -> str:
     """The largest correlation, by the names of the scalars."""
     found = np.abs(np.triu(diagnostics.correlations(covariance.cpu().numpy()), 1))
     i, j = divmod(int(found.argmax()), len(found))
-    names = _names(program)
+    names = program.coordinates
     size = math.copysign(found[i, j], float(covariance[i, j]))
     return f"correlation of {names[i]} and {names[j]} {size:.2f}"
-
-
-def _names(program: Program) -> list[str]:
-    """One for each unconstrained dimension."""
-    found = []
-    for name, site in program.anatomy.of_kind("latent").items():
-        for index in np.ndindex(*site.unconstrained_shape):
-            found.append(name + (f"[{','.join(map(str, index))}]" if index else ""))
-    return found

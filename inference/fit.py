@@ -10,13 +10,15 @@ from typing import Any, Literal
 import torch
 
 from ppgen.inference.decorrelate import along_axes, decorrelated
-from ppgen.inference.hierarchies import hierarchies
+from ppgen.inference.hierarchies import hierarchies, listed
 from ppgen.inference.hmc_engine import HMC
+from ppgen.inference.label_switching import ADVICE, Numbered, label_switching
 from ppgen.inference.point import as_program
 from ppgen.inference.reparametrisation import Reparametrisation, added
 from ppgen.inference.reparametrise import reparametrised
 from ppgen.inference.verdict import WEIGHT_ESS_FAIL
 from ppgen.inputs import slots, tensors
+from ppgen.names import refuse_taken
 from ppgen.posterior import Posterior
 from ppgen.program import Program
 from ppgen.threads import one_thread_if
@@ -47,11 +49,15 @@ def fit(
             engines that work along the axes, such as mean-field VI, scales and correlations taken
             out where they matter (:func:`ppgen.inference.decorrelate.decorrelated`). ``"auto"``
             does so only where the run on the story as written fails. The posterior has the
-            story's own sites either way. False proposes it where a run fails.
+            story's own sites either way. False proposes it where a run fails. Either also runs
+            again with components in one order where chains differ by their numbers alone
+            (:mod:`ppgen.inference.label_switching`).
         kwargs: the story's keyword arguments.
 
     Raises:
         ValueError: where the story or its data cannot be fitted by this engine; it names the site.
+            Also where an argument of the story has the name of one of these options: it goes by
+            position, or into a functools.partial.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist
@@ -63,6 +69,19 @@ def fit(
         >>> posterior["p"].shape
         torch.Size([1, 4000])
     """
+    refuse_taken(fit, model, args, seed)
+    return fit_numbered(model, args, kwargs, using, seed, reparametrise)[0]
+
+
+def fit_numbered(
+    model: Story | Program,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    using: Engine | None,
+    seed: int | None,
+    reparametrise: Literal["auto"] | bool,
+) -> tuple[Posterior, Numbered | None]:
+    """As :func:`fit`, and the order that the components of the story were put into, if any."""
     engine: Any = HMC() if using is None else using
     if reparametrise not in (True, False, "auto"):
         raise ValueError(f"reparametrise must be True, False or 'auto', got {reparametrise!r}")
@@ -84,10 +103,12 @@ def _run(
     model: Story | Program,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-) -> Posterior:
+) -> tuple[Posterior, Numbered | None]:
     if choice is True:
         changes = _changes(engine, model, args, kwargs)
-        return _on(engine, changes) if changes else engine.run(model, *args, **kwargs)
+        posterior = _on(engine, changes) if changes else engine.run(model, *args, **kwargs)
+        numbered = _switched(posterior, model, args, kwargs)
+        return (posterior, None) if numbered is None else _in_order(engine, numbered, posterior)
     try:
         posterior = engine.run(model, *args, **kwargs)
     except ValueError as error:
@@ -96,14 +117,40 @@ def _run(
             error.add_note(found)
         if not isinstance(found, tuple):
             raise
-        return _on(engine, found, f"{type(engine).__name__} failed on the story as written")
+        why = f"{type(engine).__name__} failed on the story as written"
+        return _on(engine, found, why), None
     if not _failed(posterior):
-        return posterior
-    found = _way_out(choice, engine, model, args, kwargs)
+        return posterior, None
+    numbered = _switched(posterior, model, args, kwargs)
+    if numbered is not None:
+        if choice == "auto":
+            return _in_order(engine, numbered, posterior)
+        found = f"{numbered}; {ADVICE}"
+    else:
+        found = _way_out(choice, engine, model, args, kwargs)
     if isinstance(found, tuple):
         again = _on(engine, found, "the run on the story as written did not converge")
-        return replace(again, cost=added(posterior.cost, again.cost))
-    return posterior if found is None else replace(posterior, messages=(*posterior.messages, found))
+        return replace(again, cost=added(posterior.cost, again.cost)), None
+    said = () if found is None else (found,)
+    return replace(posterior, messages=(*posterior.messages, *said)), None
+
+
+def _switched(
+    posterior: Posterior, model: Story | Program, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Numbered | None:
+    if posterior.kind != "chains" or posterior.converged or posterior.unconstrained is None:
+        return None
+    return label_switching(as_program(model, args, kwargs), posterior)
+
+
+def _in_order(
+    engine: Engine, numbered: Numbered, posterior: Posterior
+) -> tuple[Posterior, Numbered]:
+    """A second run, whose chains number the components in one way."""
+    again = engine.run(numbered.model, *numbered.program.args, **numbered.program.kwargs)
+    why = f"the run on the story as written did not converge ({numbered})"
+    cost = added(posterior.cost, again.cost)
+    return replace(again, messages=(why, *again.messages), cost=cost), numbered
 
 
 def _changes(
@@ -153,8 +200,8 @@ def _way_out(
             if choice == "auto":
                 return _changes(engine, model, args, kwargs) or None
             program = as_program(model, args, kwargs)
-            names = ", ".join(str(h) for h in hierarchies(program))
-            if names:
+            if found := hierarchies(program):
+                names = listed([str(h) for h in found])
                 return f"fit(..., reparametrise=True) would write non-centred: {names}"
             change = decorrelated(program) if along_axes(engine) else None
         except ValueError:

@@ -12,7 +12,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ from ppgen.program import Program
 from ppgen.story import sandbox
 from ppgen.types import Story
 
+_LISTED = 5
 _AGREE = 1e-6  # relative; what densities of one family may differ by
 
 
@@ -46,6 +47,14 @@ class Hierarchy:
         parts = {"location": self.location, "scale": self.scale}
         depends = [f"{part} on {' and '.join(of)}" for part, of in parts.items() if of]
         return f"{self.name} ({self.distribution}; {', '.join(depends)})"
+
+
+def listed(sites: Sequence[str]) -> str:
+    """Sites in print, each with what it depends on: those of a loop over time are many."""
+    if len(sites) <= _LISTED:
+        return ", ".join(sites)
+    left = len(sites) - _LISTED + 1
+    return f"{', '.join(sites[: _LISTED - 2])}, {left} more, and {sites[-1]}"
 
 
 def non_centred(model: Story, centredness: Mapping[str, float | Tensor]) -> Story:

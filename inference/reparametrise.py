@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 
-from ppgen.inference.hierarchies import Hierarchy, hierarchies, non_centred
+from ppgen.inference.hierarchies import Hierarchy, hierarchies, listed, non_centred
 from ppgen.inference.independent import Clock
 from ppgen.inference.pathfinder_engine import Pathfinder
 from ppgen.inference.point import as_program
@@ -117,7 +117,7 @@ def reparametrised(model: Story | Program, *args: Any, **kwargs: Any) -> NonCent
     clock.fitted()
     return NonCentred(
         story=non_centred(program.model, centredness),
-        description=f"non-centred: {'; '.join(_words(h, kept[h.name]) for h in changed)}",
+        description=f"non-centred: {listed([_words(h, kept[h.name]) for h in changed])}",
         centredness=centredness,
         program=program,
         cost=clock.cost(gradients),

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ppgen import diagnostics
+from ppgen.components import AnyOrder
 from ppgen.program import Program
 from ppgen.summary import Row, Summary
 from ppgen.types import Story
@@ -68,7 +69,8 @@ class Posterior:
         cost: seconds by phase, and gradient evaluations.
         deterministic: the sites that follow from the others; `predict` computes them anew.
         guide_log_prob: log density of the approximation at any points of its unconstrained scale,
-            ``(N, D) -> (N,)``, nats; None where it is not known. It is not saved.
+            ``(N, D) -> (N,)``, nats; None where it is not known. It is not saved. Of an
+            exchangeable story, with the numbers of components at random.
     """
 
     draws: dict[str, Tensor]
@@ -105,8 +107,8 @@ class Posterior:
         if ordered is not z:
             said = "components are numbered in the story's canonical order"
             fields["messages"] = (*fields.get("messages", ()), said)
-            fields["guide_log_prob"] = None  # that of one numbering among many
             z = ordered
+            _densities_there(program, z, fields)
         draws = program.constrain(z, deterministic=True)
         if not program.anatomy.of_kind("observed", "factor"):
             # as where y=None was meant for prediction and forgotten in the fit
@@ -388,6 +390,23 @@ class Posterior:
         from ppgen.posterior_files import load
 
         return load(folder)
+
+
+def _densities_there(program: Program, z: Tensor, fields: dict[str, Any]) -> None:
+    """Densities of draws `z` whose components were put into canonical order, in `fields`.
+
+    On the unconstrained scale they change with the order, as the coordinates of a simplex do;
+    log p - log q does not.
+    """
+    before, stats = fields.get("log_density"), fields.get("stats", {})
+    if before is not None:
+        fields["log_density"] = lp = program.log_density(z)
+        if fields.get("log_guide") is not None:
+            fields["log_guide"] = fields["log_guide"] + (lp - before)
+        if "lp" in stats:
+            fields["stats"] = {**stats, "lp": lp}
+    if fields.get("guide_log_prob") is not None:
+        fields["guide_log_prob"] = AnyOrder(program, fields["guide_log_prob"])
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -98,6 +99,15 @@ class Replay:
     def sites(self) -> tuple[str, ...]:
         """Names of the latent sites, in the order of the flat vector."""
         return tuple(self.anatomy.of_kind("latent"))
+
+    @property
+    def coordinates(self) -> list[str]:
+        """A name for each unconstrained dimension: that of its site, with an index there."""
+        return [
+            name + (f"[{','.join(map(str, index))}]" if index else "")
+            for name, site in self.anatomy.of_kind("latent").items()
+            for index in itertools.product(*map(range, site.unconstrained_shape))
+        ]
 
     @property
     def operations(self) -> int:

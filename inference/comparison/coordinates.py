@@ -21,16 +21,22 @@ class Coordinates(NamedTuple):
     unconstrained: bool  # whether they are the program's, where densities are known
 
 
-def coordinates(posterior: Posterior, reference: Posterior) -> Coordinates:
+def coordinates(
+    posterior: Posterior, reference: Posterior, program: Program | None = None
+) -> Coordinates:
     """The unconstrained coordinates where both were drawn in the same ones.
 
-    Otherwise (two parameterisations of one posterior) every scalar of the sites that are latent
-    for either, on its own scale, as far as it varies.
+    They have the names of the scalars, or ``weights[0]`` for the first of the fewer coordinates
+    that a simplex has; without a program ``z[0]``. Otherwise (two parameterisations of one
+    posterior) every scalar of the sites that are latent for either, on its own scale, as far as it
+    varies.
     """
     if same_scale(posterior, reference):
         ours, theirs = as_array(posterior.unconstrained), as_array(reference.unconstrained)
         names = [n for n in reference.scalars() if _site(n) not in reference.deterministic]
-        if len(names) != ours.shape[-1]:  # a simplex has more scalars than coordinates
+        if len(names) != ours.shape[-1] and program and of_program(reference, program):
+            names = program.coordinates
+        elif len(names) != ours.shape[-1]:  # a simplex has more scalars than coordinates
             names = [f"z[{i}]" for i in range(ours.shape[-1])]
         return Coordinates(tuple(names), ours, theirs, True)
     mine, others = posterior.scalars(), reference.scalars()

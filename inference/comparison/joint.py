@@ -15,13 +15,16 @@ References:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ppgen import diagnostics
+from ppgen.components import AnyOrder
 from ppgen.diagnostics.arrays import Array, as_array, thin
 from ppgen.diagnostics.classifier import ClassifierTest
 from ppgen.diagnostics.kernels import KernelTest
@@ -127,7 +130,7 @@ def joint(posterior: Posterior, reference: Posterior, program: Program | None) -
     weights = (*pareto, needed, found.get("relative_is_ess", math.nan))
     if posterior.kind == "point":
         return Joint(*weights, missing=("a point has no spread",))
-    both = coordinates(posterior, reference)
+    both = coordinates(posterior, reference, program)
     finite = [bool(np.isfinite(x).all()) for x in (both.ours, both.theirs)]
     if not both.names or not all(finite):
         said = "no coordinates in common" if all(finite) else "draws that are not finite"
@@ -232,8 +235,8 @@ def _sandwich(
     missing: list[str],
 ) -> Sandwich | None:
     """ELBO from the draws of q, EUBO from those of the reference."""
-    weights, log_q = posterior.log_weights, posterior.guide_log_prob
-    if weights is None or log_q is None:
+    log_q = posterior.guide_log_prob
+    if posterior.log_weights is None or log_q is None:
         missing.append(
             "log q is not known at the reference's draws: no upper bound of the evidence"
         )
@@ -250,7 +253,12 @@ def _sandwich(
     else:
         missing.append("log p is not known at the reference's draws: no upper bound")
         return None
-    above = as_array(log_p) - as_array(log_q(z.flatten(0, 1)).reshape(z.shape[:2]))
+    try:
+        weights = _own_weights(posterior, log_q)
+        above = as_array(log_p) - as_array(log_q(z.flatten(0, 1)).reshape(z.shape[:2]))
+    except ValueError as reason:
+        missing.append(f"{reason}: no bounds of the evidence")
+        return None
     eubo_error = above.std() / math.sqrt(above.size)
     if reference.kind == "chains":
         eubo_error = np.nan_to_num(diagnostics.mcse_mean(above), nan=eubo_error)
@@ -258,6 +266,22 @@ def _sandwich(
     return Sandwich(
         float(weights.mean()), float(elbo_error), float(above.mean()), float(eubo_error)
     )
+
+
+def _own_weights(posterior: Posterior, log_q: Callable[[Tensor], Tensor]) -> Array:
+    """Log weights at draws of q, with components in any order where the story has no numbers.
+
+    Raises:
+        ValueError: where draws of q are gone, or its components have too many orders.
+    """
+    known, z, log_p = posterior.log_weights, posterior.unconstrained, posterior.log_density
+    assert known is not None
+    if not isinstance(log_q, AnyOrder):
+        return known
+    if "log_weights" in posterior.history or z is None or log_p is None:
+        raise ValueError("resampled draws are not those of a guide with components in any order")
+    some = slice(0, None, max(1, posterior.count // _EVALUATED))
+    return as_array(log_p.flatten()[some] - log_q(z.flatten(0, 1)[some]))
 
 
 def _flat(x: Array) -> Array:
