@@ -8,6 +8,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
+from ppgen.data.errors import check_rows
 from ppgen.data.levels import whole_levels as whole_levels
 
 
@@ -44,7 +45,7 @@ class BaseRate(nn.Module):
         self.register_buffer("rates", (x.sum(0) + 0.5) / (len(x) + 1))
 
     def model(self, x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
+        with pyro.plate("data", len(check_rows(x))):
             pyro.sample("x", self.density(), obs=whole_levels(x, len(self.rates)).to(self.rates))
 
     def guide(self, x: Tensor) -> None:

@@ -7,6 +7,7 @@ import torch
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 
+from ppgen.data.errors import check_rows
 from ppgen.distributions.boltzmann import Boltzmann
 from ppgen.distributions.units import base_rate_logits, softplus
 from ppgen.models.bipartite import affine, require_rows
@@ -66,7 +67,7 @@ class FullyVisibleBoltzmannMachine(PyroModule):
     @pyro_method
     def model(self, x: Tensor | None = None, *, examples: int = 1) -> Tensor:
         """Without `x`, draws `examples` of them, exactly (small machines)."""
-        with pyro.plate("data", examples if x is None else len(x)):
+        with pyro.plate("data", examples if x is None else len(check_rows(x))):
             return pyro.sample("x", self.marginal(), obs=x)
 
     @pyro_method

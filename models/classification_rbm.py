@@ -9,6 +9,7 @@ from pyro.distributions import TorchDistribution
 from pyro.nn import pyro_method
 from torch import Tensor
 
+from ppgen.data.errors import check_rows
 from ppgen.distributions.units import Beside, Binary, OneHot, softplus
 from ppgen.models.bipartite import affine
 from ppgen.models.rbm import RBM
@@ -82,7 +83,7 @@ class ClassificationRBM(RBM):
     @pyro_method
     def classifier(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         """A Pyro model of the labels given x; nothing is latent (guide: `no_latents`)."""
-        with pyro.plate("data", len(x)):
+        with pyro.plate("data", len(check_rows(x))):
             return pyro.sample("y", self.label_given_data(x), obs=labels)
 
     @pyro_method

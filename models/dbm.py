@@ -11,6 +11,7 @@ import torch
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 
+from ppgen.data.errors import check_rows
 from ppgen.distributions.restricted_boltzmann import RestrictedBoltzmann
 from ppgen.distributions.units import base_rate_logits, softplus
 from ppgen.models.bipartite import Bipartite, affine, require_rows
@@ -138,7 +139,7 @@ class DBM(Bipartite):
     @pyro_method
     def model(self, x: Tensor | None = None, *, examples: int = 1) -> Tensor:
         """Without `x`, draws `examples` of them, exactly (small machines)."""
-        with pyro.plate("data", examples if x is None else len(x)):
+        with pyro.plate("data", examples if x is None else len(check_rows(x))):
             odd = pyro.sample("odd", self.hidden_marginal())
             given = self.visible_logits(odd)
             data, latent = given[..., : self.visible], given[..., self.visible :]
@@ -149,7 +150,7 @@ class DBM(Bipartite):
     @pyro_method
     def guide(self, x: Tensor) -> None:
         """The mean-field fixed point; the ELBO is at most ``log p(x)``."""
-        means = self.mean_field(x)
+        means = self.mean_field(check_rows(x))
         with pyro.plate("data", len(x)):
             pyro.sample("odd", dist.Bernoulli(torch.cat(means[1::2], -1)).to_event(1))
             pyro.sample("even", dist.Bernoulli(torch.cat(means[2::2], -1)).to_event(1))

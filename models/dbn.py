@@ -12,6 +12,7 @@ from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from ppgen.data.errors import check_rows
 from ppgen.distributions.units import sample_units
 from ppgen.models.bipartite import affine
 from ppgen.models.rbm import RBM
@@ -115,7 +116,7 @@ class DBN(PyroModule):
     @pyro_method
     def model(self, x: Tensor | None = None, *, examples: int = 1) -> Tensor:
         """Without `x`, draws `examples` of them, exactly (small machine on top)."""
-        with pyro.plate("data", examples if x is None else len(x)):
+        with pyro.plate("data", examples if x is None else len(check_rows(x))):
             name = f"h{len(self.hidden) - 1}" if len(self.hidden) > 1 else "x"
             side = pyro.sample(name, self.top.marginal(), obs=x if name == "x" else None)
             for layer in range(len(self.hidden) - 1, 0, -1):
@@ -128,7 +129,7 @@ class DBN(PyroModule):
     def guide(self, x: Tensor) -> None:
         """The recognition pass."""
         below = x
-        with pyro.plate("data", len(x)):
+        with pyro.plate("data", len(check_rows(x))):
             for layer in range(1, len(self.hidden)):
                 q = dist.Bernoulli(logits=self.recognition_logits(layer, below)).to_event(1)
                 below = pyro.sample(f"h{layer}", q)

@@ -9,6 +9,7 @@ import torch
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 
+from ppgen.data.errors import check_rows
 from ppgen.distributions.hidden_units import UnitGaussian
 from ppgen.distributions.restricted_boltzmann import RestrictedBoltzmann
 from ppgen.distributions.units import Beside, Binary, Gaussian, HiddenUnits, Units
@@ -159,7 +160,7 @@ class RBM(Bipartite):
     @pyro_method
     def model(self, x: Tensor | None = None, *, examples: int = 1) -> Tensor:
         """Without `x`, draws `examples` of them, exactly (small machines)."""
-        with pyro.plate("data", examples if x is None else len(x)):
+        with pyro.plate("data", examples if x is None else len(check_rows(x))):
             x = pyro.sample("x", self.marginal(), obs=x)
             pyro.sample("h", self.hidden_given_visible(x))
         return x
@@ -171,5 +172,5 @@ class RBM(Bipartite):
     @pyro_method
     def guide(self, x: Tensor) -> None:
         """Exact: the ELBO equals ``log p(x)``, for every draw of h."""
-        with pyro.plate("data", len(x)):
+        with pyro.plate("data", len(check_rows(x))):
             pyro.sample("h", self.hidden_given_visible(x))

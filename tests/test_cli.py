@@ -216,6 +216,7 @@ def test_the_page_of_a_machine_shows_it_from_inside(model, files):
     assert run([*train, "--quiet", "--out", "run"]) == exits.DONE
     page = (files / "run" / "report.html").read_text()
     shown = ["of layer 1 is on", "start at noise", "is overfitting", "block Gibbs", "was trained"]
+    shown += ["no likelihoods"]
     shown += ["of layer 2 is on"] if model != "rbm" else []
     assert [words for words in shown if words not in page] == []
 

@@ -9,6 +9,7 @@ from ppgen.cli.bayes import calibrate, compare, explain, fit
 from ppgen.cli.benchmark import benchmark
 from ppgen.cli.deep import evaluate, report, sample
 from ppgen.cli.demo import demo
+from ppgen.cli.inpainting import inpaint
 from ppgen.cli.latent import interpolate, reconstruct
 from ppgen.cli.look import data, doctor, models
 from ppgen.cli.train import resume, train
@@ -33,6 +34,7 @@ for _command in (
     resume,
     evaluate,
     sample,
+    inpaint,
     interpolate,
     reconstruct,
     report,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ppgen.cli.pages import Curves
 from ppgen.cli.real_units import as_grey
 from ppgen.cli.training import has_real_units
 from ppgen.report import Picture, Section
@@ -37,6 +38,15 @@ def machine_section(
     return Section("Inside the machine", pictures=pictures)
 
 
+def training_curves(model: str) -> Curves:
+    """What the loss and the validation of a machine's training are."""
+    text = "The free energy of training data less that of the chains, and {}: no likelihoods."
+    if model == "dbn":
+        return Curves("contrast", "contrast, held out", text.format("the same of held-out data"))
+    gap = "that of held-out data less that of training data, which grows with overfitting"
+    return Curves("contrast", "free-energy gap", text.format(gap))
+
+
 def layer_means(story: Any, x: Tensor) -> list[Tensor]:
     """Means of each hidden layer given `x`, from the lowest: ``(N, D) -> [(N, units), ...]``."""
     if hasattr(story, "mean_field"):
@@ -66,15 +76,14 @@ def _layers(story: nn.Module, examples: Dataset, settings: dict[str, Any]) -> li
     if examples.image_shape is None:
         return []
     x = examples.x[:_EXAMPLES].to(next(story.parameters()))
-    pictures, unit = [], "share of white pixels"
-    if has_real_units(settings):
-        unit = "standard deviations"
+    real, pictures = has_real_units(settings), []
+    of = "standard deviations" if real else "shares of white"
     for layer, means in enumerate(layer_means(story, x), start=1):
         figure = plots.filters(
             receptive_fields(means, x, _UNITS).cpu(), examples.image_shape, columns=12,
-            title=f"Receptive fields of layer {layer}", unit=f"{unit}, on less all",
+            title=f"Receptive fields of layer {layer}", unit="deviation" if real else "share",
         )  # fmt: skip
-        text = f"What the data look like where a unit of layer {layer} is on, less their mean."
+        text = f"The data where a unit of layer {layer} is on, less their mean, in {of}."
         pictures.append(Picture(figure, text))
     return pictures
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -74,6 +74,14 @@ def calibration_page(found: Calibration) -> Report:
     )
 
 
+class Curves(NamedTuple):
+    """What the loss and the validation of each epoch are called on a run's page, and are."""
+
+    loss: str = "loss"
+    validation: str = "validation"
+    text: str = "The loss of each epoch; what it is depends on the model."
+
+
 def run_page(
     title: str,
     history: Mapping[str, list[Any]],
@@ -82,18 +90,19 @@ def run_page(
     facts: Mapping[str, Any],
     verdict: Verdict | None = None,
     more: Sequence[Section] = (),
+    curves: Curves | None = None,
 ) -> Report:
     """The page of a training run."""
+    curves = curves or Curves()
     text = [] if likelihood is None else [f"Held-out log-likelihood: {likelihood}."]
     lines = {
-        name: [float("nan") if v is None else float(v) for v in history[name]]
-        for name in ("loss", "validation")
-        if any(v is not None for v in history.get(name, ()))
+        name: [float("nan") if v is None else float(v) for v in history[key]]
+        for key, name in (("loss", curves.loss), ("validation", curves.validation))
+        if any(v is not None for v in history.get(key, ()))
     }
     if lines:
         curve = plots.loss_curve(lines, history.get("epoch"), unit="nats per example")
-        pictures = [Picture(curve, "The loss of each epoch; what it is depends on the model."),
-                    *pictures]  # fmt: skip
+        pictures = [Picture(curve, curves.text), *pictures]
     return Report(
         title=title,
         verdict=verdict,

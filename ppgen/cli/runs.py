@@ -211,7 +211,7 @@ def write_page(
 
     from ppgen import plots
     from ppgen.cli.code_pictures import code_section
-    from ppgen.cli.machine_pictures import machine_section
+    from ppgen.cli.machine_pictures import machine_section, training_curves
     from ppgen.cli.pages import run_page
     from ppgen.data import DataError
     from ppgen.report import Picture, Section, Table
@@ -246,8 +246,9 @@ def write_page(
         facts["the likelihood is"] = real_units.density(found, settings)[0].strip()
     elif found is not None:
         facts |= bits_per_dimension(found, settings, examples.x.shape[1])
-    more = []
+    more, curves = [], None
     if settings["model"] in MACHINES:
+        curves = training_curves(settings["model"])
         train = load_data(settings, "train")
         more.append(machine_section(story, train, examples, settings, common.seed))
     if settings["model"] == "vae":
@@ -260,5 +261,5 @@ def write_page(
         table = Table(["drawn from the model"], [[line] for line in drawn])
         more.append(Section("Samples", tables=[table]))
     title = f"{settings['model']} on {settings['data']}"
-    page = run_page(title, history, found, pictures, facts, more=more)
+    page = run_page(title, history, found, pictures, facts, more=more, curves=curves)
     return page.save(out / "report.html")

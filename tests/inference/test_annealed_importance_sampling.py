@@ -215,6 +215,37 @@ def test_a_small_machine_is_exact():
     assert answer.examples == 20
 
 
+def test_effective_chains_are_those_of_the_forward_weights():
+    rbm, base = machine(), torch.randn(6)
+    torch.manual_seed(3)
+    weights = passes(rbm, base, ais.schedule(2), 50)[0].exp()
+    found = annealed_importance_sampling(rbm, chains=50, temperatures=2, base=base, seed=3)
+    expected = weights.sum().square() / weights.square().sum()
+    assert math.isclose(found.effective_chains, expected.item(), rel_tol=1e-10)
+    assert 2 < found.effective_chains < 49
+
+
+def test_reverse_chains_start_at_the_ends_of_forward_ones_drawn_by_their_weights():
+    """From there the upper side is log Z, if there are enough; from the ends as they are it is not.
+
+    Sweeps stay in one of two modes, between which the base divides the chains evenly.
+    """
+    small, chains = RBM(3, 3, weight_scale=0.0).requires_grad_(False), 20_000
+    small.weight.fill_(2.5)
+    small.visible_bias.fill_(-3.2)
+    small.hidden_bias.fill_(-3.75)
+    rbm = RBM(21, 21, weight_scale=0.0).requires_grad_(False)  # too large to be summed
+    rbm.weight[:3, :3], rbm.visible_bias[:3], rbm.hidden_bias[:3] = (
+        small.weight, small.visible_bias, small.hidden_bias,
+    )  # fmt: skip
+    exact = small.log_partition().item() + 36 * math.log(2)
+    found = annealed_importance_sampling(rbm, chains=chains, temperatures=1, burn_in=0)
+    assert not found.exact
+    # resampling adds the noise of the weights: as if there were so many fewer chains
+    error = found.upper_error * (1 + chains / found.effective_chains) ** 0.5
+    assert abs(found.upper - exact) < Z * error < 0.25  # without, it is 0.5 too low
+
+
 @pytest.mark.slow
 def test_a_large_machine_has_bounds_that_hold_the_exact_value():
     """21 units a side: one more than AIS sums by itself, and still enumerable here."""
@@ -294,6 +325,17 @@ def test_an_estimate_below_the_sum_over_the_data_is_refused(monkeypatch):
     monkeypatch.setattr(likelihood, "annealed_importance_sampling", lambda *_, **__: low)
     with pytest.raises(ValueError, match="missed modes"):
         boltzmann_likelihood(machine, x)
+    # a side above what the data sum to, or within 4.3 of its errors of it, contradicts nothing
+    known = (-machine.free_energy(x)).logsumexp(0).item()
+    for upper, error, refused in ((1.0, 0.01, False), (-1.0, 0.3, False), (-1.0, 0.2, True)):
+        sides = 1.0, 0.01, known + upper, error
+        z = ais.LogPartition(*sides, 50.0, 50, 200, "base rates of the data", False)
+        monkeypatch.setattr(likelihood, "annealed_importance_sampling", lambda *_, z=z, **__: z)
+        if refused:
+            with pytest.raises(ValueError, match="missed modes"):
+                boltzmann_likelihood(machine, x)
+        else:
+            assert boltzmann_likelihood(machine, x).kind == "bounds"
 
 
 def test_two_sides_that_disagree_are_no_likelihood():

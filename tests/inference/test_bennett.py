@@ -69,6 +69,19 @@ def test_errors_are_calibrated_over_200_runs():
     assert abs(z.std() - 1) < Z / 400**0.5 + 0.03
 
 
+def test_an_influence_is_what_one_more_chain_would_change():
+    """To first order, 1 / 200 of it; of one step, as the steps of one chain are added up."""
+    r = ratios(trajectory(3), 200)
+    steps, influence = bennett.bennett(r)
+    assert influence.sum(1).abs().max() < 1e-8
+    for chain in range(5):
+        more, _ = bennett.bennett(torch.cat([r, r[:, :, chain : chain + 1]], 2))
+        scale = influence.abs().max()
+        torch.testing.assert_close(
+            more - steps, influence[:, chain], rtol=0, atol=0.02 * scale.item()
+        )
+
+
 def test_a_wrong_sign_on_one_side_is_caught(monkeypatch):
     """A planted bug: the ratio of the later rung's draws counted from the other side."""
 

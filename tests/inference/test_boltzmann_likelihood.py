@@ -98,6 +98,12 @@ def test_the_higher_estimate_of_log_z_is_subtracted(monkeypatch, crossed):
     assert math.isclose(found.lower, score.each.mean().item() - 80.0, abs_tol=1e-9)
     assert math.isclose(found.lower_error, math.hypot(score.error, 0.3), abs_tol=1e-9)
     assert math.isclose(found.details["elbo"], score.details["elbo"] - 80.0, abs_tol=1e-9)
+    # where the other part is a formula there are two sides, each with the error of its log Z
+    rbm = RBM(24, 22).requires_grad_(False)
+    found, mean = boltzmann_likelihood(rbm, x), -rbm.free_energy(x).mean().item()
+    assert (found.kind, found.lower_error, found.upper_error) == ("bounds", 0.3, 0.4)
+    assert math.isclose(found.lower, mean - 80.0, abs_tol=1e-9)
+    assert math.isclose(found.upper, mean - 78.0, abs_tol=1e-9)
 
 
 @pytest.mark.parametrize("sizes", [(6, 4, 3), (5, 3, 3, 2)])

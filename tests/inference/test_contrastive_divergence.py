@@ -113,6 +113,17 @@ def test_centred_gradient_does_not_change_when_units_of_the_data_are_flipped():
     torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=1e-12)
 
 
+def test_offsets_follow_the_data_and_not_the_chains():
+    """Of the enhanced gradient, whose offsets lie between both, it is known that it diverges."""
+    rbm, x = machine(), data()
+    start = State(None, torch.rand(4), torch.rand(3))
+    for rate in (1.0, 0.25):
+        state, _, _ = cd.step(start, x, machine=rbm, offset_rate=rate)
+        hidden = torch.sigmoid(rbm.hidden_logits(x)).detach().mean(0)
+        for found, before, mean in zip(state[1:], start[1:], (x.mean(0), hidden), strict=True):
+            torch.testing.assert_close(found, (1 - rate) * before + rate * mean)
+
+
 @pytest.mark.parametrize("gibbs_steps", [1, 3])
 def test_cd_gradient_agrees_with_its_enumerated_expectation(gibbs_steps):
     rbm, x, copies = machine(), data(), 20_000

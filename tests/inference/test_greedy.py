@@ -1,5 +1,7 @@
 """Greedy stacks, a DBM from pretraining and without it, and runs that go on."""
 
+import sys
+import types
 from functools import partial
 
 import pytest
@@ -35,6 +37,30 @@ def test_each_machine_is_trained_on_the_layer_below():
     greedy(stack, x, epochs=1, batch_size=300, learning_rate=1e-9)
     # one draw for each row: sd of a mean at most 0.5 / sqrt(300), times 4.9 for four units
     assert (stack[1].visible_bias.sigmoid() - shown).abs().max() < 4.9 * 0.5 / 300**0.5
+
+
+@pytest.mark.parametrize("upwards", ["samples", "means"])
+def test_a_layer_is_shown_draws_or_means_of_the_one_below(upwards, monkeypatch):
+    x, shown = pairs(2000), []
+
+    def seen(story, x, **_):
+        shown.append(x)
+        return types.SimpleNamespace(stopped="finished")
+
+    monkeypatch.setattr(sys.modules[greedy.__module__], "train", seen)
+    stack = [RBM(6, 4, weight_scale=2.0), RBM(4, 3)]
+    greedy(stack, x, upwards=upwards)
+    means = torch.sigmoid(stack[0].hidden_logits(x)).detach()
+    if upwards == "means":
+        torch.testing.assert_close(shown[1], means)
+        return
+    assert ((shown[1] == 0) | (shown[1] == 1)).all()
+    variance = means * (1 - means)
+    # each unit of each row is a coin of its own: their sum, weighted so that one row's units or
+    # one unit's rows in common would show, is normal; 2 tests of 2e-5 each
+    for weights in (torch.ones_like(means), (means - means.mean(0)).sign()):
+        z = (weights * (shown[1] - means)).sum() / variance.sum().sqrt()
+        assert abs(z) < 4.3
 
 
 def test_a_duplicated_bottom_shows_what_the_doubled_input_drives():
