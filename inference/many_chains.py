@@ -2,7 +2,8 @@
 
 All chains begin where `hmc_starts` finds mass, dispersed, and share their adaptation: metric and
 step size come from all of them together. Where more draws are all that is missing in the end, the
-chains go on by themselves.
+chains go on by themselves; where a few divergences are all that is wrong, they begin again with
+half the step.
 """
 
 from __future__ import annotations
@@ -139,6 +140,7 @@ class ManyChains(ABC):
             middle = program.now()
             few = max(_FEWEST, self.draws // 8)
             chains.go_on(min(self.draws, few) if tuned.hopeless else self.draws)
+            divergent: Posterior | None = None
             while True:
                 cost = Cost(
                     recording=recording,
@@ -147,13 +149,27 @@ class ManyChains(ABC):
                     sampling=program.now() - middle,
                     gradients=target.gradients,
                 )
-                posterior = self._posterior(program, tuned, chains, cost)
-                more = 0 if interrupt else missing(posterior, most)
-                if not more:
+                posterior = self._posterior(program, tuned, chains, cost, divergent)
+                if interrupt:
+                    return posterior if divergent is None else divergent
+                if more := missing(posterior, most):
+                    chains.go_on(more)
+                elif divergent is None and rarely_diverged(posterior):
+                    divergent = posterior
+                    tuned = tuned._replace(step_size=tuned.step_size / 2)
+                    chains = self._chains(tuned, target, interrupt, progress)
+                    chains.go_on(posterior.count // posterior.chains)
+                else:
                     return posterior
-                chains.go_on(more)
 
-    def _posterior(self, program: Program, tuned: Tuned, chains: Chains, cost: Cost) -> Posterior:
+    def _posterior(
+        self,
+        program: Program,
+        tuned: Tuned,
+        chains: Chains,
+        cost: Cost,
+        divergent: Posterior | None,
+    ) -> Posterior:
         z, stats = chains.read()
         return Posterior.from_program(
             program,
@@ -161,7 +177,7 @@ class ManyChains(ABC):
             engine=self._name,
             kind="chains",
             options=asdict(self),
-            messages=(*self._messages(tuned, z.shape[1]), *chains.messages(stats)),
+            messages=(*self._messages(tuned, z.shape[1], divergent), *chains.messages(stats)),
             log_density=stats["lp"],
             stats=stats,
             cost=cost,
@@ -190,7 +206,7 @@ class ManyChains(ABC):
             raise KeyboardInterrupt(f"{self._name} was stopped before its first draw")
         return tuned
 
-    def _messages(self, tuned: Tuned, kept: int) -> list[str]:
+    def _messages(self, tuned: Tuned, kept: int, divergent: Posterior | None) -> list[str]:
         said = []
         if tuned.moved:
             said.append(
@@ -202,6 +218,12 @@ class ManyChains(ABC):
             said.append(f"stopped after {kept} of {self.draws} draws{why}")
         elif kept > self.draws:
             said.append(f"{kept} draws of each chain: {self.draws} had not converged")
+        if divergent is not None:
+            count = int(divergent.stats["diverging"].sum())
+            said.append(
+                f"{count} of {divergent.count} transitions diverged: all draws were taken again, "
+                "with half the step"
+            )
         return said
 
     def _room(self, program: Program) -> int:
@@ -244,3 +266,11 @@ def missing(posterior: Posterior, most: int) -> int:
     if not 1.0 < need <= most / kept or found["divergences"] > _RARE * posterior.count:
         return 0
     return min(math.ceil(kept * (_SURE * need - 1.0)), most - kept)
+
+
+def rarely_diverged(posterior: Posterior) -> bool:
+    """Whether chains have converged but for a few divergences, which a smaller step may mend."""
+    return (
+        len(posterior.complaints()) == 1
+        and 0 < posterior.diagnosis()["divergences"] <= _RARE * posterior.count
+    )

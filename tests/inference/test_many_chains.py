@@ -1,8 +1,14 @@
-"""When chains go on: where more draws are all that is missing."""
+"""When chains go on, where more draws are all that is missing, and when they begin again."""
 
+import os
+import signal
+
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
+from ppgen.inference import HMC
 from ppgen.inference.many_chains import missing
 from ppgen.posterior import Posterior
 
@@ -28,3 +34,63 @@ def chains(*, apart, divergences):
 def test_chains_go_on_where_draws_are_what_is_missing(apart, divergences, goes_on):
     more = missing(chains(apart=apart, divergences=divergences), 2000)
     assert 0 < more <= 1900 if goes_on else more == 0
+
+
+def normal():
+    pyro.sample("x", dist.Normal(3.0, 2.0))
+
+
+def run(*divergences, stopped=False):
+    """A run whose series of chains report so many divergences, and the step of each series."""
+    steps = []
+
+    class Reporting(HMC):
+        def _chains(self, tuned, *rest):
+            chains, series = super()._chains(tuned, *rest), len(steps)
+            read, go_on = chains.read, chains.go_on
+
+            def reported():
+                z, stats = read()
+                diverging = torch.zeros_like(stats["diverging"])
+                diverging[0, : divergences[series]] = True
+                return z, {**stats, "diverging": diverging}
+
+            def interrupted(draws):
+                if stopped and series:
+                    os.kill(os.getpid(), signal.SIGINT)
+                go_on(draws)
+
+            chains.read, chains.go_on = reported, interrupted
+            steps.append(tuned.step_size)
+            return chains
+
+    return Reporting(chains=16, draws=200, warmup=60).run(normal), steps
+
+
+@pytest.mark.parametrize(
+    ("divergences", "series", "converged"),
+    [((0,), 1, True), ((2, 0), 2, True), ((2, 1), 2, False), ((5,), 1, False)],
+    ids=["none", "mended", "not mended", "not rare"],
+)
+def test_a_few_divergences_have_all_draws_taken_again_with_half_the_step(
+    divergences, series, converged
+):
+    posterior, steps = run(*divergences)
+    assert len(steps) == series
+    assert posterior.converged is converged, posterior.messages
+    assert posterior["x"].shape == (16, 200)
+    assert (posterior.stats["step_size"] == steps[-1]).all()
+    said = "2 of 3200 transitions diverged: all draws were taken again, with half the step"
+    assert (said in posterior.messages) is (series == 2)
+    if series == 2:
+        assert steps[1] == steps[0] / 2
+    error = 2.0 / posterior.diagnosis()["ess_bulk"] ** 0.5
+    assert abs(posterior["x"].mean() - 3.0) < 4.3 * error
+
+
+def test_who_stops_the_second_series_keeps_the_first():
+    posterior, steps = run(2, 0, stopped=True)
+    assert len(steps) == 2
+    assert posterior["x"].shape == (16, 200)
+    assert (posterior.stats["step_size"] == steps[0]).all()
+    assert not posterior.converged
