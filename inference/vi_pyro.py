@@ -1,7 +1,13 @@
 """Any Pyro guide: autoguides and hand-written ones.
 
 Where every site of the guide is reparameterised, many draws of the guide (under vmap) meet the
-recorded story in one call; otherwise Pyro's own ELBO does it, draw by draw.
+recorded story in one call. Where plates are subsampled, so that there is no recording, or the guide
+draws discrete sites, guide and story both run under vmap, each draw on rows of its own; the score
+of sites without reparameterised draws is weighed by the ELBO less that of the other draws.
+Otherwise Pyro's own ELBO does it, draw by draw.
+
+References:
+    | Buy 4 REINFORCE samples, get a baseline for free! (Kool, van Hoof & Welling, 2019)
 """
 
 from __future__ import annotations
@@ -20,7 +26,6 @@ from torch.func import vmap
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from ppgen.anatomy import Subsample
 from ppgen.inference.mode import Batched
 from ppgen.inference.point import as_program
 from ppgen.inference.stochastic_ascent import Ascent, Schedule, Step, ascend
@@ -28,6 +33,7 @@ from ppgen.inference.vi_guides import Guide, GuideFactory
 from ppgen.inference.vi_sites import (
     common_sites,
     fresh_parameters,
+    is_latent,
     is_point,
     subsampled_plates,
     traced,
@@ -126,11 +132,13 @@ class _Fit:
         self.sites = common_sites(self.first, self.story)
         self.batched = self._can_batch()
         self.function: Batched | None = None
+        self.model = model
         self._gradients = 0
         if program is not None and self.batched and self._reparameterised():
             self.function = Batched(program, particles or 64)
             return
         self.particles = particles or 8
+        self.paired = self.batched and self._can_pair()
         if program is not None and program.anatomy.of_kind("enumerated"):
             model = config_enumerate(model)
             nesting = program.anatomy.plate_nesting
@@ -147,6 +155,12 @@ class _Fit:
         """A stochastic gradient of the ELBO."""
         if self.function is None:
             self._gradients += self.particles
+            if self.paired:
+                value, score, _ = self._pairs(self.particles)
+                fixed = value.detach()
+                others = (fixed.sum() - fixed) / max(self.particles - 1, 1)
+                surrogate = value + (fixed - others) * score
+                return self._ascending(surrogate.mean(), float(fixed.mean()))
             loss = self.elbo.differentiable_loss(self.model, self.guide, *self.args, **self.kwargs)
             return self._ascending(-loss, -float(loss.detach()))
         count = self.function.rows
@@ -161,6 +175,10 @@ class _Fit:
 
     def evaluate(self) -> Tensor:
         """Independent estimates of the ELBO, ``(S,)``, nats."""
+        if self.function is None and self.paired:
+            with torch.no_grad():
+                parts = [self._pairs(_CHECKED)[0] for _ in range(self.particles)]
+                return torch.cat(parts).double()
         if self.function is None:
             data = (self.args, self.kwargs)
             losses = [
@@ -239,16 +257,60 @@ class _Fit:
             torch.allclose(back[n], values[n].to(back[n]), near, near) for n in self.program.sites
         )
 
+    def _pairs(self, count: int) -> tuple[Tensor, Tensor, Sites]:
+        """Estimates of the ELBO, nats, scores of sites without rsample, and all that was drawn.
+
+        ``(count,)`` each. Scores are of the rows that were taken, not counted N / B times.
+        """
+
+        def one(_: Tensor) -> tuple[Tensor, Tensor, Sites]:
+            drawn = traced(self.guide, self.args, self.kwargs)
+            story = pyro.poutine.replay(self.model, trace=drawn)
+            met = traced(story, self.args, self.kwargs)
+            elbo = torch.as_tensor(met.log_prob_sum() - drawn.log_prob_sum())
+            score, values = torch.zeros_like(elbo), {}
+            for name, node in (*drawn.nodes.items(), *met.nodes.items()):
+                if node["type"] == "sample" and not node["is_observed"]:
+                    values[name] = node["value"]
+            for node in drawn.nodes.values():
+                if is_latent(node) and not node["fn"].has_rsample:
+                    score = score + node["fn"].log_prob(node["value"]).sum()
+            return elbo, score, values
+
+        with _OutOfPlace():
+            return vmap(one, randomness="different")(torch.zeros(count))
+
+    def _can_pair(self) -> bool:
+        """Whether vmap runs guide and story, and finds what one run of each by itself does."""
+        latent = {n for n, node in self.story.nodes.items() if is_latent(node)}
+        summed = any(node.get("infer", {}).get("enumerate") for node in self.first.nodes.values())
+        if summed or not latent <= set(self.first.nodes):
+            return False  # Pyro sums over sites, or the story draws some from its prior
+        try:
+            with torch.random.fork_rng(devices=[]), torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                elbos, _, values = self._pairs(2)
+                here = {name: value[1] for name, value in values.items()}
+                drawn = traced(_replayed(self.guide, self.first, here), self.args, self.kwargs)
+                met = traced(_replayed(self.model, self.story, here), self.args, self.kwargs)
+                alone = torch.as_tensor(met.log_prob_sum() - drawn.log_prob_sum())
+        except (RuntimeError, ValueError, NotImplementedError, TypeError):
+            return False
+        return torch.allclose(elbos[1], alone, 1e-4, 1e-4)
+
     def _reparameterised(self) -> bool:
+        every = all(node["fn"].has_rsample for node in self.first.nodes.values() if is_latent(node))
         assert self.program is not None
-        every = all(
-            node["fn"].has_rsample
-            for node in self.first.nodes.values()
-            if node["type"] == "sample"
-            and not node["is_observed"]
-            and not isinstance(node["fn"], Subsample)
-        )
         return every and set(self.sites) == set(self.program.sites)
+
+
+def _replayed(function: Story, trace: Any, values: Sites) -> Story:
+    """The same with these values for the sites of `trace` that it draws, rows of plates too."""
+    given = trace.copy()
+    for name in given.nodes:
+        if name in values:
+            given.nodes[name] = {**given.nodes[name], "value": values[name]}
+    return pyro.poutine.replay(function, trace=given)
 
 
 class _OutOfPlace(TorchFunctionMode):

@@ -53,9 +53,7 @@ def common_sites(guide: Any, story: Any) -> list[str]:
         return {
             name: node
             for name, node in trace.nodes.items()
-            if node["type"] == "sample"
-            and not node["is_observed"]
-            and not isinstance(node["fn"], Subsample)
+            if is_latent(node)
             and not node["infer"].get("is_auxiliary")
             and not node["infer"].get("_deterministic")
         }
@@ -86,6 +84,15 @@ def common_sites(guide: Any, story: Any) -> list[str]:
         for name, node in latent.items()
         if name in drawn and not any(f.name in partial for f in node["cond_indep_stack"])
     ]
+
+
+def is_latent(node: Any) -> bool:
+    """Whether a node of a trace is a draw: neither data nor a plate's choice of rows."""
+    return (
+        node["type"] == "sample"
+        and not node["is_observed"]
+        and not isinstance(node["fn"], Subsample)
+    )
 
 
 def subsampled_plates(trace: Any) -> set[str]:

@@ -19,9 +19,11 @@ from ppgen.inference.mode import Batched
 from ppgen.inference.stochastic_ascent import Ascent, Schedule, Step, ascend
 from ppgen.inference.vi import VI, _disagreement
 from ppgen.inference.vi_fit import Fit
+from ppgen.inference.vi_pyro import _Fit
 from ppgen.inference.vi_start import low_rank_optimum
 from ppgen.program import Program
 from ppgen.progress import Interrupt, Progress
+from ppgen.story import sandbox
 
 pytestmark = pytest.mark.usefixtures("silent")
 
@@ -365,6 +367,117 @@ def test_a_subsampled_plate_works_with_a_hand_written_guide():
     assert "k-hat" in posterior.headline()
     assert posterior.log_guide is None
     assert posterior["mu"].shape == (1, 20)
+
+
+def test_subsampled_rows_give_unbiased_estimates_of_the_elbo_of_all():
+    """Many particles at once, each with rows of its own, against the ELBO in closed form."""
+    y = 3 + torch.randn(50)
+    loc, scale = torch.tensor(2.8), 0.3
+
+    def story(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
+        with pyro.plate("data", len(y), subsample_size=10) as rows:
+            pyro.sample("y", dist.Normal(mu, 1.0), obs=y[rows])
+
+    def guide(y):
+        pyro.sample("mu", dist.Normal(pyro.param("loc", loc.clone()), scale))
+
+    with sandbox(torch.float64):
+        fit = _Fit(story, guide, (y,), {}, None, particles=40)
+        assert fit.paired
+        elbos = fit.evaluate()
+        slopes = torch.stack([fit.step().gradients[0] for _ in range(20)])
+    prior = dist.Normal(0.0, 10.0)
+    expected = -torch.distributions.kl_divergence(dist.Normal(loc, scale), prior)
+    expected += dist.Normal(loc, 1.0).log_prob(y).sum() - len(y) * scale**2 / 2
+    slope = (y - loc).sum() - loc / 100
+    for found, truth in ((elbos, expected), (slopes, slope)):
+        error = found.std() / len(found) ** 0.5
+        assert float((found.mean() - truth).abs()) < 4.3 * float(error)
+    assert elbos.std() > 10  # rows differ between particles
+
+
+def test_the_gradient_of_a_guide_with_discrete_sites_is_that_of_the_enumerated_elbo():
+    y = torch.tensor([1.0, 2.5, 0.3])
+
+    def story(y):
+        z = pyro.sample("z", dist.Bernoulli(0.3))
+        mu = pyro.sample("mu", dist.Normal(0.0, 2.0))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(mu + 2 * z, 1.0), obs=y)
+
+    def guide(y):
+        z = pyro.sample("z", dist.Bernoulli(logits=pyro.param("logit", torch.tensor(0.4))))
+        loc = pyro.param("loc", torch.tensor(0.5)) + z * pyro.param("step", torch.tensor(-1.0))
+        pyro.sample("mu", dist.Normal(loc, 0.6))
+
+    with sandbox(torch.float64):
+        fit = _Fit(story, guide, (y,), {}, Program(story, y), particles=16)
+        assert fit.paired
+        logit, loc, step = fit.parameters
+        share, expected = torch.sigmoid(logit), torch.zeros(())
+        for z, mass in ((0.0, 1 - share), (1.0, share)):
+            at, prior = loc + z * step, dist.Normal(0.0, 2.0)
+            inside = -torch.distributions.kl_divergence(dist.Normal(at, 0.6), prior)
+            inside = inside + dist.Normal(at + 2 * z, 1.0).log_prob(y).sum() - len(y) * 0.6**2 / 2
+            prior_of_z = dist.Bernoulli(0.3).log_prob(torch.tensor(z))
+            expected = expected + mass * (inside + prior_of_z - mass.log())
+        truth = torch.stack(torch.autograd.grad(expected, fit.parameters))
+        steps = torch.stack([torch.stack(fit.step().gradients) for _ in range(60)])
+        elbos = fit.evaluate()
+    error = steps.std(0) / len(steps) ** 0.5
+    assert bool(((steps.mean(0) - truth).abs() < 4.6 * error).all())  # three of them
+    assert float((elbos.mean() - expected.detach()).abs()) < 4.3 * float(elbos.std()) / 40
+
+
+def test_scores_of_the_rows_that_were_taken_are_not_scaled():
+    """Rows that are alike: the gradient of all is as many times that of one."""
+    y = torch.full((20,), 1.4)
+
+    def story(y):
+        with pyro.plate("data", len(y), subsample_size=5) as rows:
+            z = pyro.sample("z", dist.Bernoulli(0.3))
+            pyro.sample("y", dist.Normal(2 * z, 1.0), obs=y[rows])
+
+    def guide(y):
+        logit = pyro.param("logit", torch.tensor(0.4))
+        with pyro.plate("data", len(y), subsample_size=5):
+            pyro.sample("z", dist.Bernoulli(logits=logit))
+
+    with sandbox(torch.float64):
+        fit = _Fit(story, guide, (y,), {}, None, particles=16)
+        assert fit.paired
+        (logit,) = fit.parameters
+        steps = torch.stack([fit.step().gradients[0] for _ in range(60)])
+    q, z = torch.sigmoid(logit), torch.tensor([0.0, 1.0])
+    share = torch.stack([1 - q, q])
+    joint = dist.Bernoulli(0.3).log_prob(z) + dist.Normal(2 * z, 1.0).log_prob(y[0])
+    (truth,) = torch.autograd.grad(len(y) * (share * (joint - share.log())).sum(), logit)
+    assert float((steps.mean() - truth).abs()) < 4.3 * float(steps.std()) / len(steps) ** 0.5
+
+
+def test_a_guide_of_rows_is_fitted_with_rows_of_its_own_for_each_particle():
+    y = torch.cat([torch.full((20,), -1.0), torch.full((20,), 1.0)])
+
+    def story(y):
+        with pyro.plate("data", len(y), subsample_size=8) as rows:
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y[rows])
+
+    def guide(y):
+        slope = pyro.param("slope", torch.tensor(0.0))
+        with pyro.plate("data", len(y), subsample_size=8) as rows:
+            pyro.sample("z", dist.Normal(slope * y[rows], math.sqrt(0.5)))
+
+    with sandbox(torch.float64):
+        fit = _Fit(story, guide, (y,), {}, None, particles=8)
+        assert fit.paired
+        (slope,) = fit.parameters
+        with torch.no_grad():
+            slope.fill_(0.5)  # the exact posterior of each row
+        # rows are alike, so that any eight of them, counted five times, give the evidence of all
+        evidence = dist.Normal(0.0, math.sqrt(2.0)).log_prob(y).sum()
+        assert torch.allclose(fit.evaluate(), evidence, atol=1e-5)
 
 
 @pytest.mark.slow
