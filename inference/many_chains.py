@@ -2,8 +2,8 @@
 
 All chains begin where `hmc_starts` finds mass, dispersed, and share their adaptation: metric and
 step size come from all of them together. Where more draws are all that is missing in the end, the
-chains go on by themselves; where a few divergences are all that is wrong, they begin again with
-half the step.
+chains go on by themselves; where they mix but diverge at times, they begin again with half the
+step.
 """
 
 from __future__ import annotations
@@ -36,6 +36,9 @@ _LONGER = 4  # times the draws that were asked for, at most, where nothing else 
 _RHAT_EXCESS = 0.01  # of the limit
 _ESS = 400.0
 _RARE = 1e-3  # divergences a draw
+_AT_TIMES = 1e-2
+_MIXING = 1.1  # R-hat of chains that see the same posterior
+_EXPLORING = 0.3  # E-BFMI (Betancourt 2016)
 _SURE = 1.2  # times the draws that would do if estimates were exact
 
 
@@ -152,13 +155,13 @@ class ManyChains(ABC):
                 posterior = self._posterior(program, tuned, chains, cost, divergent)
                 if interrupt:
                     return posterior if divergent is None else divergent
-                if more := missing(posterior, most):
-                    chains.go_on(more)
-                elif divergent is None and rarely_diverged(posterior):
+                if divergent is None and diverged_at_times(posterior):
                     divergent = posterior
                     tuned = tuned._replace(step_size=tuned.step_size / 2)
                     chains = self._chains(tuned, target, interrupt, progress)
-                    chains.go_on(posterior.count // posterior.chains)
+                    chains.go_on(self.draws)
+                elif more := missing(posterior, most):
+                    chains.go_on(more)
                 else:
                     return posterior
 
@@ -268,9 +271,8 @@ def missing(posterior: Posterior, most: int) -> int:
     return min(math.ceil(kept * (_SURE * need - 1.0)), most - kept)
 
 
-def rarely_diverged(posterior: Posterior) -> bool:
-    """Whether chains have converged but for a few divergences, which a smaller step may mend."""
-    return (
-        len(posterior.complaints()) == 1
-        and 0 < posterior.diagnosis()["divergences"] <= _RARE * posterior.count
-    )
+def diverged_at_times(posterior: Posterior) -> bool:
+    """Whether chains mix but for divergences that a smaller step may mend."""
+    found = posterior.diagnosis()
+    mix = found["rhat"] <= _MIXING and found.get("ebfmi", 1.0) >= _EXPLORING
+    return mix and 0 < found["divergences"] <= _AT_TIMES * posterior.count

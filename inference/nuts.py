@@ -46,8 +46,8 @@ class NUTS(ManyChains):
         warmup: iterations of adaptation at most, discarded; fewer where nothing changes any more.
         target_accept: of whole trajectories of the warm-up, by the harmonic mean over chains, which
             trees then exceed; a little more than that of `HMC`, since a tree diverges by any of
-            its leaves. Raise it towards 1 against divergences. Where these are rare and all else
-            holds, the draws are taken again, once, with half the step.
+            its leaves. Raise it towards 1 against divergences. Where chains mix and diverge at
+            times, the draws are taken again, once, with half the step.
         max_tree_depth: a trajectory has at most ``2**max_tree_depth - 1`` steps.
         metric: ``"diag"``, ``"dense"``, or ``"auto"``: dense where parameters are strongly
             correlated (up to 200 dimensions).
