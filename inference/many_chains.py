@@ -273,6 +273,7 @@ def missing(posterior: Posterior, most: int) -> int:
 
 def diverged_at_times(posterior: Posterior) -> bool:
     """Whether chains mix but for divergences that a smaller step may mend."""
+    if not 0 < int(posterior.stats["diverging"].sum()) <= _AT_TIMES * posterior.count:
+        return False
     found = posterior.diagnosis()
-    mix = found["rhat"] <= _MIXING and found.get("ebfmi", 1.0) >= _EXPLORING
-    return mix and 0 < found["divergences"] <= _AT_TIMES * posterior.count
+    return found["rhat"] <= _MIXING and found.get("ebfmi", 1.0) >= _EXPLORING
