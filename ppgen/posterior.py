@@ -233,11 +233,19 @@ class Posterior:
     def complaints(self) -> list[str]:
         """The checks of a Markov chain that these draws do not pass, in words."""
         found = self.diagnosis()
-        return [
+        said = [
             f"{what} is {found[name]:.4g} (limit {limit})"
             for name, what, limit, passes in _CHECKS
             if name in found and not passes(found[name])  # what is unknown does not pass
         ]
+        if math.isinf(found.get("rhat", 1.0)) and (still := self._standing_still()):
+            said[0] += f": {still} of {self.chains} chains never moved"
+        return said
+
+    def _standing_still(self) -> int:
+        """Chains whose draws are all alike."""
+        stacked = np.stack(list(self.scalars().values()), -1)
+        return int((np.ptp(stacked, axis=1) == 0).all(-1).sum())
 
     def diagnosis(self) -> dict[str, float]:
         """The worst R-hat and ESS, divergences and E-BFMI of chains; k-hat of approximations."""

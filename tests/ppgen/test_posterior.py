@@ -48,10 +48,14 @@ def test_independent_chains_pass_and_their_summary_is_right():
         (lambda z: z + torch.arange(4.0)[:, None, None], "R-hat"),
         (lambda z: z.cumsum(1), "ESS"),
         (lambda z: torch.zeros_like(z), "R-hat"),
+        (
+            lambda z: torch.cat([z[:3], z[3:, :1].expand(1, 500, 2)]),
+            "R-hat is inf (limit 1.01): 1 of 4 chains never moved",
+        ),
         (lambda z: z[:, :3], "R-hat"),
         (lambda z: torch.where(torch.rand_like(z) < 1e-3, torch.inf, z), "R-hat"),
     ],
-    ids=["chains apart", "random walk", "stuck", "three draws", "infinite"],
+    ids=["chains apart", "random walk", "stuck", "one stuck", "three draws", "infinite"],
 )
 def test_chains_that_cannot_be_trusted_say_so_in_the_first_line(spoil, says):
     program, good = of_chains()
