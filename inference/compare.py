@@ -177,7 +177,7 @@ def compare(
         raise ValueError(f"reference={reference!r} is not among the methods {list(using)}")
     refuse_taken(compare, model, args, seed)
     _refuse_trainable(model, args, kwargs)
-    program = as_program(model, args, kwargs)
+    written = program = as_program(model, args, kwargs)
     posteriors: dict[str, Posterior] = {}
 
     def fitted(engine: Engine, *, reparametrise: Literal["auto"] | bool = False) -> Posterior:
@@ -188,13 +188,15 @@ def compare(
         for label in sorted(using, key=lambda label: label != reference):  # it comes first
             given = using[label]
             if isinstance(given, Posterior):
-                posteriors[label] = given if numbered is None else numbered.renumbered(given)
+                posteriors[label] = (
+                    given if numbered is None else numbered.renumbered(given, written)
+                )
             elif label == reference:
                 choice = "auto" if repair else False
                 posteriors[label], numbered = fit_numbered(
                     program.fork(), (), {}, given, seed, choice
                 )
-                program = program if numbered is None else numbered.numbering()
+                program = written if numbered is None else numbered.numbering(written)
             else:
                 posteriors[label] = fitted(given)
             if label == reference:

@@ -46,6 +46,8 @@ def _method(found: Comparison, label: str) -> str:
     parts = [f"{label} against {found.reference}, worst first{note}", _margins(rows[:_SHOWN])]
     lines = joint_lines(found.joints[label]) + consequence_lines(found.consequences[label])
     parts += [f"  {line}" for line in lines]
+    unknown = (*found.joints[label].missing, *found.consequences[label].missing)
+    parts += [f"  not known: {reason}" for reason in unknown]
     if label in found.quantities:
         parts += ["  your quantities:", _margins(found.quantities[label])]
     return "\n".join(parts)

@@ -108,7 +108,9 @@ def _run(
         changes = _changes(engine, model, args, kwargs)
         posterior = _on(engine, changes) if changes else engine.run(model, *args, **kwargs)
         numbered = _switched(posterior, model, args, kwargs)
-        return (posterior, None) if numbered is None else _in_order(engine, numbered, posterior)
+        if numbered is None:
+            return posterior, None
+        return _in_order(engine, numbered, posterior, model, args, kwargs)
     try:
         posterior = engine.run(model, *args, **kwargs)
     except ValueError as error:
@@ -124,7 +126,7 @@ def _run(
     numbered = _switched(posterior, model, args, kwargs)
     if numbered is not None:
         if choice == "auto":
-            return _in_order(engine, numbered, posterior)
+            return _in_order(engine, numbered, posterior, model, args, kwargs)
         found = f"{numbered}; {ADVICE}"
     else:
         found = _way_out(choice, engine, model, args, kwargs)
@@ -144,10 +146,17 @@ def _switched(
 
 
 def _in_order(
-    engine: Engine, numbered: Numbered, posterior: Posterior
+    engine: Engine,
+    numbered: Numbered,
+    posterior: Posterior,
+    model: Story | Program,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
 ) -> tuple[Posterior, Numbered]:
     """A second run, whose chains number the components in one way."""
-    again = engine.run(numbered.model, *numbered.program.args, **numbered.program.kwargs)
+    if isinstance(model, Program):
+        args, kwargs = model.args, model.kwargs
+    again = engine.run(numbered.model, *args, **kwargs)
     why = f"the run on the story as written did not converge ({numbered})"
     cost = added(posterior.cost, again.cost)
     return replace(again, messages=(why, *again.messages), cost=cost), numbered

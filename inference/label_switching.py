@@ -25,7 +25,7 @@ from ppgen.components import Components, interchangeable
 from ppgen.inference.reparametrisation import Reparametrisation
 from ppgen.posterior import Cost, Posterior
 from ppgen.program import Program
-from ppgen.types import Exchangeable
+from ppgen.types import Exchangeable, Story
 
 _POINTS = 4  # draws at which orders are tried
 _KEYS = 16  # scalars of a component by which its number is tried
@@ -40,21 +40,21 @@ class Numbered:
     """A story whose draws come with their components in the order of one scalar.
 
     Args:
-        program: the story as written, with its data.
+        story: as written.
         components: which may change places.
         site: whose values give the order, smallest first.
         index: of the scalar within a component.
         rhat: the largest R-hat of the draws that it was found by, once they are in that order.
     """
 
-    program: Program
+    story: Story
     components: Components
     site: str
     index: tuple[int, ...]
     rhat: float
 
     def model(self, *args: Any, **kwargs: Any) -> Any:
-        return self.program.model(*args, **kwargs)
+        return self.story(*args, **kwargs)
 
     def canonical(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Components in the order of the scalar."""
@@ -62,15 +62,15 @@ class Numbered:
         found = {n: values[n] for n in self.components.sites}
         return {**values, **self.components.permuted(found, order)}
 
-    def numbering(self) -> Program:
-        """The program whose draws, by any engine, come in this order."""
-        return Program(self.model, *self.program.args, **self.program.kwargs)
+    def numbering(self, program: Program) -> Program:
+        """The story with the data of `program`; draws of it, by any engine, have this order."""
+        return Program(self.model, *program.args, **program.kwargs)
 
-    def renumbered(self, posterior: Posterior) -> Posterior:
-        """A posterior of the story as written, its draws put into this order."""
+    def renumbered(self, posterior: Posterior, program: Program) -> Posterior:
+        """A posterior of `program`, the story as written, with its draws put into this order."""
         if posterior.unconstrained is None:
             return posterior
-        same = _Renumbered(self.model, "", self.numbering(), Cost())
+        same = _Renumbered(self.model, "", self.numbering(program), Cost())
         found = same.restored(posterior)
         return replace(found, messages=tuple(m for m in found.messages if m))
 
@@ -134,7 +134,7 @@ def label_switching(program: Program, posterior: Posterior) -> Numbered | None:
         if not gaps or max(gaps.values()) < _GAP:
             continue
         site, index = max(gaps, key=lambda key: gaps[key])
-        numbered = Numbered(program, found, site, index, math.nan)
+        numbered = Numbered(program.model, found, site, index, math.nan)
         ordered = numbered.canonical({n: draws[n] for n in found.sites})
         numbered = replace(numbered, rhat=_worst_rhat({**draws, **ordered}))
         if best is None or numbered.rhat < best.rhat:

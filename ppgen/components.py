@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _POINTS = 4  # where orders are tried
 _TRIES = 200  # sets of axes of one length, the largest first
+_MOST = 50  # components; more of the same are rows of data
 _ORDERS = 120  # K! up to which all orders are summed over: five components
 
 
@@ -88,7 +89,8 @@ def _found(program: Program, z: Tensor) -> Iterator[Components]:
     here = [_evaluated(program, point) for point in z]
     values = {n: torch.stack([e.values[n] for e in here]) for n in latent}
     density = torch.stack([_own_scale(e) for e in here]).repeat(2)
-    for count in sorted({size for site in latent.values() for size in site.shape if size > 1}):
+    lengths = {size for site in latent.values() for size in site.shape if 1 < size <= _MOST}
+    for count in sorted(lengths):
         axes = [
             (name, axis - len(site.shape))
             for name, site in latent.items()

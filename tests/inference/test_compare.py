@@ -292,6 +292,7 @@ def test_engines_agree_with_the_conjugate_posterior_and_the_page_is_written(tmp_
     assert row.sd == pytest.approx(0.5, rel=4.3 / math.sqrt(8000))
     assert found.verdicts["Laplace"].level == "pass"
     assert "point estimate" in found.verdicts["MAP"].sentence
+    assert "not known: a point has no spread" in str(found)
     page = found.save(tmp_path / "a comparison")
     assert "mu" in page.read_text()
     numbers = json.loads((page.parent / "comparison.json").read_text())

@@ -40,15 +40,14 @@ def test_chains_apart_by_numbers_alone_are_told_so():
     assert found is not None
     assert (found.site, found.index, found.components.count) == ("mu", (), 2)
     assert found.rhat < 1.05
-    ordered = found.renumbered(posterior)
+    ordered = found.renumbered(posterior, program)
     assert ordered.converged
     # of the exact posterior in this order: the same draws, sorted
     assert torch.allclose(ordered["mu"].flatten(0, 1), values["mu"].sort(-1).values)
 
 
 def test_the_order_is_that_of_one_scalar_of_a_component():
-    program = Program(mixture, X)
-    numbered = Numbered(program, Components(3, (("mu", -2), ("w", -1))), "mu", (1,), 1.0)
+    numbered = Numbered(mixture, Components(3, (("mu", -2), ("w", -1))), "mu", (1,), 1.0)
     assert numbered.key == "mu[.,1]"
     mu = torch.tensor([[[0.0, 5.0], [1.0, 4.0], [2.0, 6.0]]])
     ordered = numbered.canonical({"mu": mu, "w": torch.tensor([[0.2, 0.3, 0.5]])})
