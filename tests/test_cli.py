@@ -2,6 +2,7 @@
 
 import inspect
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,8 +10,10 @@ import pytest
 import ppgen.models
 from ppgen.cli import exits, run
 from ppgen.cli.bundled import BUNDLED
+from ppgen.cli.runs import load_data, read_settings, restored
 from ppgen.likelihood import Likelihood
 
+DBM = str(Path(__file__).parent.parent / "pretrained" / "dbm-mnist-500-1000")
 STORY = """
 import pyro, pyro.distributions as dist, torch
 
@@ -143,6 +146,7 @@ def test_a_failing_story_is_explained_by_line_shapes_and_sites(files, capsys):
         (["resume", "nowhere"], None, "nowhere"),
         (["evaluate", "nowhere"], None, "nowhere"),
         (["sample", "nowhere"], None, "nowhere"),
+        (["evaluate", DBM, "--raise-chains", "2"], exits.USAGE, "of an rbm; this is a dbm"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -216,7 +220,7 @@ def test_the_page_of_a_machine_shows_it_from_inside(model, files):
     assert run([*train, "--quiet", "--out", "run"]) == exits.DONE
     page = (files / "run" / "report.html").read_text()
     shown = ["of layer 1 is on", "start at noise", "is overfitting", "block Gibbs", "was trained"]
-    shown += ["no likelihoods"]
+    shown += ["no likelihoods", "what each adds to a pixel"]
     shown += ["of layer 2 is on"] if model != "rbm" else []
     assert [words for words in shown if words not in page] == []
 
@@ -248,10 +252,20 @@ def test_a_run_is_trained_evaluated_sampled_resumed_and_reported(files, capsys, 
     assert found["kind"] == "exact"
     assert -60 < found["lower"] < -15
     assert "static binarisation" in found["data"]
+    evaluate = ["evaluate", "run", "--raise-chains", "3", "--temperatures", "20", "--quiet"]
+    assert run([*evaluate, "--json"]) == exits.DONE
+    raised = json.loads(capsys.readouterr().out)["raise"]
+    settings = read_settings(Path("run"))
+    x = load_data(settings, "test")
+    options = {"raise_chains": 3, "temperatures": 20, "seed": 0}
+    expected = ppgen.log_likelihood(restored(settings, x, Path("run")), x, **options).details
+    assert raised == pytest.approx(expected["raise"]["bound"])
+    assert run(evaluate) == exits.DONE
+    assert f"3 reverse passes from each: >= {raised:.2f} nats" in capsys.readouterr().out
     assert run(["sample", "run", "--count", "4", "--out", "x.npy", "--quiet"]) == exits.DONE
     assert run(["report", "run", "--quiet"]) == exits.DONE
     apart = Likelihood("bounds", -30.0, -20.0, 0.1, 0.1, "AIS", 360)
-    monkeypatch.setattr("ppgen.cli.deep.held_out_likelihood", lambda *_: apart)
+    monkeypatch.setattr("ppgen.cli.deep.held_out_likelihood", lambda *_, **__: apart)
     assert run(["evaluate", "run", "--quiet"]) == exits.DONE
     assert "no likelihood: the two sides disagree" in capsys.readouterr().out
     assert run(["evaluate", "run", "--quiet", "--strict"]) == exits.NOT_PASSED

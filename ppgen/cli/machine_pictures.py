@@ -24,12 +24,13 @@ _CHAINS, _SWEEPS = 50, 400  # whose autocorrelation is shown
 def machine_section(
     story: Any, train: Dataset, held_out: Dataset, settings: dict[str, Any], seed: int
 ) -> Section:
-    """Receptive fields, fantasy particles, free energies and the memory of the chains."""
+    """Filters, receptive fields, particles over time, free energies, the chains' memory."""
     import torch
 
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
         pictures = [
+            *_weights(story, held_out, settings),
             *_layers(story, held_out, settings),
             *_particles(story, held_out, settings),
             _free_energies(story, train, held_out, settings),
@@ -68,6 +69,31 @@ def receptive_fields(means: Tensor, x: Tensor, units: int) -> Tensor:
     """
     chosen = means[:, means.var(0).argsort(descending=True)[:units]]
     return chosen.T @ x / chosen.sum(0)[:, None].clamp_min(1e-9) - x.mean(0)
+
+
+def filters_of(story: Any, units: int) -> Tensor:
+    """Weights of the lowest layer's strongest units, ``(units, D)``; of real x in its units."""
+    if hasattr(story, "components"):
+        W = story.components
+    elif hasattr(story, "weights"):
+        W = story.weights[0]
+    else:
+        W = story.weight_1 if hasattr(story, "weight_1") else story.weight
+    return W[:, W.norm(dim=0).argsort(descending=True)[:units]].T
+
+
+def _weights(story: Any, examples: Dataset, settings: dict[str, Any]) -> list[Picture]:
+    from ppgen import plots
+
+    if examples.image_shape is None:
+        return []
+    unit = "deviation" if has_real_units(settings) else "weight (nats)"
+    figure = plots.filters(
+        filters_of(story, _UNITS).cpu(), examples.image_shape, columns=12,
+        title="Filters of layer 1", unit=unit,
+    )  # fmt: skip
+    text = "Weights of the units of layer 1, the strongest first: what each adds to a pixel."
+    return [Picture(figure, text)]
 
 
 def _layers(story: nn.Module, examples: Dataset, settings: dict[str, Any]) -> list[Picture]:

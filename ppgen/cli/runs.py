@@ -120,8 +120,9 @@ def held_out_likelihood(
     chains: int = 100,
     temperatures: int = 1000,
     thorough: int | None = None,
+    raise_chains: int = 0,
 ) -> Likelihood:
-    """Of `examples`, in nats per example; `chains` and `temperatures` for Boltzmann machines.
+    """Of `examples`, in nats per example; the rest but `thorough` for Boltzmann machines.
 
     Importance draws are 1000 when not given, for Boltzmann machines 100: what their guide leaves
     out is less than the uncertainty of log Z.
@@ -134,6 +135,7 @@ def held_out_likelihood(
         options["thorough"] = thorough
     if isinstance(story, UnnormalisedDensity):
         options = {"samples": samples or 100, "chains": chains, "temperatures": temperatures}
+        options |= {"raise_chains": raise_chains} if raise_chains else {}
     return ppgen.log_likelihood(story, examples.x.to(common.device), seed=common.seed, **options)
 
 
