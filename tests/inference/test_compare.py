@@ -53,6 +53,32 @@ def test_verdicts_follow_the_printed_thresholds(loc, sd, level):
     assert f"{0.1}" in str(found)
 
 
+def test_intervals_that_are_too_narrow_hold_less_of_the_reference():
+    """Shares and quantiles of normals: half as wide, and 0.3 to the right."""
+    size = 50_000
+    reference = normal(kind="independent", shape=(1, size), names=("a",))
+    (row,) = marginals(normal(0.3, 0.5, "independent", (1, size), ("a",)), reference)
+    end = float(stats.norm.ppf(0.95))
+    held = stats.norm.cdf(0.3 + 0.5 * end) - stats.norm.cdf(0.3 - 0.5 * end)
+    assert row.coverage == pytest.approx(float(held), abs=0.015)
+    # a 5 % quantile of so many normals has an error of .0095, one half as wide half of that
+    assert row.q5 == pytest.approx(0.3 + 0.5 * end, abs=0.045)
+    assert row.q95 == pytest.approx(0.3 - 0.5 * end, abs=0.045)
+
+
+def test_errors_of_a_chain_count_its_autocorrelation():
+    """AR(1) of correlation .9: 19 draws are worth one."""
+    noise = torch.randn(16, 2000) * math.sqrt(1 - 0.9**2)
+    x = torch.empty_like(noise)
+    x[:, 0] = torch.randn(16)
+    for t in range(1, 2000):
+        x[:, t] = 0.9 * x[:, t - 1] + noise[:, t]
+    chain = Posterior(draws={"a": 0.2 + x}, engine="test", kind="chains")
+    (row,) = marginals(chain, normal(kind="independent", shape=(1, 100_000), names=("a",)))
+    error = math.hypot(math.sqrt(19 / (16 * 2000)), math.sqrt(1 / 100_000))
+    assert row.shift / row.shift_z == pytest.approx(error, rel=0.2)
+
+
 def test_the_worst_scalar_stands_first_and_is_named():
     reference = normal()
     spoilt = Posterior(

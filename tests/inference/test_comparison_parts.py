@@ -9,11 +9,12 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from scipy import stats
 
 import ppgen
 from ppgen.inference import DADVI, HMC, VI, Exact, Laplace, flow_guide, full_rank_guide
 from ppgen.inference.compare import comparison
-from ppgen.inference.comparison.consequences import consequences, of_quantities
+from ppgen.inference.comparison.consequences import _crps, consequences, of_quantities
 from ppgen.inference.comparison.cost import cost
 from ppgen.inference.comparison.repairs import NON_CENTRED, ladder
 from ppgen.inference.comparison.trust import optimiser_trust, reference_trust
@@ -46,10 +47,10 @@ def test_a_second_sampler_confirms_the_reference_or_does_not():
     agreeing = trust_of({"one": normal(), "two": normal()})
     assert agreeing.ok
     assert "two agrees" in str(agreeing)
-    # .3 sd with 4,000 draws each: an error of .022, so 13 of them
-    apart = trust_of({"one": normal(), "two": normal(0.3)})
-    assert not apart.ok
-    assert "two DISAGREES" in str(apart)
+    for shift in (0.3, -0.3):  # sd with 4,000 draws each: an error of .022, so 13 of them
+        apart = trust_of({"one": normal(), "two": normal(shift)})
+        assert not apart.ok
+        assert "two DISAGREES" in str(apart)
     alone = trust_of({"one": normal(), "q": normal(0.3, kind="independent")})
     assert alone.ok
     assert "no second sampler" in str(alone)
@@ -115,8 +116,16 @@ def test_predictions_of_a_wrong_posterior_are_off_by_as_much():
     assert off.predictive[0].shift == pytest.approx(1 / 1.09, abs=0.1)
     assert off.predictive[0].crps > 0.1
     assert off.loo[0].difference < -0.5
-    # E[crps] of a normal at a point has a closed form; here only that the score is proper
     assert consequences(exact, exact, None).missing == ("predictions need the story and its data",)
+
+
+def test_the_crps_is_that_of_the_closed_form():
+    assert _crps(np.array([[0.0], [1.0]]), np.array([2.0])).tolist() == [1.0]  # 1.5 less half of 1
+    y = np.array([-1.0, 0.0, 2.5])
+    expected = y * (2 * stats.norm.cdf(y) - 1) + 2 * stats.norm.pdf(y) - 1 / math.sqrt(math.pi)
+    found = _crps(np.random.default_rng(0).standard_normal((20_000, 3)), y)
+    # one draw adds |x - y| less its mean distance to others: an sd of at most 1
+    assert np.abs(found - expected).max() < 4.5 / math.sqrt(20_000)
 
 
 def test_quantities_of_the_user_are_judged_like_scalars():
