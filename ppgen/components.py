@@ -4,7 +4,8 @@ r"""Components that have no numbers of their own, as those of a mixture: found i
 
 for each order :math:`\sigma`: the posterior then has K! equal parts, which differ by numbers alone.
 It is tried at random points with two orders that generate all others: the first two components
-exchanged, and all moved on by one.
+exchanged, and all moved on by one. The density on the unconstrained scale has to stay the same
+too, so that an order has no Jacobian there (:math:`\prod_k w_k` is that of a simplex).
 
 References:
     | Markov Chain Monte Carlo Methods and the Label Switching Problem in Bayesian Mixture Modeling
@@ -88,7 +89,7 @@ def _found(program: Program, z: Tensor) -> Iterator[Components]:
     latent = program.anatomy.of_kind("latent")
     here = [_evaluated(program, point) for point in z]
     values = {n: torch.stack([e.values[n] for e in here]) for n in latent}
-    density = torch.stack([_own_scale(e) for e in here]).repeat(2)
+    density = torch.stack([e.log_density() for e in here]).repeat(2)
     lengths = {size for site in latent.values() for size in site.shape if 1 < size <= _MOST}
     for count in sorted(lengths):
         axes = [
@@ -110,10 +111,6 @@ def _evaluated(program: Program, point: Tensor) -> Evaluation:
     return evaluate(program.model, program.anatomy, point, program.args, program.kwargs)
 
 
-def _own_scale(evaluation: Evaluation) -> Tensor:
-    return torch.as_tensor(evaluation.log_density() - evaluation.log_jacobian)
-
-
 def _same(
     program: Program, tried: Components, values: Mapping[str, Tensor], density: Tensor
 ) -> bool:
@@ -126,18 +123,18 @@ def _same(
         return False
     near = 1e-8 if density.dtype == torch.float64 else 1e-4
     for point, expected in zip(z, density, strict=True):
-        if not torch.allclose(_own_scale(_evaluated(program, point)), expected, near, near):
+        if not torch.allclose(_evaluated(program, point).log_density(), expected, near, near):
             return False
     return True
 
 
 class AnyOrder:
-    r"""A guide whose components are numbered at random: its density, K! times that of one order.
+    r"""A guide whose components are numbered at random: the mean of its density over all orders.
 
-    .. math:: \log \frac1{K!} \sum_\sigma q(\sigma z)\,\Big|\det\frac{\partial\sigma z}{\partial z}
-              \Big|
+    .. math:: \log \frac1{K!} \sum_\sigma q(\sigma z)
 
-    It is what draws in canonical order, and the posterior with its K! parts, can be compared by.
+    Draws in canonical order have K! times this density there, and K! times the posterior's: log p
+    less this is the weight of a draw whatever its order.
 
     Args:
         program: the story, whose draws have a canonical order.
@@ -148,20 +145,18 @@ class AnyOrder:
         self.program, self.log_prob = program, log_prob
 
     def __call__(self, z: Tensor) -> Tensor:
-        """``(N, D) -> (N,)``, nats; K! evaluations of both densities for each point.
+        """``(N, D) -> (N,)``, nats; K! evaluations of the guide for each point.
 
         Raises:
             ValueError: where components have too many orders, or it is not known what they are.
         """
         components = self._components(z)
         values = self.program.constrain(z)
-        # the Jacobian of an order is what the density changes by on the unconstrained scale
-        before = self.program.log_density(z)
         terms = []
         for order in permutations(range(components.count)):
             places = torch.tensor(order, device=z.device)
             moved = self.program.unconstrain(components.permuted(values, places))
-            terms.append(self.log_prob(moved) + before - self.program.log_density(moved))
+            terms.append(self.log_prob(moved))
         return torch.stack(terms).logsumexp(0) - math.log(len(terms))
 
     def _components(self, z: Tensor) -> Components:

@@ -108,7 +108,8 @@ class Posterior:
             said = "components are numbered in the story's canonical order"
             fields["messages"] = (*fields.get("messages", ()), said)
             z = ordered
-            _densities_there(program, z, fields)
+            if known := fields.get("guide_log_prob"):
+                fields["guide_log_prob"] = AnyOrder(program, known)
         draws = program.constrain(z, deterministic=True)
         if not program.anatomy.of_kind("observed", "factor"):
             # as where y=None was meant for prediction and forgotten in the fit
@@ -398,23 +399,6 @@ class Posterior:
         from ppgen.posterior_files import load
 
         return load(folder)
-
-
-def _densities_there(program: Program, z: Tensor, fields: dict[str, Any]) -> None:
-    """Densities of draws `z` whose components were put into canonical order, in `fields`.
-
-    On the unconstrained scale they change with the order, as the coordinates of a simplex do;
-    log p - log q does not.
-    """
-    before, stats = fields.get("log_density"), fields.get("stats", {})
-    if before is not None:
-        fields["log_density"] = lp = program.log_density(z)
-        if fields.get("log_guide") is not None:
-            fields["log_guide"] = fields["log_guide"] + (lp - before)
-        if "lp" in stats:
-            fields["stats"] = {**stats, "lp": lp}
-    if fields.get("guide_log_prob") is not None:
-        fields["guide_log_prob"] = AnyOrder(program, fields["guide_log_prob"])
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:

@@ -140,6 +140,7 @@ def test_what_resampling_repairs_is_measured(sd, level):
     compared = comparison({"mcmc": normal(names=("a",)), "q": found}, "mcmc")
     assert compared.verdicts["q"].level == "fail"
     assert compared.repairs["q"][0].verdict.level == level
+    assert compared.repairs["q"][0].cost == 1.0  # that of the method: weights cost nothing
     assert f"resampled by its weights: {level.upper()}" in str(compared)
 
 

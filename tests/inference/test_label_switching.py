@@ -20,8 +20,7 @@ CHAINS, DRAWS = 8, 100
 def chains(program, values):
     """Exact draws as chains."""
     z = program.unconstrain(values).reshape(CHAINS, DRAWS, -1)
-    lp = program.log_density(z)
-    return Posterior.from_program(program, z, engine="test", kind="chains", log_density=lp)
+    return Posterior.from_program(program, z, engine="test", kind="chains")
 
 
 def stuck(values):
@@ -124,8 +123,6 @@ def test_the_evidence_of_a_mixture_lies_between_bounds_that_count_all_orders():
     program = Program(InOrder().model, X)
     values, log_evidence = exact(CHAINS * DRAWS)
     reference = chains(program, values)
-    # the coordinate of a simplex has another density in another order
-    assert torch.allclose(reference.log_density, program.log_density(reference.unconstrained))
     z = reference.unconstrained.flatten(0, 1)
     q = dist.MultivariateNormal(z.mean(0), z.mT.cov())
     draws = q.sample((2000,))

@@ -1,6 +1,7 @@
 """Components without numbers: which sites they are, and sums over their orders."""
 
 import math
+from itertools import permutations
 
 import pyro
 import pyro.distributions as dist
@@ -9,8 +10,9 @@ import torch
 from torch.distributions import biject_to, constraints
 
 from ppgen.components import AnyOrder, Components, interchangeable
+from ppgen.posterior import Posterior
 from ppgen.program import Program
-from tests.support.mixtures import NOISE, SPREAD, InOrder, X, mixture
+from tests.support.mixtures import NOISE, SPREAD, X, mixture
 
 
 def beside_slopes(x):
@@ -72,20 +74,39 @@ def test_permuted_moves_each_axis():
     assert moved["m"].tolist() == [[[4.0, 5.0], [0.0, 1.0], [2.0, 3.0]]]
 
 
+class Shares:
+    """Three shares, largest last."""
+
+    def model(self):
+        pyro.sample("weights", dist.Dirichlet(torch.tensor([2.0, 2.0, 2.0])))
+
+    def canonical(self, values):
+        return {"weights": values["weights"].sort(-1).values}
+
+
 def test_a_guide_in_any_order_is_the_mean_over_orders():
-    """On the sites' own scale, where orders have no Jacobian, against both orders by hand."""
-    program = Program(InOrder().model, X)
-    z = torch.randn(6, program.dim)
-    scales = torch.tensor([0.5, 1.0, 1.4])
-    normal = dist.Normal(torch.tensor([0.3, -2.0, 1.0]), scales).to_event(1)
+    """On the sites' own scale, where orders have no Jacobian, against all six by hand."""
+    program = Program(Shares().model)
+    z = torch.randn(8, program.dim)
+    normal = dist.Normal(torch.tensor([0.3, -0.5]), torch.tensor([0.5, 1.4])).to_event(1)
     simplex = biject_to(constraints.simplex)
 
-    def own_scale(z):  # the other coordinates are the means themselves
-        weights = simplex(z[:, :1])
-        return normal.log_prob(z) - simplex.log_abs_det_jacobian(z[:, :1], weights)
+    def own_scale(weights):
+        z = simplex.inv(weights)
+        return normal.log_prob(z) - simplex.log_abs_det_jacobian(z, weights)
 
-    swapped = torch.cat([simplex.inv(simplex(z[:, :1]).flip(-1)), z[:, 1:].flip(-1)], -1)
-    expected = torch.logaddexp(own_scale(z), own_scale(swapped)) - math.log(2)
-    jacobian = simplex.log_abs_det_jacobian(z[:, :1], simplex(z[:, :1]))
-    found = AnyOrder(program, normal.log_prob)(z) - jacobian
+    weights = simplex(z)
+    orders = [own_scale(weights[:, list(order)]) for order in permutations(range(3))]
+    expected = torch.stack(orders).logsumexp(0) - math.log(6)
+    found = AnyOrder(program, normal.log_prob)(z) - simplex.log_abs_det_jacobian(z, weights)
     assert torch.allclose(found, expected, atol=1e-10)
+
+
+def test_draws_that_are_reordered_keep_their_densities():
+    """An order has no Jacobian on the unconstrained scale: that of a simplex is symmetric."""
+    program = Program(Shares().model)
+    z = torch.randn(1, 50, program.dim)
+    lp = program.log_density(z)
+    found = Posterior.from_program(program, z, engine="test", kind="independent", log_density=lp)
+    assert not torch.allclose(found.unconstrained, z)
+    assert torch.allclose(program.log_density(found.unconstrained), lp)
