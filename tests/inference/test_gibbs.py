@@ -16,6 +16,7 @@ from ppgen.inference import (
     ParallelTempering,
     SingleSiteGibbs,
     TrajectoryTempering,
+    parallel_tempering,
 )
 from ppgen.models import RBM, FullyVisibleBoltzmannMachine, GaussianRBM
 
@@ -223,12 +224,21 @@ def pairwise():
     return FullyVisibleBoltzmannMachine(4, weight_scale=1.0).requires_grad_(False)
 
 
+def uncoupled():
+    return RBM(4, 3, weight_scale=0.0)
+
+
+X = torch.zeros(5, 4)
+SWEPT = {
+    "BlockGibbs": lambda **o: BlockGibbs(machine(), X, **o),
+    "SingleSiteGibbs": lambda **o: SingleSiteGibbs(pairwise(), X, **o),
+    "GibbsLangevin": lambda **o: GibbsLangevin(machine(GaussianRBM), X, **o),
+    "TrajectoryTempering": lambda **o: TrajectoryTempering([uncoupled()], X, **o),  # one rung
+}
 KERNELS = {
-    "BlockGibbs": lambda: BlockGibbs(machine(), torch.zeros(5, 4)),
-    "SingleSiteGibbs": lambda: SingleSiteGibbs(pairwise(), torch.zeros(5, 4)),
-    "GibbsLangevin": lambda: GibbsLangevin(GaussianRBM(4, 3), torch.zeros(5, 4)),
-    "ParallelTempering": lambda: ParallelTempering(machine(), torch.zeros(5, 4)),
-    "TrajectoryTempering": lambda: TrajectoryTempering([machine()], torch.zeros(5, 4)),
+    **SWEPT,
+    "ParallelTempering": lambda: ParallelTempering(machine(), X),
+    "TrajectoryTempering": lambda: TrajectoryTempering([machine()], X),
 }
 
 
@@ -244,3 +254,38 @@ def test_a_second_run_goes_on_where_the_first_ended(name):
         return torch.cat(found)
 
     assert torch.equal(draws(6), draws(3, 3))
+
+
+@pytest.mark.parametrize("name", SWEPT)
+def test_a_draw_takes_as_many_sweeps_as_asked_for(name):
+    def last(sweeps, draws):
+        torch.manual_seed(0)
+        kernel = SWEPT[name](sweeps=sweeps)
+        for _ in range(draws):
+            found = kernel.sample(kernel.initial_params)["x"]
+        return found
+
+    assert torch.equal(last(3, 2), last(1, 6))
+    assert not torch.equal(last(3, 2), last(1, 2))
+
+
+def test_replicas_are_swept_as_often_before_they_swap(monkeypatch):
+    moves, move = [], parallel_tempering.move
+
+    def counted(*args):
+        moves.append(args)
+        return move(*args)
+
+    monkeypatch.setattr(parallel_tempering, "move", counted)
+    kernel = ParallelTempering(machine(), X, temperatures=3, sweeps=4)
+    kernel.sample(kernel.initial_params)
+    assert len(moves) == 4
+
+
+def test_replicas_of_one_law_swap_whenever_they_may():
+    same = ParallelTempering(uncoupled(), X, temperatures=3)  # at all temperatures a fair coin
+    along = TrajectoryTempering([uncoupled()] * 3, X)
+    for kernel, pairs in ((same, 3), (along, 2)):
+        for _ in range(5):
+            kernel.sample(kernel.initial_params)
+        assert kernel.diagnostics() == {"swap acceptance": [1.0] * pairs}
