@@ -49,9 +49,9 @@ def fit(
             engines that work along the axes, such as mean-field VI, scales and correlations taken
             out where they matter (:func:`ppgen.inference.decorrelate.decorrelated`). ``"auto"``
             does so only where the run on the story as written fails. The posterior has the
-            story's own sites either way. False proposes it where a run fails. Either also runs
-            again with components in one order where chains differ by their numbers alone
-            (:mod:`ppgen.inference.label_switching`).
+            story's own sites either way. False proposes it where a run fails. True and ``"auto"``
+            also run again, with components in one order, where chains differ by their numbers
+            alone (:mod:`ppgen.inference.label_switching`).
         kwargs: the story's keyword arguments.
 
     Raises:

@@ -117,15 +117,15 @@ def _same(
     places = torch.arange(tried.count, device=density.device)
     orders = torch.cat([places[:2].flip(0), places[2:]]), places.roll(1)
     moved = [tried.permuted(values, order) for order in orders]
+    near = 1e-8 if density.dtype == torch.float64 else 1e-4
     try:
         z = program.unconstrain({n: torch.cat([m[n] for m in moved]) for n in program.sites})
-    except ValueError:  # outside a support, as an ordered vector in another order is
-        return False
-    near = 1e-8 if density.dtype == torch.float64 else 1e-4
-    for point, expected in zip(z, density, strict=True):
-        if not torch.allclose(_evaluated(program, point).log_density(), expected, near, near):
-            return False
-    return True
+        return all(
+            torch.allclose(_evaluated(program, point).log_density(), expected, near, near)
+            for point, expected in zip(z, density, strict=True)
+        )
+    except (ValueError, RuntimeError, ArithmeticError):
+        return False  # outside a support, as an ordered vector in another order is
 
 
 class AnyOrder:
