@@ -121,6 +121,21 @@ def test_an_engine_that_ignores_the_data_is_found_by_the_likelihood_alone():
     assert found.flagged == (LIKELIHOOD,)
 
 
+class Sticky:
+    """Exact draws as chains that keep each for 25 steps: 1,000 of them are worth 40."""
+
+    def run(self, model):
+        draws = Twisted().run(model).draws
+        kept = {n: v[:, :40].reshape(4, 10).repeat_interleave(25, 1) for n, v in draws.items()}
+        return Posterior(kept, "Sticky", "chains")
+
+
+def test_ranks_are_among_as_many_draws_as_a_chain_is_worth():
+    found = ppgen.calibrate(STORY.model, Sticky(), X, simulations=10, draws=100)
+    # the smallest of several estimates of 40, each by ten steps of four chains
+    assert 5 < found.independent.min() <= found.independent.max() < 80
+
+
 @pytest.mark.slow  # 60 s
 def test_an_exact_engine_is_flagged_at_the_stated_rate():
     runs, level = 100, 0.1
