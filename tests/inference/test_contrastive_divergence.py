@@ -326,6 +326,7 @@ def test_the_first_call_initialises_offsets_and_chains_from_the_data():
     state = cd.init(rbm, x, persistent=True, chains=1000)
     torch.testing.assert_close(state.visible_offset, x.mean(0))
     assert state.chains.shape == (1000, 3)
+    assert ((state.chains == 0) | (state.chains == 1)).all()  # draws, whose means are the means
     mean = torch.sigmoid(rbm.hidden_logits(x)).mean(0)
     assert ((state.chains.mean(0) - mean).abs() < Z * 0.5 / 1000**0.5).all()
     assert cd.init(rbm, x, persistent=True).chains.shape == (3, 3)

@@ -200,6 +200,21 @@ def exchanged(steps):
     return min(p_value(visible, rbm.marginal()), p_value(kept["0/reservoir"], law))
 
 
+def test_each_update_of_the_chains_is_a_sweep(monkeypatch):
+    """What a swap alone would leave as it was."""
+    rbm, kept, sampler = started()
+    swept, sweep = [], RBM.sweep
+
+    def counted(story, side):
+        swept.append(side)
+        return sweep(story, side)
+
+    monkeypatch.setattr(RBM, "sweep", counted)
+    _, visible = sampler.move(rbm, kept, 3)
+    assert len(swept) == 3
+    assert (visible != swept[-1]).any()  # the last one's result, and not what went into it
+
+
 @pytest.mark.parametrize("steps", [1, 4, 16])
 def test_chains_and_reservoir_both_keep_their_laws(steps):
     assert exchanged(steps) > FAILURE_RATE / 2
