@@ -12,7 +12,7 @@ from scipy import stats
 
 import ppgen
 from ppgen.inference import CAVI, HMC, MAP, VI, Calibration, Exact, Gibbs, Laplace
-from ppgen.inference.calibrate import LIKELIHOOD
+from ppgen.inference.calibrate import LIKELIHOOD, _pit
 from ppgen.models import (
     BetaBernoulli,
     ConjugateRegression,
@@ -119,6 +119,13 @@ def test_an_engine_that_ignores_the_data_is_found_by_the_likelihood_alone():
     story = NormalNormal(0.0, 1.0, 1.0)
     found = ppgen.calibrate(story.model, Prior(), X, simulations=100, draws=50)
     assert found.flagged == (LIKELIHOOD,)
+
+
+def test_the_rank_among_ties_is_spread_evenly_over_them():
+    """Three draws below, four alike, two above: the rank is uniform over its five places."""
+    draws = torch.tensor([0.0] * 3 + [1.0] * 4 + [2.0] * 2)
+    ranks = np.array([_pit(draws, torch.tensor(1.0)) for _ in range(500)])
+    assert stats.kstest(ranks, stats.uniform(0.3, 0.5).cdf).pvalue > FAILURE_RATE
 
 
 class Sticky:
