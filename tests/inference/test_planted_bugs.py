@@ -50,7 +50,8 @@ BUGS = {
         "state.log_density",
     ),
     "half kick left out": (
-        "leapfrog", "r = r + 0.5 * step_size * metric.pull(gradient)\n    return", "return",
+        "trajectory", "return z, log_density, gradient, add(r, 0.5 * gradient, scaled)",
+        "return z, log_density, gradient, r",
     ),
 }  # fmt: skip
 
@@ -92,7 +93,7 @@ def test_the_sampler_as_it_is_leaves_exact_draws_exact():
 def test_a_planted_bug_is_caught(bug, monkeypatch):
     name, old, new = BUGS[bug]
     planted = mutant(hmc, name, old, new)
-    if name == "leapfrog":
+    if name != "step":
         monkeypatch.setattr(hmc, name, planted)
         planted = hmc.step
     assert min(p_values(planted)) < FAILURE_RATE / 2
