@@ -31,6 +31,7 @@ from ppgen.models.item_response import item_response as item_response
 from ppgen.models.language_model import LanguageModel as LanguageModel
 from ppgen.models.linear_regression import linear_regression as linear_regression
 from ppgen.models.logistic_regression import logistic_regression as logistic_regression
+from ppgen.models.logit_regression import LogitRegression as LogitRegression
 from ppgen.models.moebius_mixture import MoebiusMixture as MoebiusMixture
 from ppgen.models.molecule_vae import MoleculeVAE as MoleculeVAE
 from ppgen.models.neals_funnel import neals_funnel as neals_funnel

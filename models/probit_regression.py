@@ -60,8 +60,7 @@ class ProbitRegression:
 
     def start(self, count: int, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         """Coefficients from a narrow prior: far out, every latent outcome would be extreme."""
-        size = x.square().mean(0).clamp(min=1e-12).rsqrt() / math.sqrt(x.shape[1])
-        return {"w": torch.randn(count, x.shape[1]).to(x) * size.clamp(max=self.scale)}
+        return {"w": narrow_start(count, x, self.scale)}
 
     def coordinates(self, x: Tensor, y: Tensor) -> dict[str, Coordinate]:
         precision = x.mT @ x + torch.eye(x.shape[1]).to(x) / self.scale**2
@@ -84,6 +83,12 @@ class ProbitRegression:
         constants = (len(y) + x.shape[1]) * math.log(2 * math.pi)
         logs = 2 * x.shape[1] * math.log(self.scale)
         return -0.5 * (constants + logs + gaps + square_length(w) / self.scale**2)
+
+
+def narrow_start(count: int, x: Tensor, scale: float) -> Tensor:
+    """Coefficients ``(count, K)`` for which ``x . w`` is of order 1, none wider than `scale`."""
+    size = x.square().mean(0).clamp(min=1e-12).rsqrt() / math.sqrt(x.shape[1])
+    return torch.randn(count, x.shape[1]).to(x) * size.clamp(max=scale)
 
 
 def _log_phi(t: Tensor) -> Tensor:

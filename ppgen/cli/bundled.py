@@ -176,6 +176,13 @@ BUNDLED = {
         "binary y, latent outcomes",
         "Albert & Chib 1993",
     ),
+    "logit_regression": Bundled(
+        "ppgen.models.logit_regression",
+        "LogitRegression",
+        "bayes",
+        "binary y, latent Polya-Gamma precisions",
+        "Polson, Scott & Windle 2013",
+    ),
     "gaussian_mixture": Bundled(
         "ppgen.models.gaussian_mixture",
         "GaussianMixture",

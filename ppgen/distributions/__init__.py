@@ -7,6 +7,7 @@ from ppgen.distributions.energies import RezendeMohamed as RezendeMohamed
 from ppgen.distributions.gaussian_hmm import GaussianHMM as GaussianHMM
 from ppgen.distributions.hidden_units import Rectified as Rectified
 from ppgen.distributions.hidden_units import UnitGaussian as UnitGaussian
+from ppgen.distributions.polya_gamma import PolyaGamma as PolyaGamma
 from ppgen.distributions.positive_normal import PositiveNormal as PositiveNormal
 from ppgen.distributions.rayleigh import Rayleigh as Rayleigh
 from ppgen.distributions.restricted_boltzmann import RestrictedBoltzmann as RestrictedBoltzmann

@@ -10,10 +10,11 @@ from pyro.infer import MCMC
 import ppgen
 from ppgen import diagnostics
 from ppgen.inference import HMC, NUTS, ConditionalGibbs, Exact, Gibbs
-from ppgen.inference.gibbs_engine import State, step
+from ppgen.inference.gibbs_engine import State, init, step
 from ppgen.models import (
     ConjugateRegression,
     GaussianMixture,
+    LogitRegression,
     NormalGamma,
     ProbitRegression,
     ShrinkageRegression,
@@ -41,6 +42,7 @@ GEWEKE = {  # with priors that have second moments, and few data: the chain then
     "ShrinkageRegression": (ShrinkageRegression(6.0, 5.0, 5.0, 4.0), (X, Y)),
     "GaussianMixture": (GaussianMixture(2, 2.0, 0.3, 1.0, 5.0, 4.0), (Y[:4],)),
     "ProbitRegression": (ProbitRegression(1.0), (X, (Y > 1).double())),
+    "LogitRegression": (LogitRegression(1.5), (X, (Y > 1).double())),
 }
 
 
@@ -60,6 +62,29 @@ def test_finds_the_moments_of_the_exact_posterior(story, data):
                 float(diagnostics.mcse_mean(ours[..., None])[0]), theirs.std() / math.sqrt(1e5)
             )
             assert abs(ours.mean() - theirs.mean()) < z * error, name
+
+
+def test_logit_regression_has_the_moments_of_its_posterior_on_a_grid():
+    story, y = LogitRegression(1.5), (Y > 1).double()
+    axis = torch.linspace(-9.0, 9.0, 181)
+    grid = torch.cartesian_prod(axis, axis)
+    log_joint = -(grid / 1.5).square().sum(-1) / 2
+    log_joint += torch.nn.functional.logsigmoid((2 * y - 1) * (grid @ X.mT)).sum(-1)
+    exact = log_joint.softmax(0) @ moments_of(grid)
+    state, coordinates = init(story, 1000, (X, y)), story.coordinates(X, y)
+    kept = []
+    for sweep in range(45):
+        state, _ = step(state, coordinates)
+        if sweep >= 20:
+            kept.append(moments_of(state.values["w"]))
+    means = torch.stack(kept).mean(0)  # of each chain; these are independent
+    z = (means.mean(0) - exact).abs() / means.std(0) * math.sqrt(1000)
+    assert z.max() < limit(z), z
+
+
+def moments_of(w):
+    """First and second, ``(*, 5)``, of two coefficients ``(*, 2)``."""
+    return torch.cat([w, w.square(), w[..., :1] * w[..., 1:]], -1)
 
 
 def geweke(story, data, steps):

@@ -9,6 +9,7 @@ from ppgen.inference.cavi import elbo
 from ppgen.models import (
     ConjugateRegression,
     GaussianMixture,
+    LogitRegression,
     NormalGamma,
     ProbitRegression,
     ShrinkageRegression,
@@ -30,6 +31,7 @@ CASES = {
     "GaussianMixture": (GaussianMixture(2, 1.5, 0.3, 2.0, 3.0, 1.2), (Y,)),
     "GaussianMixture, 3 in the plane": (GaussianMixture(3, 0.7, 0.3, 2.0, 3.0, 1.2), (X,)),
     "ProbitRegression": (ProbitRegression(1.3), (X, (Y > 1).double())),
+    "LogitRegression": (LogitRegression(1.3), (X, (Y > 1).double())),
 }
 each_story = pytest.mark.parametrize(("story", "data"), CASES.values(), ids=CASES)
 

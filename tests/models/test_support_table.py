@@ -48,6 +48,7 @@ from ppgen.models import (
     HierarchicalVAE,
     ImageFlow,
     LanguageModel,
+    LogitRegression,
     MoebiusMixture,
     MoleculeVAE,
     NormalGamma,
@@ -85,6 +86,7 @@ from ppgen.models.hierarchical_regression import data as groups_data
 from ppgen.models.item_response import data as item_response_data
 from ppgen.models.linear_regression import data as linear_data
 from ppgen.models.logistic_regression import data as logistic_data
+from ppgen.models.logit_regression import data as logit_regression_data
 from ppgen.models.normal_gamma import data as normal_gamma_data
 from ppgen.models.normal_normal import data as normal_normal_data
 from ppgen.models.probit_regression import data as probit_regression_data
@@ -143,6 +145,7 @@ CASES = {
     "GammaPoisson": bayes(GammaPoisson().model, gamma_poisson_data),
     "ConjugateRegression": bayes(ConjugateRegression().model, conjugate_regression_data),
     "ProbitRegression": bayes(ProbitRegression().model, probit_regression_data),
+    "LogitRegression": bayes(LogitRegression().model, logit_regression_data),
     "ShrinkageRegression": bayes(ShrinkageRegression().model, shrinkage_regression_data),
     "GaussianMixture": mixture,
     "hierarchical_regression": bayes(hierarchical_regression, groups_data),
@@ -294,6 +297,7 @@ def test_a_batch_without_examples_is_refused_as_such(name):
         "DirichletCategorical",
         "GammaPoisson",
         "ConjugateRegression",
+        "LogitRegression",
         "ProbitRegression",
         "ShrinkageRegression",
         "GaussianMixture",
