@@ -18,9 +18,7 @@ References:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
-import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
@@ -28,10 +26,9 @@ from torch import Tensor
 
 from ppgen.anatomy import innermost
 from ppgen.distributions import PolyaGamma
-from ppgen.hyperparameters import require_positive
+from ppgen.models.binary_regression import BinaryRegression
 from ppgen.models.logistic_regression import data as logistic_data
-from ppgen.models.probit_regression import narrow_start
-from ppgen.moments import covariance, square_length
+from ppgen.moments import covariance
 from ppgen.types import Coordinate, Factors
 
 
@@ -42,30 +39,14 @@ def data() -> dict[str, Tensor]:
     return {"x": torch.cat([x.new_ones(len(x), 1), x], 1), "y": known["y"]}
 
 
-@dataclass(frozen=True)
-class LogitRegression:
-    """Coefficients; predictors `x`, ``(N, K)``, outcome `y` in {0, 1}, ``(N,)``.
+class LogitRegression(BinaryRegression):
+    """Outcomes by their log odds; see :class:`BinaryRegression`."""
 
-    Args:
-        scale: s, prior standard deviation of a coefficient.
-    """
-
-    scale: float = 2.5
-
-    def __post_init__(self) -> None:
-        require_positive(self, "scale")
-
-    def model(self, x: Tensor, y: Tensor | None = None) -> None:
-        w = pyro.sample("w", dist.Normal(x.new_zeros(x.shape[1]), self.scale).to_event(1))
-        with pyro.plate("data", len(x)):
-            pyro.sample("y", dist.Bernoulli(logits=x @ w), obs=y)
-
-    def start(self, count: int, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-        """Coefficients from a narrow prior: far out, each sweep would be a short step."""
-        return {"w": narrow_start(count, x, self.scale)}
+    def _logits(self, predictor: Tensor) -> Tensor:
+        return predictor
 
     def coordinates(self, x: Tensor, y: Tensor) -> dict[str, Coordinate]:
-        prior = torch.eye(x.shape[1]).to(x) / self.scale**2
+        prior = self._prior_precision(x)
         pull = x.mT @ (y - 0.5)
 
         def omega(q: Factors) -> TorchDistribution:
@@ -88,9 +69,7 @@ class LogitRegression:
         else:
             base = PolyaGamma(torch.zeros_like(omega.mean)).log_prob(omega.mean)
         exponent = (y - 0.5) * (w.mean @ x.mT) - omega.mean * _square(x, w) / 2
-        constant = x.shape[1] * math.log(2 * math.pi * self.scale**2)
-        prior = -0.5 * (constant + square_length(w) / self.scale**2)
-        return (exponent + base - math.log(2)).sum(-1) + prior
+        return (exponent + base - math.log(2)).sum(-1) + self._expected_log_prior(w, x)
 
 
 def _square(x: Tensor, w: TorchDistribution) -> Tensor:

@@ -15,17 +15,15 @@ References:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
-import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from ppgen.distributions import SignedNormal
-from ppgen.hyperparameters import require_positive
-from ppgen.moments import expected_square, square_length
+from ppgen.models.binary_regression import BinaryRegression
+from ppgen.moments import expected_square
 from ppgen.types import Coordinate, Factors
 
 
@@ -38,32 +36,14 @@ def data() -> dict[str, Tensor]:
     return {"x": x, "y": (torch.special.ndtr(grid - 0.3) > threshold).double()}
 
 
-@dataclass(frozen=True)
-class ProbitRegression:
-    """Coefficients; predictors `x`, ``(N, K)``, outcome `y` in {0, 1}, ``(N,)``.
+class ProbitRegression(BinaryRegression):
+    """Outcomes by the sign of a normal; see :class:`BinaryRegression`."""
 
-    Args:
-        scale: s, prior standard deviation of a coefficient.
-    """
-
-    scale: float = 2.5
-
-    def __post_init__(self) -> None:
-        require_positive(self, "scale")
-
-    def model(self, x: Tensor, y: Tensor | None = None) -> None:
-        w = pyro.sample("w", dist.Normal(x.new_zeros(x.shape[1]), self.scale).to_event(1))
-        with pyro.plate("data", len(x)):
-            mean = x @ w
-            logits = _log_phi(mean) - _log_phi(-mean)
-            pyro.sample("y", dist.Bernoulli(logits=logits), obs=y)
-
-    def start(self, count: int, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-        """Coefficients from a narrow prior: far out, every latent outcome would be extreme."""
-        return {"w": narrow_start(count, x, self.scale)}
+    def _logits(self, predictor: Tensor) -> Tensor:
+        return _log_phi(predictor) - _log_phi(-predictor)
 
     def coordinates(self, x: Tensor, y: Tensor) -> dict[str, Coordinate]:
-        precision = x.mT @ x + torch.eye(x.shape[1]).to(x) / self.scale**2
+        precision = x.mT @ x + self._prior_precision(x)
         factor = torch.linalg.cholesky(precision)
 
         def latent(q: Factors) -> TorchDistribution:
@@ -80,15 +60,8 @@ class ProbitRegression:
         """With the density of the latent outcomes; their signs are those of y."""
         w, latent = factors["w"], factors["latent"]
         gaps = expected_square(x, latent.mean, w) + latent.variance.sum(-1)
-        constants = (len(y) + x.shape[1]) * math.log(2 * math.pi)
-        logs = 2 * x.shape[1] * math.log(self.scale)
-        return -0.5 * (constants + logs + gaps + square_length(w) / self.scale**2)
-
-
-def narrow_start(count: int, x: Tensor, scale: float) -> Tensor:
-    """Coefficients ``(count, K)`` for which ``x . w`` is of order 1, none wider than `scale`."""
-    size = x.square().mean(0).clamp(min=1e-12).rsqrt() / math.sqrt(x.shape[1])
-    return torch.randn(count, x.shape[1]).to(x) * size.clamp(max=scale)
+        outcomes = -0.5 * (len(y) * math.log(2 * math.pi) + gaps)
+        return outcomes + self._expected_log_prior(w, x)
 
 
 def _log_phi(t: Tensor) -> Tensor:

@@ -245,14 +245,17 @@ class Posterior:
 
     def _standing_still(self) -> int:
         """Chains whose draws are all alike."""
-        stacked = np.stack(list(self.scalars().values()), -1)
-        return int((np.ptp(stacked, axis=1) == 0).all(-1).sum())
+        return int((np.ptp(self._stacked(), axis=1) == 0).all(-1).sum())
+
+    def _stacked(self) -> np.ndarray:
+        """All scalars, ``(chains, draws, scalars)``."""
+        return np.stack(list(self.scalars().values()), -1)
 
     def diagnosis(self) -> dict[str, float]:
         """The worst R-hat and ESS, divergences and E-BFMI of chains; k-hat of approximations."""
         found: dict[str, float] = {}
         if self.kind == "chains":
-            stacked = np.stack(list(self.scalars().values()), -1)
+            stacked = self._stacked()
             varies = np.ptp(stacked.reshape(-1, stacked.shape[-1]), axis=0) != 0
             # a deterministic site may hold constants; a posterior of constants only is stuck
             state = diagnostics.convergence(stacked[..., varies] if varies.any() else stacked)
