@@ -123,8 +123,9 @@ class Joint:
             if set(own) <= set(dims):
                 full = term.expand(len(point), *sites[other].batch_shape)
                 rest = set(range(1 - full.dim(), 0)) - {dims[plate] for plate in own}
-                total = total + (full.sum(list(rest), keepdim=True) if rest else full)
-        return total.reshape(len(point), *site.batch_shape)
+                part = full.sum(list(rest), keepdim=True) if rest else full
+                total = total + part.reshape(len(point), *site.batch_shape)
+        return total
 
     def _rows_are_independent(self, name: str, point: Tensor) -> bool:
         """Whether what belongs to a row heeds that row's value alone, and all of it does.

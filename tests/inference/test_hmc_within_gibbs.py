@@ -54,6 +54,15 @@ def chained(y):
         pyro.sample("y", dist.Normal(mu + k + before, NOISE), obs=y)
 
 
+def nested(y):
+    """Each row is observed twice, in a plate within that of the rows."""
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", 2):
+        k = pyro.sample("k", dist.Categorical(torch.tensor(SHARES)))
+        with pyro.plate("again", len(y), dim=-2):
+            pyro.sample("y", dist.Normal(mu + k, NOISE), obs=y)
+
+
 def with_machine(law, y):
     """A machine whose log Z is out of reach, as the prior of four units."""
     x = pyro.sample("x", law)
@@ -89,6 +98,12 @@ def all_of_chained(y):
         yield k, prior, 0.0, torch.tensor([float(k[0]), float(k[1]), float(k[1] + k[2])]), y
 
 
+def all_of_nested(y):
+    for k in itertools.product(range(3), repeat=2):
+        prior = sum(math.log(SHARES[i]) for i in k)
+        yield k, prior, 0.0, torch.tensor([float(i) for i in k]).repeat(len(y)), y.flatten()
+
+
 def all_of_machine(law, y):
     for x in itertools.product((0.0, 1.0), repeat=4):
         unit = torch.tensor(x)
@@ -114,8 +129,11 @@ CASES = {
     "plate": (plated, lambda: (torch.tensor([0.4, 2.2]),), ("on", "k"), all_of_plated),
     "rows that meet": (summed, lambda: (torch.tensor(2.4),), ("k",), all_of_summed),
     "a chain": (chained, lambda: (torch.tensor([0.3, 1.0, 2.4]),), ("k",), all_of_chained),
+    "nested plates": (
+        nested, lambda: (torch.tensor([[0.3, 1.4], [0.9, 2.6]]),), ("k",), all_of_nested,
+    ),
     "machine": (with_machine, lambda: (machine(), torch.tensor(1.8)), ("x",), all_of_machine),
-}
+}  # fmt: skip
 
 
 def p_values(case, found):
