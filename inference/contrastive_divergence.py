@@ -36,7 +36,9 @@ class State(NamedTuple):
 class Info(NamedTuple):
     """What a caller may log."""
 
-    contrast: Tensor  # mean F(data) - mean F(chains), nats: neither a likelihood nor the objective
+    # Mean F(data) - mean F(chains), nats: neither a likelihood nor the objective. F is that of whole
+    # visible sides; with the data clamped, latent layers stand there by their means.
+    contrast: Tensor
     fantasies: Tensor  # visible sides of the negative phase, (C, D)
 
 
@@ -126,7 +128,9 @@ def step(
         gradient.weight.add_(machine.weight, alpha=weight_decay)
     if sparsity:
         gradient.hidden_bias.add_(state.hidden_offset - sparsity_target, alpha=sparsity)
-    return state, gradient, Info(positive.free_energy - negative.free_energy, visible)
+    # The chains hold states of all even layers: no entropy on either side.
+    energy = positive.free_energy + positive.entropy
+    return state, gradient, Info(energy - negative.free_energy, visible)
 
 
 class ContrastiveDivergence(SVILoss):

@@ -89,8 +89,8 @@ class UpDown(TopLayer):
     weights, ``-log q(h1, ..., s | x)``. Each phase averages over its own count.
 
     In Pyro: ``SVI(dbn.model, dbn.guide, optim, loss=UpDown())``; also a loss for ``ppgen.train``.
-    The float that comes back is the variational free energy of the data less the free energy of
-    the machine's states, nats: neither a likelihood nor the objective.
+    The float that comes back is the variational free energy of the data less that of what the
+    network generates, nats: neither a likelihood nor the objective.
 
     Args:
         gibbs_steps: sweeps of the machine on top a step.
@@ -120,22 +120,29 @@ class UpDown(TopLayer):
         """The number alone: no gradient, and the chains stay where they are."""
         network = _untied(model, guide)
         layers = network.recognise(_checked(batch, network))
-        return float(_contrast(network, layers, self.top.observe(network.machine, layers[-1])))
+        info = self.top.observe(network.machine, layers[-1])
+        return float(_contrast(network, layers, network.generate(info.fantasies), info))
 
 
 def _directed(network: DirectedLayers, layers: list[Tensor], info: Info) -> Tensor:
     """The gradients of the directed layers, after those of the top; what `UpDown` returns."""
     wake = -network.log_generative(layers).mean()
-    sleep = -network.log_recognition(network.generate(info.fantasies)).mean()
+    dreams = network.generate(info.fantasies)
+    sleep = -network.log_recognition(dreams).mean()
     if len(layers) > 1:
         (wake + sleep).backward()
-    return _contrast(network, layers, info)
+    return _contrast(network, layers, dreams, info)
 
 
 @torch.no_grad()
-def _contrast(network: DirectedLayers, layers: list[Tensor], info: Info) -> Tensor:
-    directed = network.log_recognition(layers) - network.log_generative(layers)
-    return directed.mean() + info.contrast
+def _contrast(
+    network: DirectedLayers, layers: list[Tensor], dreams: list[Tensor], info: Info
+) -> Tensor:
+    seen, dreamt = (
+        (network.log_recognition(part) - network.log_generative(part)).mean()
+        for part in (layers, dreams)
+    )
+    return seen - dreamt + info.contrast
 
 
 def _network(model: Callable, guide: Callable | None) -> DirectedLayers:

@@ -259,7 +259,8 @@ class DBM(Bipartite):
         """Data clamped, latent layers at their mean-field means; `free_energy` is ``-bound``."""
         means = self.mean_field(x)
         found = self.statistics(torch.cat(means[::2], -1))
-        return found._replace(free_energy=found.free_energy - _entropy(means).mean())
+        entropy = _entropy(means).mean()
+        return found._replace(free_energy=found.free_energy - entropy, entropy=entropy)
 
     @torch.no_grad()
     def log_unnormalised(self, x: Tensor) -> Tensor | None:

@@ -86,6 +86,7 @@ class Statistics(NamedTuple):
     visible_mean: Tensor  # of the visible units' statistics over the N states, (M,); M = D mostly
     hidden_mean: Tensor  # over the N states, (H,)
     free_energy: Tensor  # mean over the N states, nats, (); an upper bound in a mean-field phase
+    entropy: Tensor | float = 0.0  # of the means in `visible`, nats: what made it a bound
 
 
 @runtime_checkable

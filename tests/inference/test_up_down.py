@@ -65,6 +65,7 @@ def test_the_top_gets_the_gradient_of_contrastive_divergence_at_the_recognised_l
     layers = dbn.recognise(x)
     loss = UpDown(gibbs_steps=2, persistent=False, centred=False)
     info = loss.top.accumulate(dbn.top, layers[-1])
+    dreams = dbn.generate(info.fantasies)
     expected = [p.grad.clone() for p in dbn.top.parameters()]
     dbn.zero_grad()
     torch.manual_seed(1)
@@ -73,8 +74,21 @@ def test_the_top_gets_the_gradient_of_contrastive_divergence_at_the_recognised_l
     )
     for p, g in zip(dbn.top.parameters(), expected, strict=True):
         torch.testing.assert_close(p.grad, g)
-    directed = dbn.log_recognition(layers) - dbn.log_generative(layers)
-    assert math.isclose(value, (directed.mean() + info.contrast).item(), abs_tol=1e-10)
+    seen, dreamt = (dbn.log_recognition(s) - dbn.log_generative(s) for s in (layers, dreams))
+    contrast = seen.mean() - dreamt.mean() + info.contrast
+    assert math.isclose(value, contrast.item(), abs_tol=1e-10)
+
+
+def test_the_number_of_a_network_with_its_own_draws_is_near_zero():
+    dbn, count = network((3, 2, 2)), 20_000
+    with torch.no_grad():  # without couplings recognition can be exact
+        for name in ("weight_1", "recognition_weight_1", "top.weight"):
+            dbn.get_parameter(name).zero_()
+        dbn.recognition_bias_1.copy_(dbn.top.visible_bias)
+    x = dbn.model(examples=count).detach()
+    spread = dbn.log_generative([x, torch.zeros(count, 2)]).std().item()
+    error = stats.norm.isf(FAILURE_RATE / 2) * spread * (2 / count) ** 0.5
+    assert abs(UpDown(persistent=False).loss(dbn.model, dbn.guide, x)) < error
 
 
 def test_the_top_alone_is_trained_as_by_up_down_and_the_layers_below_get_no_gradient():

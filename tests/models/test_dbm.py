@@ -297,6 +297,16 @@ def test_exact_negative_phase_gives_the_gradient_of_the_bound(story):
         torch.testing.assert_close(value, dict(story.named_parameters())[name].grad, **EXACT)
 
 
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES.keys())
+def test_the_contrast_of_a_machine_with_its_own_draws_is_near_zero(sizes):
+    weak, count = machine(sizes, scale=0.3), 20_000  # its posterior nearly factorises
+    x = weak.model(examples=count).detach()
+    spread = weak.free_energy(weak.marginal().sample((count,))).std().item()
+    contrast = ContrastiveDivergence().loss(weak.model, weak.guide, x)
+    error = stats.norm.isf(FAILURE_RATE / 2) * spread * (2 / count) ** 0.5
+    assert abs(contrast) < error + 0.02  # the entropy of h2 is some 1.3 nats
+
+
 def test_centred_gradient_is_the_jacobian_image_over_the_layers():
     """theta(W, b') with b'_l less the neighbours' offsets through W; the image is J J^T grad."""
     dbm = machine((3, 3, 2, 2))
