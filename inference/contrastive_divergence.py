@@ -36,7 +36,7 @@ class State(NamedTuple):
 class Info(NamedTuple):
     """What a caller may log."""
 
-    # Mean F(data) - mean F(chains), nats: neither a likelihood nor the objective. F is that of whole
+    # Mean F(data) - mean F(chains), nats: neither a likelihood nor the objective. Both are of whole
     # visible sides; with the data clamped, latent layers stand there by their means.
     contrast: Tensor
     fantasies: Tensor  # visible sides of the negative phase, (C, D)

@@ -13,7 +13,10 @@ from ppgen.cli.bundled import BUNDLED
 from ppgen.cli.runs import load_data, read_settings, restored
 from ppgen.likelihood import Likelihood
 
-DBM = str(Path(__file__).parent.parent / "pretrained" / "dbm-mnist-500-1000")
+RBM, DBM, VAE = (
+    str(Path(__file__).parent.parent / "pretrained" / name)
+    for name in ("rbm-mnist-500", "dbm-mnist-500-1000", "vae-mnist-conv")
+)
 STORY = """
 import pyro, pyro.distributions as dist, torch
 
@@ -147,6 +150,11 @@ def test_a_failing_story_is_explained_by_line_shapes_and_sites(files, capsys):
         (["evaluate", "nowhere"], None, "nowhere"),
         (["sample", "nowhere"], None, "nowhere"),
         (["evaluate", DBM, "--raise-chains", "2"], exits.USAGE, "of an rbm; this is a dbm"),
+        (["evaluate", RBM, "--temperatures", "0"], exits.USAGE, "--temperatures must be at least"),
+        (["evaluate", RBM, "--samples", "9"], exits.USAGE, "not measured by it; leave it out"),
+        (["evaluate", DBM, "--thorough", "9"], exits.USAGE, "not measured by it; leave it out"),
+        (["evaluate", VAE, "--chains", "9"], exits.USAGE, "without --anneal; leave it out"),
+        (["sample", RBM, "--gibbs-steps", "0"], exits.USAGE, "--gibbs-steps must be at least 1"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )

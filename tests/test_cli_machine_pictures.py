@@ -2,8 +2,17 @@
 
 import pytest
 import torch
+from matplotlib.text import Text
 
-from ppgen.cli.machine_pictures import filters_of, layer_means, receptive_fields, training_curves
+from ppgen.cli.machine_pictures import (
+    filters_of,
+    layer_means,
+    machine_section,
+    receptive_fields,
+    training_curves,
+)
+from ppgen.cli.runs import picture
+from ppgen.data import Dataset
 from ppgen.models import DBM, DBN, RBM, GaussianRBM
 
 MACHINES = {
@@ -72,3 +81,22 @@ def test_no_curve_of_a_machine_is_called_a_loss_or_a_likelihood():
         assert "no likelihoods" in curves.text
     assert training_curves("rbm").validation == training_curves("dbm").validation
     assert training_curves("dbn").validation == "contrast, held out"
+
+
+def words(figure):
+    return " ".join(text.get_text() for text in figure.findobj(Text))
+
+
+def test_free_energies_are_shown_of_data_and_noise_and_no_samples_are_spoken_of():
+    data = Dataset(torch.bernoulli(torch.full((20, 4), 0.5)), name="coins")
+    section = machine_section(RBM(4, 3), data, data, {"model": "rbm"}, seed=0)
+    said = words(section.pictures[0].image)
+    assert "noise of the base rates" in said
+    assert "Samples" not in said
+
+
+def test_means_are_not_shown_as_if_they_were_draws():
+    data = Dataset(torch.zeros(2, 4), name="grey", image_shape=(2, 2))
+    standard = {"deviation": [1.0] * 4, "mean": [0.0] * 4, "white": 1.0}
+    settings = {"model": "rbm", "visible_units": "gaussian", "standard": standard}
+    assert "without their noise" in words(picture(torch.zeros(2, 4).numpy(), data, settings))

@@ -70,15 +70,10 @@ def evaluate(
     """
     common = common or Common()
     settings = read_settings(run)
-    if anneal is not None and settings["model"] != "vae":
-        raise ValueError(
-            f"--anneal {anneal}: it is the code of a vae that can be annealed; this is a "
-            f"{settings['model']}"
-        )
-    if raise_chains is not None and (settings["model"] != "rbm" or raise_chains < 1):
-        raise ValueError(
-            f"--raise-chains {raise_chains}: 1 or more, of an rbm; this is a {settings['model']}"
-        )
+    _require_measures(settings["model"], {
+        "samples": samples, "thorough": thorough, "anneal": anneal, "chains": chains,
+        "temperatures": temperatures, "raise-chains": raise_chains,
+    })  # fmt: skip
     with common.active():
         settings |= chosen(data, folder)
         if binarisation is not None:
@@ -115,6 +110,24 @@ def evaluate(
     return common.code(not found.disagrees)
 
 
+def _require_measures(model: str, given: dict[str, int | None]) -> None:
+    """Refuse what is no number of them, and what a likelihood of this model does not look at."""
+    asked = {name: number for name, number in given.items() if number is not None}
+    only = {"anneal": ("vae", "the code of a vae"), "raise-chains": ("rbm", "an rbm")}
+    idle = {"rbm": ("samples", "thorough"), "dbm": ("thorough",), "dbn": ("thorough",)}
+    why = f"a {model} is not measured by it"
+    if model not in MACHINES and "anneal" not in asked:
+        idle[model] = ("chains", "temperatures")
+        why = "nothing is annealed here" + (" without --anneal" if model == "vae" else "")
+    for name, number in asked.items():
+        if name in only and model != only[name][0]:
+            raise ValueError(f"--{name} {number}: it is of {only[name][1]}; this is a {model}")
+        if name in idle.get(model, ()):
+            raise ValueError(f"--{name} {number}: {why}; leave it out")
+        if number < 1:
+            raise ValueError(f"--{name} must be at least 1, got {number}")
+
+
 def sample(
     run: Run,
     /,
@@ -132,14 +145,15 @@ def sample(
 
     Args:
         count: how many. Real units of a machine are shown as their means, without noise.
-        gibbs_steps: of a Boltzmann machine's chains.
+        gibbs_steps: of a Boltzmann machine's chains, which begin at examples of the training data.
         out: a .png or .npy file; samples.png in the run folder when not given. Sentences are
             printed, or written to a .txt file.
     """
     common = common or Common()
     settings = read_settings(run)
-    if count < 1:
-        raise ValueError(f"--count must be at least 1, got {count}")
+    for name, number in (("count", count), ("gibbs-steps", gibbs_steps)):
+        if number < 1:
+            raise ValueError(f"--{name} must be at least 1, got {number}")
     with common.active():
         if is_text(settings):
             examples = empty_text(settings)

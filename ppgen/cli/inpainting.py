@@ -88,10 +88,11 @@ def inpaint(
             found = own_units(found, settings)
         shown = torch.where(seen, x, x.new_full((), torch.nan))
         row = torch.cat([x[:, None], shown[:, None], means, means.mean(1, keepdim=True)], 1)
+        without = " (without noise)" if has_real_units(settings) else ""
         grid = as_grey(row.flatten(0, 1).cpu().numpy(), settings)
         write_images(place, found, examples, lambda shape: plots.images(
             grid, shape, columns=fills + 3, title=f"Filled in by the {settings['model']}",
-            subtitle="A row is an example: whole, what is seen of it, draws, their mean.",
+            subtitle=f"A row is an example: whole, what is seen of it, draws{without}, their mean.",
         ))  # fmt: skip
     error = (means.mean(1) - x)[~seen].abs().mean().item()
     usual = (examples.x.to(x).mean(0) - x)[~seen].abs().mean().item()

@@ -161,7 +161,8 @@ def _free_energies(
     groups = {"training": seen, "held out": unseen, **noise}
     energies = {name: _variational_free_energy(story, x).cpu() for name, x in groups.items()}
     text = "Held-out data above training data is overfitting; noise belongs far above both."
-    return Picture(plots.free_energies(energies), text)
+    figure = plots.free_energies(energies, subtitle="Lower is more probable.")
+    return Picture(figure, text)
 
 
 def _memory(story: Any, examples: Dataset) -> Picture:

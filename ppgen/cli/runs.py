@@ -181,7 +181,11 @@ def picture(x: Any, examples: Dataset, settings: dict[str, Any]) -> Any:
 
     assert examples.image_shape is not None
     shown = real_units.as_grey(x, settings)
-    return plots.images(shown, examples.image_shape, title=f"Samples of the {settings['model']}")
+    note = "Means of the units given the hidden side, without their noise."
+    return plots.images(
+        shown, examples.image_shape, title=f"Samples of the {settings['model']}",
+        subtitle=note if has_real_units(settings) else "",
+    )  # fmt: skip
 
 
 def default_place(run: Path, name: str, examples: Dataset) -> Path:
@@ -238,7 +242,10 @@ def write_page(
         x = draw_examples(story, examples, 64, 1000, common.seed, means=True)
         figure = picture(x, examples, settings)
         figure.savefig(out / "samples.png", dpi=110)
-        pictures.append(Picture(figure, "New examples drawn from the model."))
+        text = "New examples drawn from the model"
+        if settings["model"] in MACHINES:
+            text += ", each at the end of a chain of 1000 sweeps that began at an example"
+        pictures.append(Picture(figure, f"{text}."))
     if curve := read_likelihoods(out):
         figure = plots.likelihood_curve({"held out": curve})
         pictures.append(Picture(figure, "Measured while it was trained, by short annealing."))

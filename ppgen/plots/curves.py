@@ -103,18 +103,21 @@ def loss_curve(
     return figure
 
 
-def free_energies(groups: Mapping[str, Any], title: str = "Free energies") -> Figure:
+def free_energies(
+    groups: Mapping[str, Any],
+    title: str = "Free energies",
+    subtitle: str = "Held-out above training: overfitting. Samples apart from both: the chains or "
+    "the model are off.",
+) -> Figure:
     """Histograms of the free energies of training data, held-out data, samples.
 
     Args:
         groups: label -> free energies, (n), nats; lower is more probable.
         title: heading.
+        subtitle: how to read it.
     """
     values = {name: finite(x, name) for name, x in groups.items()}
-    figure, (ax,) = canvas(
-        3.0, title, "Held-out above training: overfitting. Samples apart from both: the chains or "
-        "the model are off.",
-    )  # fmt: skip
+    figure, (ax,) = canvas(3.0, title, subtitle)
     low, high = window(*values.values(), keep=0.99)
     edges = np.linspace(low, high, 49)
     keys, texts = [], []
