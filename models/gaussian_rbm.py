@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ppgen.distributions.boltzmann import Boltzmann
 from ppgen.distributions.restricted_boltzmann import shifted
-from ppgen.distributions.units import Binary, Gaussian, HiddenUnits
+from ppgen.distributions.units import Binary, Gaussian, HiddenUnits, as_floats
 from ppgen.models.rbm import RBM
 
 
@@ -76,7 +76,7 @@ class GaussianRBM(RBM):
     @torch.no_grad()
     def start_at(self, x: Tensor) -> None:
         """Set biases and variances to the means and variances of `x`, ``(N, D)``."""
-        floor = self.least_scale**2
+        x, floor = as_floats(x), self.least_scale**2
         variance = x.var(0, correction=0).to(self.raw_variance)
         self.raw_variance.copy_((variance - floor).clamp_min(floor / 100).log())
         self.visible_bias.copy_(x.mean(0) / self.variance)

@@ -63,6 +63,12 @@ class RBM(Bipartite):
         for side, count in (("visible", visible), ("hidden", hidden)):
             if count < 1:
                 raise ValueError(f"RBM: expected at least one {side} unit, got {count}")
+        units.variables(visible)  # complains where there are no whole variables
+        if not hasattr(hidden_units, "moments"):
+            raise ValueError(
+                "hidden_units: expected Binary(), UnitGaussian() or Rectified(), got "
+                f"{hidden_units}"
+            )
         self.visible, self.hidden = visible, hidden
         self.weight = nn.Parameter(weight_scale * torch.randn(visible, hidden))
         self.visible_bias = nn.Parameter(torch.zeros(visible))

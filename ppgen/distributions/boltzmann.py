@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import copy
 from typing import ClassVar
 
 import torch
@@ -11,7 +10,7 @@ from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
-from ppgen.distributions.restricted_boltzmann import EXACT_UNITS, binary_states
+from ppgen.distributions.restricted_boltzmann import EXACT_UNITS, binary_states, expanded
 from ppgen.distributions.units import require_binary
 
 _TABLE_UNITS = 12  # states that are summed at once: 2**12 rows
@@ -61,9 +60,7 @@ class Boltzmann(TorchDistribution):
             raise ValueError("Boltzmann: expected a symmetric weight with a zero diagonal")
 
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> Boltzmann:
-        new = copy(self)
-        new._batch_shape = torch.Size(batch_shape)
-        return new
+        return expanded(self, batch_shape)
 
     def energy(self, x: Tensor) -> Tensor:
         """Minus the unnormalised log density, ``(*, D) -> (*)``, nats."""
@@ -72,7 +69,7 @@ class Boltzmann(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             require_binary(value, len(self.bias))
-        return (-self.energy(value) - self.log_partition()).expand(
+        return (-self.energy(value.to(self.bias.dtype)) - self.log_partition()).expand(
             torch.broadcast_shapes(self.batch_shape, value.shape[:-1])
         )
 

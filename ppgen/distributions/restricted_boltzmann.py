@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import copy
 from functools import partial
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, TypeVar
 
 import pyro.distributions as dist
 import torch
@@ -18,6 +18,7 @@ from ppgen.distributions.hidden_units import UnitGaussian
 from ppgen.distributions.units import Binary, Gaussian, HiddenUnits, Units
 
 EXACT_UNITS = 20  # up to 2**20 states are summed without being asked
+Law = TypeVar("Law", bound=TorchDistribution)
 _TABLE_UNITS = 12  # states that are summed at once: 2**12 rows
 
 
@@ -105,14 +106,12 @@ class RestrictedBoltzmann(TorchDistribution):
         super().__init__(torch.Size(), weight.shape[:1], validate_args=validate_args)
 
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> RestrictedBoltzmann:
-        new = copy(self)
-        new._batch_shape = torch.Size(batch_shape)
-        return new
+        return expanded(self, batch_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        x = value
         if self._validate_args:
-            self.units.require(x, len(self.weight))
+            self.units.require(value, len(self.weight))
+        x = value.to(self.weight.dtype)
         return (-self.free_energy(x) - self.log_normalizer()).expand(
             torch.broadcast_shapes(self.batch_shape, x.shape[:-1])
         )
@@ -244,6 +243,17 @@ class RestrictedBoltzmann(TorchDistribution):
             for shift, c in zip(shifts, constants, strict=True)
         ]  # type: ignore[misc]
         return torch.cat(blocks)
+
+
+def expanded(law: Law, batch_shape: Sequence[int]) -> Law:
+    """A copy of `law` of that batch shape, whose own it must fit."""
+    own, shape = law.batch_shape, torch.Size(batch_shape)
+    tails = zip(own[::-1], shape[::-1], strict=False)
+    if len(own) > len(shape) or any(ours not in (1, theirs) for ours, theirs in tails):
+        raise ValueError(f"expand: expected a shape that {tuple(own)} fits, got {tuple(shape)}")
+    new = copy(law)
+    new._batch_shape = shape
+    return new
 
 
 def shifted(natural: Tensor, fields: Tensor) -> Tensor:

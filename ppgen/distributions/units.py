@@ -63,7 +63,11 @@ class Units(Protocol):
         ...
 
     def variables(self, units: int) -> Tensor:
-        """The number of the variable that each unit is a part of, ``(units,)``."""
+        """The number of the variable that each unit is a part of, ``(units,)``.
+
+        Raises:
+            ValueError: where so many units are no whole variables.
+        """
         ...
 
 
@@ -150,6 +154,7 @@ class Gaussian:
 
     def fitted(self, x: Tensor) -> Tensor:
         """A column that never changes gets a standard deviation of 1e-3, not 0."""
+        x = as_floats(x)
         variance = x.var(0, correction=0).clamp_min(1e-6)
         return torch.cat([x.mean(0) / variance, -0.5 / variance])
 
@@ -195,7 +200,7 @@ class OneHot:
 
     def fitted(self, x: Tensor) -> Tensor:
         """A category that never occurs gets the share 1e-4."""
-        return self._groups(x.mean(0)).clamp_min(1e-4).log().flatten()
+        return self._groups(as_floats(x).mean(0)).clamp_min(1e-4).log().flatten()
 
     def require(self, x: Tensor, units: int) -> None:
         require_binary(x, units)
@@ -210,7 +215,7 @@ class OneHot:
             )
 
     def variables(self, units: int) -> Tensor:
-        return torch.arange(units) // self.categories
+        return self._groups(torch.arange(units)).flatten() // self.categories
 
     def _groups(self, units: Tensor) -> Tensor:
         if units.shape[-1] % self.categories:
@@ -229,6 +234,11 @@ class Beside:
 
     parts: tuple[tuple[Units, int], ...]
     support = constraints.boolean
+
+    def __post_init__(self) -> None:
+        for kind, _ in self.parts:
+            if not kind.support.is_discrete:
+                raise ValueError(f"Beside: expected kinds of discrete units, got {kind}")
 
     @property
     def binary(self) -> bool:
@@ -256,6 +266,8 @@ class Beside:
             kind.require(part, part.shape[-1])
 
     def variables(self, units: int) -> Tensor:
+        if units != sum(count for _, count in self.parts):
+            raise ValueError(f"Beside: {units} units are not those of {self.parts}")
         found = torch.zeros(0, dtype=torch.long)
         for kind, count in self.parts:
             found = torch.cat([found, kind.variables(count) + len(found)])
@@ -324,8 +336,12 @@ def sample_units(probabilities: Tensor) -> Tensor:
 
 def base_rate_logits(x: Tensor) -> Tensor:
     """Log-odds of each unit's base rate, clamped to [1e-4, 1 - 1e-4]: ``(N, D) -> (D,)``."""
-    x = x if x.is_floating_point() else x.to(torch.get_default_dtype())
-    return torch.logit(x.mean(0), eps=1e-4)
+    return torch.logit(as_floats(x).mean(0), eps=1e-4)
+
+
+def as_floats(x: Tensor) -> Tensor:
+    """Whole numbers and truth values in the default dtype; floating point as it is."""
+    return x if x.is_floating_point() else x.to(torch.get_default_dtype())
 
 
 def require_binary(x: Tensor, units: int) -> None:

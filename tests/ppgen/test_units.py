@@ -5,6 +5,7 @@ import torch
 
 from ppgen.distributions import Beside, Binary, Boltzmann, Gaussian, OneHot
 from ppgen.distributions.units import sample_units, softplus, softplus_change, softplus_sum
+from ppgen.models import RBM, GaussianRBM
 
 Z = 5.0  # 24 comparisons share the failure rate of 2e-5: normal quantile of 1 - 1e-5 / 24 is 4.95
 DRAWS = 40_000
@@ -77,6 +78,46 @@ def test_fitted_parameters_match_the_means(kind):
 def test_wrong_data_are_named(kind, x, match):
     with pytest.raises(ValueError, match=match):
         kind.require(torch.tensor(x), 3 if isinstance(kind, Beside) else 2)
+
+
+@pytest.mark.parametrize("name", ["binary", "one-hot", "gaussian"])
+def test_whole_numbers_are_fitted_as_floating_point_ones_are(name):
+    x = torch.eye(3, dtype=torch.long)
+    torch.testing.assert_close(KINDS[name].fitted(x), KINDS[name].fitted(x.double()))
+    made = GaussianRBM.from_data(x, 2)
+    torch.testing.assert_close(made.loc.detach(), torch.full((3,), 1 / 3.0))
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"units": OneHot(3)}, "4 units are no groups of 3 categories"),
+        ({"units": Beside(((Binary(), 2), (OneHot(3), 3)))}, "4 units are not those of"),
+        ({"hidden_units": OneHot(3)}, "hidden_units: expected Binary"),
+    ],
+)
+def test_units_that_do_not_fit_are_refused_when_a_machine_is_made(options, match):
+    with pytest.raises(ValueError, match=match):
+        RBM(4, 3, **options)
+
+
+def test_real_units_do_not_stand_beside_others():
+    with pytest.raises(ValueError, match="expected kinds of discrete units"):
+        Beside(((Binary(), 2), (Gaussian(), 3)))
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.long, torch.float32])
+def test_the_density_of_a_state_does_not_depend_on_its_type(dtype):
+    x = states(4)
+    for law in (RBM(4, 2, weight_scale=1.0).marginal(), boltzmann(4)):
+        torch.testing.assert_close(law.log_prob(x.to(dtype)), law.log_prob(x))
+
+
+def test_laws_expand_to_shapes_that_theirs_fits():
+    for law in (RBM(4, 2).marginal(), boltzmann(4)):
+        assert law.expand((3, 1)).expand((3, 5)).batch_shape == (3, 5)
+        with pytest.raises(ValueError, match=r"that \(3,\) fits, got \(5,\)"):
+            law.expand((3,)).expand((5,))
 
 
 # The fully visible machine
