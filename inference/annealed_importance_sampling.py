@@ -23,6 +23,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from ppgen.inference.gibbs import require_sides
 from ppgen.progress import Progress
 from ppgen.threads import LITTLE, one_thread_if
 from ppgen.types import BoltzmannMachine
@@ -104,6 +105,7 @@ def annealed_importance_sampling(
         | Sandwiching the marginal likelihood using bidirectional Monte Carlo
           (Grosse, Ghahramani, Adams, 2015)
     """
+    require_sides(machine)
     betas = schedule(temperatures)
     if chains < 2:
         raise ValueError(f"chains: expected at least 2 (for a standard error), got {chains}")

@@ -19,7 +19,7 @@ from torch.nn import Parameter
 
 from ppgen.inference.phase_gradient import Gradient, Offsets, difference, shapes_of
 from ppgen.inference.svi_loss import SVILoss, shown_parameters
-from ppgen.types import BoltzmannMachine
+from ppgen.types import BoltzmannMachine, DirectedLayers, PairwiseMachine
 
 Kept = Any  # of persistent chains: a tensor, or a dictionary of tensors
 
@@ -319,9 +319,14 @@ def _add(parts: Mapping[str, Tensor], whole: Gradient, parameters: Mapping[str, 
 def _machine(model: Callable, guide: Callable | None) -> BoltzmannMachine:
     machine = getattr(model, "__self__", model)
     if not isinstance(machine, BoltzmannMachine):
+        instead = "other stories have an ELBO: use pyro.infer.Trace_ELBO"
+        if isinstance(machine, PairwiseMachine):
+            instead = "a machine without two sides has SingleSiteDivergence or PseudoLikelihood"
+        elif isinstance(machine, DirectedLayers):
+            instead = "a deep belief network has TopLayer or UpDown"
         raise TypeError(
             "ContrastiveDivergence: expected the `model` of a Boltzmann machine (rbm.model), got "
-            f"{model!r}; other stories have an ELBO: use pyro.infer.Trace_ELBO"
+            f"{model!r}; {instead}"
         )
     if guide is not None and getattr(guide, "__self__", guide) is not machine:
         raise ValueError("ContrastiveDivergence: model and guide belong to different machines")
@@ -345,6 +350,17 @@ def _require_levels(batch: Tensor, machine: BoltzmannMachine) -> None:
         raise ValueError(
             f"ContrastiveDivergence: {machine.units} take values from 0 to 1, got "
             f"{batch[wrong][0].item():g}: binarize the data first; for real numbers use GaussianRBM"
+        )
+    variables = machine.units.variables(machine.visible).to(batch.device)
+    shares = batch.new_zeros(len(batch), int(variables[-1]) + 1).index_add(1, variables, batch)
+    off = ((shares - 1).abs() > 1e-4) & (variables.bincount() > 1)
+    if off.any():
+        row, group = off.nonzero()[0].tolist()
+        places = (variables == group).nonzero().flatten().tolist()
+        raise ValueError(
+            f"ContrastiveDivergence: units {places[0]} to {places[-1]} are one variable, and must "
+            f"sum to 1, got {shares[row, group].item():g} in row {row}: give one-hot rows, as "
+            "torch.nn.functional.one_hot makes them"
         )
 
 

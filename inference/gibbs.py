@@ -57,7 +57,8 @@ class BlockGibbs(UntransformedKernel):
         temperature: T of ``exp(-E / T)``, the law that is sampled; below 1 states come nearer to
             the modes. Both sides are drawn at it, which is exact.
         clamp: units that stay at their values in `start`, ``(D,)`` or ``(chains, D)``, bool: the
-            others are drawn from their law given these (inpainting, missing pixels, labels).
+            others are drawn from their law given these (inpainting, missing pixels, labels), and
+            may be NaN in `start`.
 
     Example:
         >>> import torch; from pyro.infer import MCMC; from ppgen.models.rbm import RBM
@@ -78,6 +79,7 @@ class BlockGibbs(UntransformedKernel):
         temperature: float = 1.0,
         clamp: Tensor | None = None,
     ) -> None:
+        require_sides(machine)
         units = len(machine.visible_bias)
         if start.dim() != 2 or start.shape[1] != units or len(start) == 0:
             raise ValueError(
@@ -87,13 +89,11 @@ class BlockGibbs(UntransformedKernel):
             raise ValueError(f"sweeps: expected at least 1, got {sweeps}")
         if not 0 < temperature < math.inf:
             raise ValueError(f"temperature: expected a number above 0, got {temperature}")
-        if temperature != 1 and not machine.hidden_units.binary:
-            raise ValueError(f"temperature: expected 1 under {machine.hidden_units}")
         self.machine, self.sweeps, self.site = machine, sweeps, site
         self.temperature = temperature
         start = start.to(machine.visible_bias.detach())
         self.clamp = None if clamp is None else clamped(clamp, start, machine.units)
-        super().__init__({site: start})
+        super().__init__({site: known(start, clamp)})
 
     def sample(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
         side = params[self.site]
@@ -107,9 +107,39 @@ class BlockGibbs(UntransformedKernel):
     def _sweep(self, side: Tensor) -> Tensor:
         if self.temperature == 1:
             return self.machine.sweep(side)
-        logits = self.machine.hidden_logits(side) / self.temperature
-        hidden = self.machine.hidden_units.sample(logits)
+        kind, logits = self.machine.hidden_units, self.machine.hidden_logits(side)
+        # others than binary have a term h^2 / 2 of their own: h / sqrt(T) is of their kind
+        scale = self.temperature if kind.binary else math.sqrt(self.temperature)
+        hidden = kind.sample(logits / scale)
+        if not kind.binary:
+            hidden = scale * hidden
         return self.machine.units.sample(self.machine.visible_natural(hidden) / self.temperature)
+
+
+def require_sides(machine: object) -> None:
+    """Refuse what has no two sides to be drawn in turn."""
+    if not isinstance(machine, BoltzmannMachine):
+        raise TypeError(
+            f"machine: expected one of two sides (an RBM, a DBM, a DBN's `machine`), got "
+            f"{type(machine).__name__}; a FullyVisibleBoltzmannMachine has SingleSiteGibbs"
+        )
+
+
+def known(start: Tensor, clamp: Tensor | None) -> Tensor:
+    """`start` with 0 for what is missing of it and is to be drawn, ``(chains, D)``.
+
+    Raises:
+        ValueError: where it is not finite elsewhere.
+    """
+    missing = start.isnan()
+    if clamp is not None:
+        start = start.masked_fill(missing & ~clamp.to(start.device), 0.0)
+    if not start.isfinite().all():
+        raise ValueError(
+            "start: expected finite numbers; where units are missing, clamp the others: "
+            "clamp=~start.isnan()"
+        )
+    return start
 
 
 class Clamp(NamedTuple):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ppgen.distributions.units import Binary
-from ppgen.inference.gibbs import Clamp, UntransformedKernel, clamped
+from ppgen.inference.gibbs import Clamp, UntransformedKernel, clamped, known
 from ppgen.types import PairwiseMachine
 
 Scan = Literal["sequential", "random"]
@@ -77,6 +77,11 @@ class SingleSiteGibbs(UntransformedKernel):
         site: str = "x",
         clamp: Tensor | None = None,
     ) -> None:
+        if not isinstance(machine, PairwiseMachine):
+            raise TypeError(
+                f"machine: expected a FullyVisibleBoltzmannMachine, got {type(machine).__name__}; "
+                "a machine of two sides has BlockGibbs"
+            )
         units = machine.visible
         if start.dim() != 2 or start.shape[1] != units or len(start) == 0:
             raise ValueError(
@@ -90,7 +95,7 @@ class SingleSiteGibbs(UntransformedKernel):
         self.scan: Scan = scan
         start = start.to(machine.visible_bias.detach())
         self.clamp = None if clamp is None else clamped(clamp, start, Binary())
-        super().__init__({site: start})
+        super().__init__({site: known(start, clamp)})
 
     def sample(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
         x = params[self.site]

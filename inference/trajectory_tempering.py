@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ppgen.distributions.restricted_boltzmann import RestrictedBoltzmann, shifted
-from ppgen.inference.gibbs import Clamp, clamped
+from ppgen.inference.gibbs import Clamp, clamped, known
 from ppgen.inference.ladder import Info, LadderKernel, State
 from ppgen.types import BoltzmannMachine
 
@@ -164,7 +164,7 @@ class TrajectoryTempering(LadderKernel):
         self.sweeps = sweeps
         start = start.to(laws[0].weight)
         held = None if clamp is None else clamped(clamp, start, laws[0].units)
-        super().__init__(site, start, len(self.laws), held)
+        super().__init__(site, known(start, clamp), len(self.laws), held)
 
     def step(self, state: State) -> tuple[State, Info]:
         return step(state, laws=self.laws, sweeps=self.sweeps, clamp=self.clamp)

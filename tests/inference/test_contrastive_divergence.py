@@ -9,9 +9,12 @@ import torch
 from pyro.infer import SVI
 from torch.func import functional_call, jacrev
 
+from ppgen.distributions import OneHot
 from ppgen.inference import contrastive_divergence as cd
 from ppgen.inference import phase_gradient as pg
 from ppgen.inference.contrastive_divergence import ContrastiveDivergence, State
+from ppgen.models.boltzmann_machine import FullyVisibleBoltzmannMachine
+from ppgen.models.dbn import DBN
 from ppgen.models.gaussian_rbm import GaussianRBM
 from ppgen.models.rbm import RBM
 from ppgen.types import Statistics
@@ -405,10 +408,23 @@ def test_a_first_batch_that_is_no_data_of_the_units_is_refused(value):
     ContrastiveDivergence().loss_and_grads(real.model, real.guide, torch.full((2, 4), value))
 
 
+def test_groups_of_a_first_batch_that_are_no_categories_are_refused():
+    rbm, loss = RBM(6, 2, units=OneHot(3)), ContrastiveDivergence()
+    x = torch.tensor([[1.0, 0.0, 0.0, 0.0, 0.0, 1.0], [0.0, 1.0, 0.0, 1.0, 0.0, 1.0]])
+    with pytest.raises(ValueError, match=r"units 3 to 5 are.*got 2 in row 1.*one_hot"):
+        loss.loss_and_grads(rbm.model, rbm.guide, x)
+    loss.loss_and_grads(rbm.model, rbm.guide, x[:1])
+    loss.loss_and_grads(rbm.model, rbm.guide, torch.full((2, 6), 1 / 3))
+
+
 def test_wrong_models_and_batches_are_named():
     rbm, loss = machine(), ContrastiveDivergence()
     with pytest.raises(TypeError, match="Trace_ELBO"):
         loss.loss_and_grads(lambda x: None, None, data())
+    with pytest.raises(TypeError, match="SingleSiteDivergence or PseudoLikelihood"):
+        loss.loss_and_grads(FullyVisibleBoltzmannMachine(4).model, None, data())
+    with pytest.raises(TypeError, match="TopLayer or UpDown"):
+        loss.loss_and_grads(DBN(4, (3, 2)).model, None, data())
     for batch in (torch.ones(4), torch.ones(2, 5), torch.ones(0, 4)):
         with pytest.raises(ValueError, match=r"expected a batch of shape \(B, 4\)"):
             loss.loss_and_grads(rbm.model, rbm.guide, batch)

@@ -18,7 +18,8 @@ from ppgen.inference import (
     TrajectoryTempering,
     parallel_tempering,
 )
-from ppgen.models import RBM, FullyVisibleBoltzmannMachine, GaussianRBM
+from ppgen.inference.annealed_importance_sampling import annealed_importance_sampling
+from ppgen.models import DBN, RBM, FullyVisibleBoltzmannMachine, GaussianRBM
 
 FAILURE_RATE = 2e-5
 DRAWS = 20_000
@@ -208,6 +209,45 @@ def test_what_is_clamped_is_data_and_what_is_not_may_be_anything(value):
     start[2, 1] = value
     with pytest.raises(ValueError, match=f"0 or 1, got {value} in row 2, column 1"):
         BlockGibbs(machine(), start, clamp=clamp)
+
+
+def test_missing_units_may_be_nan_where_the_others_are_clamped():
+    rbm = machine()
+    x = torch.tensor([[1.0, math.nan, 0.0, math.nan]]).expand(DRAWS, 4)
+    fully = FullyVisibleBoltzmannMachine(4, weight_scale=0.0)
+    for kernel in (
+        BlockGibbs(rbm, x, clamp=~x.isnan(), sweeps=50),
+        ParallelTempering(rbm, x, clamp=~x[0].isnan(), temperatures=2),
+        TrajectoryTempering([rbm], x, clamp=~x.isnan()),
+        SingleSiteGibbs(fully, x, clamp=~x.isnan()),
+    ):
+        found = kernel.sample(kernel.initial_params)["x"]
+        assert (found[:, ::2] == x[:, ::2]).all()
+        assert ((found == 0) | (found == 1)).all()
+        if isinstance(kernel, BlockGibbs):
+            fits = (states(4)[:, ::2] == x[0, ::2]).all(1)
+            p = torch.where(fits, law(rbm), 0.0) / law(rbm)[fits].sum()
+            seen = counts(found) / DRAWS
+            assert ((seen - p).abs() < 5.0 * (p * (1 - p) / DRAWS).sqrt() + 5 / DRAWS).all()
+
+
+@pytest.mark.parametrize("clamp", [None, torch.tensor([True, False, False, False])])
+def test_a_start_that_is_not_known_is_refused(clamp):
+    x = torch.tensor([[math.nan, 1.0, 0.0, 1.0]])
+    with pytest.raises(ValueError, match=r"clamp=~start.isnan\(\)|expected 0 or 1, got nan"):
+        BlockGibbs(machine(), x, clamp=clamp)
+
+
+def test_a_kernel_says_which_machine_it_is_for():
+    x, fully = torch.zeros(2, 4), FullyVisibleBoltzmannMachine(4)
+    with pytest.raises(TypeError, match="SingleSiteGibbs"):
+        BlockGibbs(fully, x)
+    with pytest.raises(TypeError, match="DBN's `machine`"):
+        ParallelTempering(DBN(4, (3, 2)), x)
+    with pytest.raises(TypeError, match="SingleSiteGibbs"):
+        annealed_importance_sampling(fully)
+    with pytest.raises(TypeError, match="BlockGibbs"):
+        SingleSiteGibbs(machine(), x)
 
 
 def test_a_clamped_group_has_one_category():
