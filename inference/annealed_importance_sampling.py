@@ -109,6 +109,8 @@ def annealed_importance_sampling(
     betas = schedule(temperatures)
     if chains < 2:
         raise ValueError(f"chains: expected at least 2 (for a standard error), got {chains}")
+    if burn_in < 0:
+        raise ValueError(f"burn_in: expected 0 or more, got {burn_in}")
     uniform = "uniform" if machine.units.support.is_discrete else "own biases"
     name = uniform if base is None else base_name
     base = base_biases(machine, base)

@@ -64,6 +64,8 @@ def boltzmann_likelihood(
     machine = story.machine
     if x.dim() != 2 or len(x) == 0:
         raise ValueError(f"x: expected shape (N, D) with N > 0, got {tuple(x.shape)}")
+    if raise_chains < 0:
+        raise ValueError(f"raise_chains: expected 0 or more, got {raise_chains}")
     machine.units.require(x, story.visible)
     x = x.to(machine.visible_bias)
     with torch.random.fork_rng(enabled=seed is not None), torch.no_grad():
@@ -82,7 +84,9 @@ def boltzmann_likelihood(
             )
             score.details["raise"] = {"bound": each.mean().item(), "each": each}
         if machine.marginal().enumerable:
-            return _with_exact(machine.marginal().log_partition().item(), score)
+            summed = machine.units.binary or machine.hidden_units.binary
+            how = "log Z by enumeration" if summed else "log Z in closed form"
+            return _with_exact(machine.marginal().log_partition().item(), score, how)
         z = annealed_importance_sampling(
             machine,
             chains=chains,
@@ -104,9 +108,9 @@ def _score(story: UnnormalisedDensity, x: Tensor, samples: int, memory: float) -
     return importance_bound(story.unnormalised_log_weights, x, samples, memory=memory)
 
 
-def _with_exact(log_partition: float, score: ImportanceBound) -> Likelihood:
+def _with_exact(log_partition: float, score: ImportanceBound, method: str) -> Likelihood:
     value, count = score.each.mean().item() - log_partition, len(score.each)
-    method, details = "log Z by enumeration", _normalised(score, log_partition)
+    details = _normalised(score, log_partition)
     if not score.method:
         return Likelihood("exact", value, value, 0.0, 0.0, method, count, details)
     method = f"{score.method}, {method}"

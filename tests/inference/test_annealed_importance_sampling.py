@@ -297,12 +297,15 @@ def test_grey_images_have_no_likelihood():
     x[3, 2] = 0.7
     with pytest.raises(ValueError, match=r"got 0\.7 in row 3, column 2"):
         boltzmann_likelihood(machine(), x)
+    with pytest.raises(ValueError, match="raise_chains: expected 0 or more"):
+        boltzmann_likelihood(machine(), binary(5, 6), raise_chains=-1)
 
 
 @pytest.mark.parametrize(
     ("options", "match"),
     [
         ({"chains": 1}, "chains: expected at least 2"),
+        ({"burn_in": -1}, "burn_in: expected 0 or more"),
         ({"base": torch.zeros(5)}, "base: expected 6 finite biases"),
         ({"base": torch.full((6,), float("inf"))}, "finite"),
     ],

@@ -130,6 +130,8 @@ def test_two_gaussian_sides_are_one_gaussian():
     law = pyro.distributions.MultivariateNormal((covariance @ linear)[:3], covariance[:3, :3])
     x = torch.randn(7, 3)
     torch.testing.assert_close(rbm.marginal().log_prob(x), law.log_prob(x), **EXACT)
+    measured = ppgen.log_likelihood(rbm, x)
+    assert (measured.kind, measured.method) == ("exact", "log Z in closed form")
     draws = rbm.marginal().sample((20_000,))
     moved = BlockGibbs(rbm, draws, sweeps=4).sample({"x": draws})["x"]
     for found in (draws, moved, GibbsLangevin(rbm, draws).sample({"x": draws})["x"]):
