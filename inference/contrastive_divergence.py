@@ -308,6 +308,8 @@ class ContrastiveDivergence(SVILoss):
 
 def _add(parts: Mapping[str, Tensor], whole: Gradient, parameters: Mapping[str, Parameter]) -> None:
     for name, value in parts.items():
+        if not parameters[name].requires_grad:
+            continue
         if (grad := parameters[name].grad) is not None:
             grad.add_(value)
         elif any(value is tensor for tensor in whole):

@@ -78,6 +78,8 @@ class SingleSiteDivergence(_Loss):
         fantasies, contrast = self._negative_phase(machine, batch)
         parameters = dict(machine.named_parameters())
         for name, value in machine.by_parameter(*gradient(batch, fantasies)).items():
+            if not parameters[name].requires_grad:
+                continue
             grad = parameters[name].grad
             parameters[name].grad = value.clone() if grad is None else grad + value
         if self.persistent:

@@ -29,8 +29,8 @@ class SVILoss(ABC):
 
 
 def shown_parameters(story: Any) -> dict[str, Parameter]:
-    """A module's parameters; under SVI also shown to Pyro, which steps only what it saw."""
-    parameters = dict(story.named_parameters())
+    """Trainable parameters of a module; under SVI also shown to Pyro, which steps what it saw."""
+    parameters = {name: p for name, p in story.named_parameters() if p.requires_grad}
     if am_i_wrapped():
         for name, parameter in parameters.items():
             if pyro.param(name, parameter) is not parameter:

@@ -129,7 +129,7 @@ def _directed(network: DirectedLayers, layers: list[Tensor], info: Info) -> Tens
     wake = -network.log_generative(layers).mean()
     dreams = network.generate(info.fantasies)
     sleep = -network.log_recognition(dreams).mean()
-    if len(layers) > 1:
+    if (wake + sleep).requires_grad:
         (wake + sleep).backward()
     return _contrast(network, layers, dreams, info)
 

@@ -19,6 +19,7 @@ from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import biject_to, constraints
+from torch.nn import Parameter
 
 from ppgen.anatomy import Anatomy, Site, Subsample, innermost
 from ppgen.enumeration import Drawn, Factor, Term, draw_back, sum_out
@@ -106,11 +107,22 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(default)
 
 
-class _OwnParameters(Messenger):
+class Frozen(Messenger):
+    """Keeps frozen parameters of modules from Pyro's store, which would make them trainable."""
+
+    def _pyro_param(self, msg: Any) -> None:
+        own = [value for value in msg["args"] if isinstance(value, Parameter)]
+        if own and not own[0].requires_grad:
+            msg["value"], msg["done"] = own[0], True
+
+
+class _OwnParameters(Frozen):
     def _pyro_param(self, msg: Any) -> None:
         own = [value for value in msg["args"] if isinstance(value, Tensor)]
         if "$$$" in msg["name"] and own:  # registered by pyro.module
             msg["value"], msg["done"] = own[0], True
+        else:
+            super()._pyro_param(msg)
 
 
 class _Evaluate(Messenger):

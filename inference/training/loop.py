@@ -25,6 +25,7 @@ from ppgen.inference.training.state import TrainingState, load_story_tensors, st
 from ppgen.inference.training.validation import Question
 from ppgen.progress import Interrupt, Progress, interruptible, quiet
 from ppgen.run_folder import RunFolder, read_config
+from ppgen.story import Frozen
 
 Stopped = Literal["finished", "interrupted", "patience", "diverged"]
 Callback = Callable[[nn.Module, dict[str, Any]], object]
@@ -37,10 +38,12 @@ _NOT_FINITE = re.compile(r"\b(nan|inf|not finite)\b", re.IGNORECASE)  # in a los
 def own_store() -> Iterator[None]:
     """A parameter store for one fit, with Pyro's validation until the first step is done.
 
-    Without a store of its own, a second model of the same class would not train.
+    Without a store of its own, a second model of the same class would not train. What is frozen
+    stays so.
     """
     with (
         pyro.get_param_store().scope(),
+        Frozen(),
         pyro.validation_enabled(True),
         warnings.catch_warnings(),
     ):

@@ -9,7 +9,9 @@ import torch
 from pyro.infer import SVI
 from torch.func import functional_call, jacrev
 
+import ppgen
 from ppgen.distributions import OneHot
+from ppgen.inference import ELBO, SingleSiteDivergence, UpDown
 from ppgen.inference import contrastive_divergence as cd
 from ppgen.inference import phase_gradient as pg
 from ppgen.inference.contrastive_divergence import ContrastiveDivergence, State
@@ -17,6 +19,7 @@ from ppgen.models.boltzmann_machine import FullyVisibleBoltzmannMachine
 from ppgen.models.dbn import DBN
 from ppgen.models.gaussian_rbm import GaussianRBM
 from ppgen.models.rbm import RBM
+from ppgen.progress import quiet
 from ppgen.types import Statistics
 
 NAMES = ("weight", "visible_bias", "hidden_bias")
@@ -526,3 +529,41 @@ def test_a_loss_that_was_reset_takes_a_machine_of_another_size():
         loss.load_state_dict({})
         loss.loss_and_grads(rbm.model, rbm.guide, torch.ones(4, sizes[0]))
         assert rbm.weight.grad.shape == sizes
+
+
+FROZEN = {
+    "RBM": (lambda: RBM(4, 3), "weight", ContrastiveDivergence),
+    "FullyVisible": (lambda: FullyVisibleBoltzmannMachine(4), "pairs", SingleSiteDivergence),
+    "DBN": (lambda: DBN(4, (3, 2), tied=False), "top.weight", UpDown),
+    "DBN below": (lambda: DBN(4, (3, 2), tied=False), "weight_1", UpDown),
+}
+
+
+@pytest.mark.parametrize("case", FROZEN)
+@pytest.mark.parametrize("how", ["torch", "svi"])
+def test_a_frozen_parameter_gets_no_gradient_and_stays(case, how):
+    make, name, loss = FROZEN[case]
+    story, loss = make(), loss()
+    story.get_parameter(name).requires_grad_(False)
+    before = {n: p.detach().clone() for n, p in story.named_parameters()}
+    if how == "svi":
+        with pyro.get_param_store().scope():
+            SVI(story.model, story.guide, pyro.optim.SGD({"lr": 0.1}), loss).step(data())
+    else:
+        loss.loss_and_grads(story.model, story.guide, data())
+        torch.optim.SGD(story.parameters(), lr=0.1).step()
+    parameters = dict(story.named_parameters())
+    assert [n for n, p in parameters.items() if not p.requires_grad] == [name]
+    assert parameters[name].grad is None
+    assert torch.equal(parameters[name], before[name])
+    assert any(not torch.equal(p, before[n]) for n, p in parameters.items())
+
+
+def test_training_by_an_elbo_leaves_what_is_frozen_frozen():
+    rbm = RBM(4, 3)
+    rbm.weight.requires_grad_(False)
+    before = rbm.weight.clone()
+    with quiet():
+        ppgen.train(rbm, data(), loss=ELBO(), epochs=1)
+    assert not rbm.weight.requires_grad
+    assert torch.equal(rbm.weight, before)

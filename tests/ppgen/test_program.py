@@ -228,6 +228,15 @@ class Regression(PyroModule):
             return pyro.sample("y", dist.Normal(mean, self.scale), obs=y)
 
 
+def test_frozen_parameters_of_a_module_stay_frozen():
+    """Pyro's store makes what it is given trainable."""
+    story = Regression()
+    story.shift.requires_grad_(False)
+    program = Program(story, torch.randn(4, 3), torch.randn(4))
+    program.value_and_grad(torch.zeros(2, program.dim))
+    assert [name for name, p in story.named_parameters() if not p.requires_grad] == ["shift"]
+
+
 def plain_module_story(net):
     def story(x, y):
         pyro.module("net", net)
