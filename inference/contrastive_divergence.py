@@ -147,7 +147,8 @@ class ContrastiveDivergence(SVILoss):
         chains: number of persistent chains; as many as rows of the first batch if None.
         weight_decay: L2 on the weights, not on the biases: adds ``weight_decay * W``.
         sparsity: drives the mean of each hidden unit towards `sparsity_target` by its bias, the
-            gradient of a cross-entropy: adds ``sparsity * (mean - target)``.
+            gradient of a cross-entropy: adds ``sparsity * (mean - target)``. Of a deep machine, the
+            units of its hidden side: h1, h3, ...
         sparsity_target: in (0, 1); the means are those that centring runs (`offset_rate`).
         centred: use the centred gradient, which trains better and costs little.
         offset_rate: rate of the running means about which it centres.
