@@ -32,7 +32,6 @@ _KEYS = 16  # scalars of a component by which its number is tried
 _SHARE = 0.25  # of R - 1: what is left of it where the numbers were most of the trouble
 _GAP = 1.5  # sd between components in order; two of one normal are 1.4 apart
 _AGREE = 1.05  # R-hat of chains that agree, as far as few draws can tell
-_APART = 1.01
 
 
 @dataclass(frozen=True)
@@ -123,7 +122,7 @@ def label_switching(program: Program, posterior: Posterior) -> Numbered | None:
     if isinstance(getattr(program.model, "__self__", None), Exchangeable):
         return None
     rhat = posterior.diagnosis()["rhat"]
-    if not rhat > _APART:
+    if not rhat > diagnostics.RHAT_LIMIT:
         return None
     z = posterior.unconstrained.flatten(0, 1)
     draws = {n: posterior.draws[n] for n in program.sites}

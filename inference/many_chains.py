@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ppgen.diagnostics import EBFMI_LIMIT, ESS_LIMIT, RHAT_LIMIT
 from ppgen.inference.hmc import Info
 from ppgen.inference.hmc_warmup import MetricName, Tuned, warm_up
 from ppgen.inference.target import Target
@@ -33,12 +34,9 @@ _FUNNEL = (
 )
 _LOOK = 10  # iterations between numbers beside the progress bar
 _LONGER = 4  # times the draws that were asked for, at most, where nothing else is said
-_RHAT_EXCESS = 0.01  # of the limit
-_ESS = 400.0
 _RARE = 1e-3  # divergences a draw
 _AT_TIMES = 1e-2  # likewise; more than that a smaller step does not mend
 _MIXING = 1.1  # R-hat of chains that see the same posterior
-_EXPLORING = 0.3  # E-BFMI (Betancourt 2016)
 _SURE = 1.2  # times the draws that would do if estimates were exact
 
 
@@ -265,7 +263,7 @@ def missing(posterior: Posterior, most: int) -> int:
     found = posterior.diagnosis()
     kept = posterior.count // posterior.chains
     ess = min(found["ess_bulk"], found["ess_tail"])
-    need = max((found["rhat"] - 1.0) / _RHAT_EXCESS, _ESS / ess) if ess > 0 else math.inf
+    need = max((found["rhat"] - 1.0) / (RHAT_LIMIT - 1.0), ESS_LIMIT / ess) if ess > 0 else math.inf
     if not 1.0 < need <= most / kept or found["divergences"] > _RARE * posterior.count:
         return 0
     return min(math.ceil(kept * (_SURE * need - 1.0)), most - kept)
@@ -276,4 +274,4 @@ def diverged_at_times(posterior: Posterior) -> bool:
     if not 0 < int(posterior.stats["diverging"].sum()) <= _AT_TIMES * posterior.count:
         return False
     found = posterior.diagnosis()
-    return found["rhat"] <= _MIXING and found.get("ebfmi", 1.0) >= _EXPLORING
+    return found["rhat"] <= _MIXING and found.get("ebfmi", 1.0) >= EBFMI_LIMIT

@@ -21,11 +21,10 @@ import torch
 from torch import Tensor
 
 from ppgen import diagnostics
-from ppgen.diagnostics import ParetoK
+from ppgen.diagnostics import ESS_LIMIT, ParetoK
 from ppgen.posterior import Posterior
 
 REMEDY = "resample the draws with ppgen.inference.repair, or use HMC"  # ends what it answers
-_WORTH = 400.0  # draws that the weights have to be worth, as Markov chains have to
 _EFFICIENT = 0.1  # IS-ESS/S from which a large k-hat is no alarm: it does not depend on scale
 
 
@@ -86,7 +85,7 @@ def repair(posterior: Posterior, draws: int | None = None) -> Posterior:
 
 def trustworthy(found: ParetoK, size: int) -> bool:
     """Whether these `size` weights will do: k-hat is in order, or they vary little."""
-    return (found.ok and found.ess >= _WORTH) or found.ess / size >= _EFFICIENT
+    return (found.ok and found.ess >= ESS_LIMIT) or found.ess / size >= _EFFICIENT
 
 
 def systematic(weights: Tensor, count: int) -> Tensor:

@@ -53,7 +53,7 @@ class Accuracy:
 
         Independent draws have no R-hat; a point has no spread, and does not pass.
         """
-        mixed = math.isnan(self.rhat) or self.rhat <= 1.01
+        mixed = math.isnan(self.rhat) or self.rhat <= diagnostics.RHAT_LIMIT
         near = self.shift <= 0.05 and self.mcse <= 0.02
         return mixed and near and self.low_ratio >= 0.95 and self.high_ratio <= 1.05
 
@@ -94,7 +94,7 @@ def accuracy(posterior: Posterior, reference: Mapping[str, np.ndarray]) -> Accur
 def _worth(posterior: Posterior, ours: np.ndarray) -> tuple[float, float, np.ndarray]:
     """Largest R-hat of all scalars, smallest ESS and the MCSE of those that are compared."""
     if posterior.kind == "chains":
-        every = np.stack(list(posterior.scalars().values()), -1)
+        every = posterior.stacked()
         ess = np.minimum(diagnostics.ess_bulk(ours), diagnostics.ess_tail(ours))
         rhat = float(np.max(diagnostics.rhat(every)))
         return rhat, float(np.min(ess)), diagnostics.mcse_mean(ours)

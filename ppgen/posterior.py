@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppgen import diagnostics
+from ppgen import diagnosis, diagnostics
 from ppgen.components import AnyOrder
 from ppgen.program import Program
 from ppgen.summary import Row, Summary
@@ -22,14 +22,6 @@ from ppgen.types import Story
 
 if TYPE_CHECKING:
     import xarray
-
-_CHECKS: tuple[tuple[str, str, float, Callable[[float], bool]], ...] = (
-    ("rhat", "the largest R-hat", 1.01, lambda v: v <= 1.01),  # Vehtari et al. 2021
-    ("ess_bulk", "the smallest bulk ESS", 400, lambda v: v >= 400),  # in total, all chains
-    ("ess_tail", "the smallest tail ESS", 400, lambda v: v >= 400),
-    ("divergences", "the number of divergences", 0, lambda v: v == 0),
-    ("ebfmi", "E-BFMI", 0.3, lambda v: v >= 0.3),  # Betancourt 2016
-)
 
 
 @dataclass(frozen=True)
@@ -183,6 +175,10 @@ class Posterior:
                 named[site + suffix] = array[(..., *index)]
         return named
 
+    def stacked(self) -> np.ndarray:
+        """All scalars side by side, in the order of :meth:`scalars`: ``(chains, draws, N)``."""
+        return np.stack(list(self.scalars().values()), -1)
+
     def summary(self) -> Summary:
         """Mean, sd, quantiles, Monte Carlo error, ESS and R-hat of every scalar.
 
@@ -233,46 +229,11 @@ class Posterior:
 
     def complaints(self) -> list[str]:
         """The checks of a Markov chain that these draws do not pass, in words."""
-        found = self.diagnosis()
-        said = [
-            f"{what} is {found[name]:.4g} (limit {limit})"
-            for name, what, limit, passes in _CHECKS
-            if name in found and not passes(found[name])  # what is unknown does not pass
-        ]
-        if math.isinf(found.get("rhat", 1.0)) and (still := self._standing_still()):
-            said[0] += f": {still} of {self.chains} chains never moved"
-        return said
-
-    def _standing_still(self) -> int:
-        """Chains whose draws are all alike."""
-        return int((np.ptp(self._stacked(), axis=1) == 0).all(-1).sum())
-
-    def _stacked(self) -> np.ndarray:
-        """All scalars, ``(chains, draws, scalars)``."""
-        return np.stack(list(self.scalars().values()), -1)
+        return diagnosis.complaints(self)
 
     def diagnosis(self) -> dict[str, float]:
         """The worst R-hat and ESS, divergences and E-BFMI of chains; k-hat of approximations."""
-        found: dict[str, float] = {}
-        if self.kind == "chains":
-            stacked = self._stacked()
-            varies = np.ptp(stacked.reshape(-1, stacked.shape[-1]), axis=0) != 0
-            # a deterministic site may hold constants; a posterior of constants only is stuck
-            state = diagnostics.convergence(stacked[..., varies] if varies.any() else stacked)
-            found["rhat"] = float(np.max(state.rhat))
-            found["ess_bulk"] = float(np.min(state.ess_bulk))
-            found["ess_tail"] = float(np.min(state.ess_tail))
-            if "diverging" in self.stats:
-                found["divergences"] = float(self.stats["diverging"].sum())
-            if "energy" in self.stats and stacked.shape[1] >= 4:
-                found["ebfmi"] = float(np.mean(diagnostics.ebfmi(_numpy(self.stats["energy"]))))
-        weights = self.log_weights
-        if weights is not None:
-            khat = diagnostics.pareto_k(weights)
-            found["elbo"] = float(weights.mean())
-            found["khat"], found["khat_limit"] = float(khat.k), float(khat.threshold)
-            found["relative_is_ess"] = float(khat.ess) / weights.size
-        return found
+        return diagnosis.diagnosis(self)
 
     @property
     def log_weights(self) -> np.ndarray | None:

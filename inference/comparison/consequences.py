@@ -239,6 +239,6 @@ def _relative_ess(posterior: Posterior) -> float:
     """Independent draws that one is worth: neighbours of a chain share a tail of weights."""
     if posterior.kind != "chains":
         return 1.0
-    ess = diagnostics.ess_mean(np.stack(list(posterior.scalars().values()), -1))
+    ess = diagnostics.ess_mean(posterior.stacked())
     known = ess[np.isfinite(ess)]
     return float(np.clip(known.mean() / posterior.count, 1e-3, 1.0)) if known.size else 1.0

@@ -4,6 +4,9 @@ Draws are ``(chains, draws, *shape)``, samples ``(n, *shape)``; tensors are take
 cannot be diagnosed is NaN, and NaN passes no threshold.
 """
 
+from ppgen.diagnostics.chains import EBFMI_LIMIT as EBFMI_LIMIT
+from ppgen.diagnostics.chains import ESS_LIMIT as ESS_LIMIT
+from ppgen.diagnostics.chains import RHAT_LIMIT as RHAT_LIMIT
 from ppgen.diagnostics.chains import Convergence as Convergence
 from ppgen.diagnostics.chains import autocorrelation as autocorrelation
 from ppgen.diagnostics.chains import convergence as convergence

@@ -19,6 +19,9 @@ import numpy as np
 from ppgen.diagnostics.arrays import Array, as_chains, per_scalar
 from ppgen.diagnostics.ranks import Ranked
 
+RHAT_LIMIT = 1.01  # Vehtari et al. 2021
+ESS_LIMIT = 400.0  # in total, all chains together (ibid.)
+EBFMI_LIMIT = 0.3  # Betancourt 2016
 _STANDSTILL = 20  # draws; shorter standstills happen to a healthy sampler that rejects
 
 
@@ -31,7 +34,9 @@ class Convergence(NamedTuple):
     ok: np.ndarray  # bool; what is unknown is not ok
 
 
-def convergence(x: Any, rhat_limit: float = 1.01, ess_limit: float = 400.0) -> Convergence:
+def convergence(
+    x: Any, rhat_limit: float = RHAT_LIMIT, ess_limit: float = ESS_LIMIT
+) -> Convergence:
     """R-hat, bulk and tail ESS of each scalar, and whether all three pass.
 
     Args:
@@ -127,7 +132,8 @@ def autocorrelation(x: Any) -> Array:
 def ebfmi(energy: Any) -> Array:
     """Bayesian fraction of missing information of each chain: (chains, draws) -> (chains).
 
-    Below 0.3 the momentum resampling moves too little along the energy: the tails are not explored.
+    Below `EBFMI_LIMIT` the momentum resampling moves too little along the energy: the tails are not
+    explored.
     """
     energy = as_chains(energy)
     with np.errstate(divide="ignore", invalid="ignore"):
