@@ -130,7 +130,8 @@ def train(
             graph, which leaves the numbers as they are; for `ContrastiveDivergence`, `TopLayer`
             and `UpDown` with any sampler but `Trajectory`, in one process. On a CPU there is
             nothing to gain, and it changes nothing.
-        config: what else ``config.json`` shall hold, such as ``{"story": {"name": "rbm"}}``.
+        config: what else ``config.json`` shall hold, such as ``{"story": {"name": "rbm"}}``; in a
+            resumed run, in place of what it holds under these keys.
         callbacks: called after each epoch as ``callback(story, row)``, on rank 0.
 
     Raises:

@@ -254,6 +254,8 @@ def test_a_run_is_trained_evaluated_sampled_resumed_and_reported(files, capsys, 
     assert "run" in capsys.readouterr().err
     assert run(["resume", "run", "--epochs", "3", "--quiet"]) == exits.DONE
     assert len((files / "run" / "metrics.jsonl").read_text().splitlines()) == 3
+    assert read_settings(Path("run"))["epochs"] == 3  # of the next resume, and of the page
+    assert run(["resume", "run", "--epochs", "0", "--quiet"]) == exits.USAGE
     capsys.readouterr()
     assert run(["evaluate", "run", "--json", "--quiet"]) == exits.DONE
     found = json.loads(capsys.readouterr().out)

@@ -12,6 +12,7 @@ import pytest
 import ppgen
 from ppgen import checkpoint
 from ppgen.cli import demo, exits, run
+from ppgen.cli.runs import read_settings
 from ppgen.inference.train import TrainResult
 from ppgen.progress import quiet
 
@@ -80,6 +81,9 @@ def test_an_interrupted_layer_ends_the_run_and_says_how_to_go_on(tmp_path, monke
     assert run(command) == exits.INTERRUPTED
     assert calls == [Path("run/layers/layer-1")]
     assert "layer 1 was trained; continue with: ppgen resume run" in capsys.readouterr().err
+    resume = ["resume", "run", "--epochs", "4", "--quiet"]
+    assert run(resume) == exits.INTERRUPTED
+    assert read_settings(Path("run"))["epochs"] == 4
 
 
 def test_the_demo_trains_layers_without_a_run_folder(monkeypatch, tmp_path):

@@ -60,6 +60,8 @@ def test_a_run_goes_on_with_another_patience(train, tmp_path, monkeypatch):
     more = ["resume", str(tmp_path / "run"), "--epochs", "2", "--patience", "1", "--quiet"]
     assert run(more) == exits.DONE
     assert (given["patience"], given["epochs"]) == (1, 2)
+    settings = read_settings(tmp_path / "run")
+    assert (settings["patience"], settings["epochs"]) == (1, 2)
 
 
 @pytest.mark.slow

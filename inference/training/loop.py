@@ -142,7 +142,7 @@ class Loop:
         folder.clean()
         folder.rewrite(self.state.position.history)
         if there:
-            config = read_config(folder.path)
+            config = {**read_config(folder.path), **config}
         folder.write_config({**config, "options": dict(options)})
 
     def _epoch(self, interrupt: Interrupt, progress: Progress) -> Stopped | None:

@@ -51,10 +51,11 @@ def prepare(
     if resume and checkpoint.exists(out / "ckpt"):
         return True, None
     by_layers = pretraining_epochs(settings) > 0
-    if by_layers and not resume and first_rank():
+    if by_layers and first_rank():
         # known to `ppgen resume` from now on, although its checkpoints begin after the layers
-        with RunFolder(out, overwrite=overwrite) as folder:
-            shutil.rmtree(out / LAYERS, ignore_errors=True)
+        with RunFolder(out, resume=resume, overwrite=overwrite) as folder:
+            if not resume:
+                shutil.rmtree(out / LAYERS, ignore_errors=True)
             folder.write_config({**run_config(settings), "options": {}})
     return resume or by_layers, start(story, settings, examples, device, out)
 

@@ -168,14 +168,14 @@ def resume(
         ppgen resume runs/vae --epochs 200 --patience 20
 
     Args:
-        epochs: in all; as many as were asked for when not given.
+        epochs: in all; as many as were asked for last when not given.
         patience: stop after so many epochs without a better validation, counted from the best one
-            so far, and keep that one; as in training when not given.
+            so far, and keep that one; as was asked for last when not given.
     """
     common = common or Common()
     settings = read_settings(run)
     _check_patience(settings["model"], patience)
-    settings["epochs"] = epochs or settings["epochs"]
+    settings["epochs"] = settings["epochs"] if epochs is None else epochs
     settings["patience"] = settings["patience"] if patience is None else patience
     with common.active():
         return _train(settings, load_data(settings, "train"), run, common, resume=True)

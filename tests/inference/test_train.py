@@ -250,6 +250,16 @@ def test_resuming_with_other_options_data_or_another_story_is_refused(tmp_path):
     assert train(Coins(), x, out=out, resume=True, **QUICK).epochs == 3
 
 
+def test_a_resumed_run_keeps_its_config_but_for_what_is_new(tmp_path):
+    x, config = coins(), {"story": {"name": "coins"}, "command": {"epochs": 3}}
+    train(Coins(), x, out=tmp_path, config=config, **QUICK)
+    more = {"out": tmp_path, "resume": True, **QUICK, "epochs": 4}
+    train(Coins(), x, config={"command": {"epochs": 4}}, **more)
+    found = read_config(tmp_path)
+    assert found["options"]["epochs"] == found["command"]["epochs"] == 4
+    assert found["story"] == {"name": "coins"}
+
+
 def test_averages_are_in_the_story_and_weigh_the_steps_as_documented():
     p = torch.zeros(2)
     average = ParameterAverage([p], 0.5)
