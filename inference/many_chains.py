@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from typing import Any, Protocol
 
@@ -116,7 +116,8 @@ class ManyChains(ABC):
     def run(self, model: Story | Program, *args: Any, **kwargs: Any) -> Posterior:
         """Sample the posterior of a story with its data, or of a ready `Program`.
 
-        Ctrl-C while draws are taken keeps those that every chain has.
+        Ctrl-C while draws are taken keeps those that every chain has. While they are taken again
+        it keeps the new ones where they have converged or are as many, else the old ones.
 
         Raises:
             ValueError: where the draws would not fit into memory, or the story has no latent
@@ -150,9 +151,14 @@ class ManyChains(ABC):
                     sampling=program.now() - middle,
                     gradients=target.gradients,
                 )
-                posterior = self._posterior(program, tuned, chains, cost, divergent)
+                try:
+                    posterior = self._posterior(program, tuned, chains, cost, divergent)
+                except KeyboardInterrupt:  # no draw yet
+                    if divergent is None:
+                        raise
+                    return of_two_series(divergent, None)
                 if interrupt:
-                    return posterior if divergent is None else divergent
+                    return posterior if divergent is None else of_two_series(divergent, posterior)
                 if divergent is None and diverged_at_times(posterior):
                     divergent = posterior
                     tuned = tuned._replace(step_size=tuned.step_size / 2)
@@ -267,6 +273,14 @@ def missing(posterior: Posterior, most: int) -> int:
     if not 1.0 < need <= most / kept or found["divergences"] > _RARE * posterior.count:
         return 0
     return min(math.ceil(kept * (_SURE * need - 1.0)), most - kept)
+
+
+def of_two_series(divergent: Posterior, again: Posterior | None) -> Posterior:
+    """What is kept where somebody has stopped chains that began again because some diverged."""
+    if again is not None and (again.converged or again.count >= divergent.count):
+        return again
+    said = "stopped before as many draws were taken again, with half the step"
+    return replace(divergent, messages=(*divergent.messages, said))
 
 
 def diverged_at_times(posterior: Posterior) -> bool:

@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from ppgen.inference import HMC
+from ppgen.inference import HMC, NUTS
 from ppgen.inference.many_chains import missing
 from ppgen.posterior import Posterior
 
@@ -40,11 +40,14 @@ def normal():
     pyro.sample("x", dist.Normal(3.0, 2.0))
 
 
-def run(*divergences, stopped=False):
-    """A run whose series of chains report so many divergences, and the step of each series."""
+def run(*divergences, stopped=None, engine=HMC):
+    """A run whose series of chains report so many divergences, and the step of each series.
+
+    Somebody stops the second after so many draws.
+    """
     steps = []
 
-    class Reporting(HMC):
+    class Reporting(engine):
         def _chains(self, tuned, *rest):
             chains, series = super()._chains(tuned, *rest), len(steps)
             read, go_on = chains.read, chains.go_on
@@ -56,9 +59,12 @@ def run(*divergences, stopped=False):
                 return z, {**stats, "diverging": diverging}
 
             def interrupted(draws):
-                if stopped and series:
-                    os.kill(os.getpid(), signal.SIGINT)
-                go_on(draws)
+                if stopped is None or not series:
+                    return go_on(draws)
+                if stopped:
+                    go_on(stopped)
+                os.kill(os.getpid(), signal.SIGINT)
+                return None if stopped else go_on(draws)
 
             chains.read, chains.go_on = reported, interrupted
             steps.append(tuned.step_size)
@@ -88,9 +94,22 @@ def test_chains_that_mix_and_diverge_at_times_begin_again_with_half_the_step(
     assert abs(posterior["x"].mean() - 3.0) < 4.3 * error
 
 
-def test_who_stops_the_second_series_keeps_the_first():
-    posterior, steps = run(2, 0, stopped=True)
+@pytest.mark.parametrize(
+    ("engine", "stopped", "divergences", "kept"),
+    [
+        (HMC, 0, 0, "first"),
+        (HMC, 60, 1, "first"),
+        (HMC, 60, 0, "second"),  # fewer draws, but enough
+        (HMC, 200, 1, "second"),  # not converged either, but as many
+        (NUTS, 0, 0, "first"),  # before any draw
+    ],
+)
+def test_who_stops_the_second_series_keeps_it_where_it_will_do(engine, stopped, divergences, kept):
+    posterior, steps = run(2, divergences, stopped=stopped, engine=engine)
     assert len(steps) == 2
-    assert posterior["x"].shape == (16, 200)
-    assert (posterior.stats["step_size"] == steps[0]).all()
-    assert not posterior.converged
+    which = ("first", "second").index(kept)
+    assert posterior["x"].shape == (16, stopped if which else 200)
+    assert (posterior.stats["step_size"] == steps[which]).all()
+    assert posterior.converged is (kept == "second" and not divergences)
+    said = "stopped before as many draws were taken again, with half the step"
+    assert (said in posterior.messages) is (kept == "first")
