@@ -15,7 +15,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample as Subsample
 from torch import Size, Tensor
-from torch.distributions import biject_to
+from torch.distributions import biject_to, constraints
 
 from ppgen.observations import check_observed
 from ppgen.types import Story
@@ -216,10 +216,25 @@ def _can_be_summed_out(msg: Any) -> bool:
         raise ValueError(
             f"site '{msg['name']}' is {_describe(fn)}: discrete with infinitely many values, or "
             "more than can be listed, so it can neither be summed out nor moved by gradients; "
-            "observe it, marginalise it by hand, or use Gibbs(), which draws units of finitely "
-            "many values one by one"
+            f"observe it or marginalise it by hand{_instead(fn)}"
         )
     return discrete
+
+
+def _instead(fn: Any) -> str:
+    """What else there is for a discrete site of too many values to be summed out."""
+    support = fn.support
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    if support is constraints.boolean:
+        return ", or use Gibbs(), which draws its units one by one"
+    if innermost(fn).event_shape:
+        return ""
+    name = _describe(fn)
+    return (
+        f", or cut it off where no mass is left: pyro.sample('...', Categorical(logits={name}(...)"
+        ".log_prob(torch.arange(100.0)))), whose parameters take one more dimension, [..., None]"
+    )
 
 
 def rows_taken(plate: Subsample) -> int | None:

@@ -14,6 +14,7 @@ from pyro.infer.reparam import LocScaleReparam
 from pyro.nn import PyroModule, PyroParam, PyroSample
 from torch import nn
 
+from ppgen.distributions import RestrictedBoltzmann
 from ppgen.program import Program
 
 Y = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0], dtype=torch.float64)
@@ -488,6 +489,15 @@ def counted():
     pyro.sample("count", dist.Poisson(3.0))
 
 
+def several():
+    pyro.sample("several", dist.Multinomial(9, torch.tensor([0.2, 0.3, 0.5])))
+
+
+def machine():
+    weights = 0.1 * torch.ones(3, 2)
+    pyro.sample("h", RestrictedBoltzmann(weights, torch.zeros(3), torch.zeros(2)))
+
+
 def twice():
     pyro.sample("x", dist.Normal(0, 1))
     pyro.sample("x", dist.Normal(0, 1))
@@ -504,7 +514,9 @@ def missing_data():
     [
         (subsampled, r"plate 'data' is subsampled \(4 of 8\).*VI"),
         (on_the_sphere, r"site 'direction'.*[Ss]phere.*normal vector"),
-        (counted, r"site 'count' is Poisson.*infinitely many"),
+        (counted, r"site 'count' is Poisson.*infinitely many.*cut it off.*logits=Poisson\("),
+        (several, r"site 'several' is Multinomial.*by hand$"),
+        (machine, r"site 'h' is RestrictedBoltzmann.*use Gibbs\(\)"),
         (twice, r"site 'x' occurs twice"),
         (missing_data, r"observed site 'y' is nan at index \[1\]"),
     ],
@@ -512,6 +524,24 @@ def missing_data():
 def test_what_has_no_unconstrained_view_is_refused_by_name(story, says):
     with pytest.raises(ValueError, match=says):
         Program(story)
+
+
+def test_a_count_that_is_cut_off_as_the_message_says_is_summed_out():
+    values, y = torch.arange(100.0), torch.tensor([3.0, 5.0])
+
+    def story():
+        rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
+        law = dist.Poisson(5.0 * rate[..., None]).log_prob(values)
+        count = pyro.sample("count", dist.Categorical(logits=law))
+        with pyro.plate("data", 2):
+            pyro.sample("y", dist.Normal(values[count], 1.0), obs=y)
+
+    z = torch.tensor([[-0.5], [0.3]])
+    rate = z.exp()  # (2, 1), beside the values
+    each = dist.Normal(values[:, None], 1.0).log_prob(y).sum(-1)
+    summed = (dist.Poisson(5.0 * rate).log_prob(values) + each).logsumexp(-1)
+    expected = dist.Gamma(2.0, 1.0).log_prob(rate[:, 0]) + z[:, 0] + summed
+    torch.testing.assert_close(Program(story).log_density(z), expected)
 
 
 def test_making_and_using_a_program_takes_no_random_number_and_registers_nothing():
