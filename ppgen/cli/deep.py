@@ -16,11 +16,11 @@ from ppgen.cli.runs import (
     held_out_likelihood,
     latent_sentence,
     load_data,
+    opened,
     picture,
     read_metrics,
     read_settings,
     restored,
-    something_to_start_from,
     write_images,
     write_page,
 )
@@ -157,9 +157,9 @@ def sample(
     with common.active():
         if is_text(settings):
             examples = empty_text(settings)
+            story = restored(settings, examples, run).to(common.device)
         else:
-            examples = something_to_start_from(settings, run)
-        story = restored(settings, examples, run).to(common.device)
+            story, examples = opened(settings, run, common)
         path = out or default_place(run, "samples", examples)
         means = path.suffix != ".npy"  # numbers are draws, a picture shows what noise lies around
         x = draw_examples(story, examples, count, gibbs_steps, common.seed, means=means)

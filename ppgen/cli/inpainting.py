@@ -8,14 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ppgen.cli.exits import DONE
 from ppgen.cli.options import Common, Run, Split
 from ppgen.cli.real_units import as_grey, own_units
-from ppgen.cli.runs import (
-    chosen,
-    default_place,
-    read_settings,
-    restored,
-    something_to_start_from,
-    write_images,
-)
+from ppgen.cli.runs import chosen, default_place, opened, read_settings, write_images
 from ppgen.cli.training import MACHINES, has_real_units
 
 if TYPE_CHECKING:
@@ -73,10 +66,7 @@ def inpaint(
     _require_sides(settings["model"])
     with common.active():
         settings |= chosen(data, folder)
-        examples = something_to_start_from(settings, run, split)
-        if count > len(examples):
-            raise ValueError(f"{examples.describe()}: {count} examples were asked for")
-        story = restored(settings, examples, run).to(common.device)
+        story, examples = opened(settings, run, common, split, count)
         with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(common.seed)
             x = examples.x[torch.randperm(len(examples))[:count]].to(next(story.parameters()))

@@ -10,14 +10,7 @@ from cyclopts import Parameter
 from ppgen.cli.exits import DONE
 from ppgen.cli.options import Common, Split
 from ppgen.cli.real_units import as_grey
-from ppgen.cli.runs import (
-    chosen,
-    default_place,
-    read_settings,
-    restored,
-    something_to_start_from,
-    write_images,
-)
+from ppgen.cli.runs import chosen, default_place, opened, read_settings, write_images
 from ppgen.cli.sentences import is_text, show_interpolations, show_reconstructions
 
 if TYPE_CHECKING:
@@ -65,7 +58,7 @@ def interpolate(
     settings = read_settings(run)
     with common.active():
         settings |= chosen(data, folder)
-        story, examples, x = _opened(settings, run, split, 2 * pairs, common)
+        story, examples, x = _encodable(settings, run, split, 2 * pairs, common)
         way = latent.linear if path == "linear" else latent.spherical
         if is_text(settings):
             pair = x[:pairs], x[pairs:]
@@ -119,7 +112,7 @@ def reconstruct(
     settings = read_settings(run)
     with common.active():
         settings |= chosen(data, folder)
-        story, examples, x = _opened(settings, run, split, count, common)
+        story, examples, x = _encodable(settings, run, split, count, common)
         if is_text(settings):
             show_reconstructions(story, x, settings, out, common)
             return DONE
@@ -137,7 +130,7 @@ def reconstruct(
     return DONE
 
 
-def _opened(
+def _encodable(
     settings: dict[str, Any],
     run: Path,
     split: Split,
@@ -149,10 +142,7 @@ def _opened(
 
     from ppgen.types import Autoencoder
 
-    examples = something_to_start_from(settings, run, split)
-    if count > len(examples):
-        raise ValueError(f"{examples.describe()}: {count} examples were asked for")
-    story = restored(settings, examples, run).to(common.device)
+    story, examples = opened(settings, run, common, split, count)
     like = next(story.parameters())
     if not isinstance(story, Autoencoder):
         raise ValueError(

@@ -92,6 +92,16 @@ def restored(settings: dict[str, Any], examples: Dataset, run: Path) -> nn.Modul
     return story.eval()
 
 
+def opened(
+    settings: dict[str, Any], run: Path, common: Common, split: Split = "train", count: int = 0
+) -> tuple[Any, Dataset]:
+    """The story as the run left it, on its device, and data of at least `count` examples."""
+    examples = something_to_start_from(settings, run, split)
+    if count > len(examples):
+        raise ValueError(f"{examples.describe()}: {count} examples were asked for")
+    return restored(settings, examples, run).to(common.device), examples
+
+
 def read_metrics(run: Path) -> dict[str, list[Any]]:
     """The history of a run, a list for each column."""
     import json
