@@ -19,7 +19,7 @@ from ppgen.inference.fixed_draws import matched_normal
 from ppgen.inference.hmc import State, init
 from ppgen.inference.hmc_starts import climb
 from ppgen.inference.stochastic_ascent import Ascent, assign, copied, difference
-from ppgen.inference.vi_fit import CHECKED, Fit
+from ppgen.inference.vi_fit import Fit
 
 _SETS = (64, 128, 256, 512, 1024)  # draws
 _ASCENT, _ALMOST = 300, 1e-4  # iterations of a climb; nats that the last of them may gain
@@ -61,9 +61,7 @@ def fixed_draw_ascent(fit: Fit, tolerance: float) -> Ascent | None:
         if settled or (count > _SETS[0] and gain * count / _SETS[-1] > _HOPE * tolerance):
             break
     vector_to_parameters(eta[0], fit.parameters)
-    gain, _ = difference(
-        lambda: fit.paired_log_weights(CHECKED), fit.parameters, copied(fit.parameters), begin
-    )
+    gain, _ = difference(fit.bounds, fit.parameters, copied(fit.parameters), begin)
     if gain > 0 or (settled and gain > -_EVEN):
         return Ascent(history, settled, "")
     assign(fit.parameters, begin)

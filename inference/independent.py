@@ -40,7 +40,7 @@ class Clock:
 def independent(
     program: Program,
     z: Tensor,
-    log_guide: Tensor,
+    log_guide: Tensor | None,
     *,
     log_density: Callable[[Tensor], Tensor | None],
     cost: Callable[[], Cost],
@@ -56,7 +56,8 @@ def independent(
     Args:
         program: the story with its data.
         z: draws, ``(S, D)``.
-        log_guide: log density of the approximation at each, ``(S,)``, nats.
+        log_guide: log density of the approximation at each, ``(S,)``, nats; None where it is not
+            known.
         log_density: of the story, ``(S, D) -> (S,)``, nats; None where it is not known.
         cost: asked once the densities have been computed.
         engine: its name.
@@ -76,7 +77,7 @@ def independent(
         messages=(*complaints, *notes),
         options=options,
         log_density=None if values is None else values[None],
-        log_guide=log_guide[None],
+        log_guide=None if log_guide is None else log_guide[None],
         history=history or {},
         cost=cost(),
         guide_log_prob=guide_log_prob,

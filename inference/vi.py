@@ -10,12 +10,14 @@ are fitted on the recorded story, many draws to a call; any other Pyro guide wit
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ppgen.anatomy import Subsampling
 from ppgen.inference.fixed_draw_ascent import fixed_draw_ascent
@@ -26,7 +28,7 @@ from ppgen.inference.minibatches import Minibatches
 from ppgen.inference.mode import Batched
 from ppgen.inference.point import as_program
 from ppgen.inference.stochastic_ascent import Schedule, ascend
-from ppgen.inference.vi_fit import CHECKED, Fit
+from ppgen.inference.vi_fit import Fit, whole
 from ppgen.inference.vi_guides import choose, describe
 from ppgen.inference.vi_pyro import fit_pyro_guide
 from ppgen.inference.vi_start import DENSE, find_frame, low_rank_optimum
@@ -74,10 +76,17 @@ class VI:
             fewer rows are taken whole. For families; the ELBO that counts is that of all rows.
         compile: hand the step, guide and story together, to ``torch.compile``: some 10 s once, then
             faster steps. It pays for many steps, as flows need them. For families, on all rows.
+        importance_samples: K > 1 maximises the importance weighted bound instead, ``E[log 1/K sum_k
+            p(data, z_k) / q(z_k)]``, which rises with K from the ELBO to log p(data), by doubly
+            reparameterised gradients (`path_gradient`). Its guide is wider than the posterior: it
+            proposes K, and each draw that is returned is one of K, resampled by weight; k-hat is
+            that of the weights, and ``history["elbo"]`` this bound. A step takes `particles` draws,
+            in pairs of groups of K; `draws` cost K evaluations each. For families, on all rows.
 
     Raises:
         ValueError: from `run`, with `batch_size`: where no plate belongs to the rows, or a latent
-            site has a value for each of them; with `compile`, where rows come in batches.
+            site has a value for each of them; with `compile` or `importance_samples`, where rows
+            come in batches.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist
@@ -95,6 +104,11 @@ class VI:
         | Black Box Variational Inference with a Deterministic Objective
         | (Giordano, Ingram & Broderick, 2024) | https://jmlr.org/papers/v25/23-1015.html
         | Sticking the Landing (Roeder, Wu & Duvenaud, 2017) | https://arxiv.org/abs/1703.09194
+        | Importance Weighted Autoencoders (Burda et al., 2016) | https://arxiv.org/abs/1509.00519
+        | Doubly Reparameterized Gradient Estimators (Tucker et al., 2019)
+        | https://arxiv.org/abs/1810.04152
+        | Reinterpreting Importance-Weighted Autoencoders (Cremer et al., 2017), on the resampling
+        | https://arxiv.org/abs/1704.02916
     """
 
     guide: Family | Callable[..., Any] | None = None
@@ -107,9 +121,10 @@ class VI:
     path_gradient: bool = True
     batch_size: int | None = None
     compile: bool = False
+    importance_samples: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("draws", "max_steps", "restarts"):
+        for name in ("draws", "max_steps", "restarts", "importance_samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.particles is not None and self.particles < 1:
@@ -126,18 +141,7 @@ class VI:
         family = choose(self.guide)
         options = self._options()
         if not isinstance(family, Family):
-            if self.batch_size is not None:
-                raise ValueError(
-                    f"batch_size={self.batch_size} is for families: a hand-written guide and its "
-                    "story take their rows themselves, by subsample_size of their plates"
-                )
-            if self.compile:
-                raise ValueError("compile=True is for families: a Pyro guide runs as it is written")
-            if self.restarts > 1:
-                raise ValueError(
-                    f"restarts={self.restarts}: a Pyro guide is trained in place and cannot be "
-                    "restarted; use restarts=1"
-                )
+            self._refuse_options_of_families()
             return fit_pyro_guide(
                 model,
                 family,
@@ -149,8 +153,8 @@ class VI:
                 options=options,
             )
         function = self._function(model, args, kwargs)
-        if self.compile and isinstance(function, Minibatches):
-            raise ValueError("compile=True takes all rows at once: leave it or batch_size out")
+        if isinstance(function, Minibatches):
+            self._refuse_minibatches()
         program = function.program
         clock = Clock(program)
         with interruptible() as interrupt, Progress(f"VI ({family})") as progress:
@@ -160,14 +164,19 @@ class VI:
             ]
         best = max(fits, key=lambda fit: fit.elbo)
         clock.fitted(compiling=sum(fit.seconds_compiling for fit in fits))
-        z, log_guide = best.sample(self.draws)
         history = {"elbo": torch.tensor(best.ascent.history, dtype=program.dtype)}
         notes: tuple[str, ...] = ()
+        weighed = self.importance_samples > 1
+        if weighed:
+            (z, history["log_weights"]), log_guide = best.resample(self.draws), None
+            notes = (_bounded(history["log_weights"]),)
+        else:
+            z, log_guide = best.sample(self.draws)
         if isinstance(function, Minibatches):
             weights = best.log_weights_of_all_rows(_ON_ALL_ROWS)
             history["elbo_of_all_rows"] = weights
             notes = (function.described(weights),)
-        guided = hasattr(best.guide, "log_prob")
+        guided = hasattr(best.guide, "log_prob") and not weighed
         posterior = independent(
             program,
             z,
@@ -187,13 +196,48 @@ class VI:
         """The log density of all rows, or an estimate of it from some at a time."""
         if self.batch_size is None:
             with suppress(Subsampling):
-                return Batched(as_program(model, args, kwargs), self.particles or 64, tolerant=True)
+                return Batched(as_program(model, args, kwargs), self._rows, tolerant=True)
         if isinstance(model, Program):
             model, args, kwargs = model.model, model.args, model.kwargs
         found = Minibatches(model, args, kwargs, self.batch_size, self.particles or 8)
         if found.data.plate.taken < found.data.plate.size:
             return found
-        return Batched(found.program, self.particles or 64, tolerant=True)
+        return Batched(found.program, self._rows, tolerant=True)
+
+    @property
+    def _rows(self) -> int:
+        """Draws to a step where it takes all rows of the data."""
+        draws, each = self.particles or 64, self.importance_samples
+        return draws if each == 1 else whole(draws, each)
+
+    def _refuse_options_of_families(self) -> None:
+        if self.batch_size is not None:
+            raise ValueError(
+                f"batch_size={self.batch_size} is for families: a hand-written guide and its "
+                "story take their rows themselves, by subsample_size of their plates"
+            )
+        if self.compile:
+            raise ValueError("compile=True is for families: a Pyro guide runs as it is written")
+        if self.importance_samples > 1:
+            raise ValueError(
+                f"importance_samples={self.importance_samples} is for families: train a "
+                "hand-written guide by ImportanceWeightedELBO or DReG, losses of Pyro's SVI"
+            )
+        if self.restarts > 1:
+            raise ValueError(
+                f"restarts={self.restarts}: a Pyro guide is trained in place and cannot be "
+                "restarted; use restarts=1"
+            )
+
+    def _refuse_minibatches(self) -> None:
+        if self.compile:
+            raise ValueError("compile=True takes all rows at once: leave it or batch_size out")
+        if self.importance_samples > 1:
+            raise ValueError(
+                f"importance_samples={self.importance_samples} takes all rows at once: the weight "
+                "of a few of them bounds nothing; leave it or the batches (batch_size, "
+                "subsample_size) out"
+            )
 
     def _fit(
         self,
@@ -205,22 +249,24 @@ class VI:
     ) -> Fit:
         guide = family.build(program.dim).to(program.device, program.dtype)
         frame = _begin(guide, function, program)
-        fit = Fit(guide, frame, function, self.path_gradient and guide.has_score)
+        on_path = self.path_gradient and guide.has_score
+        fit = Fit(guide, frame, function, on_path, self.importance_samples)
         schedule = self._schedule(guide.rate)
-        if isinstance(guide, _NORMALS) and not isinstance(function, Minibatches):
+        fixed = isinstance(guide, _NORMALS) and self.importance_samples == 1  # groups are random
+        if fixed and not isinstance(function, Minibatches):
             first = fixed_draw_ascent(fit, self.tolerance)
             if first is not None and first.settled:
                 progress.advance(0, elbo=first.history[-1])
                 return fit.finished(first)
             # of independent normals this spread is large at their optimum
             if first is not None and (
-                isinstance(guide, MeanField) or fit.spread(CHECKED) < _NEARLY_NORMAL
+                isinstance(guide, MeanField) or fit.spread() < _NEARLY_NORMAL
             ):
                 schedule = replace(schedule, level=_NEAR, window=_SHORT)
         fit.record(compile=self.compile)
         ascent = ascend(
             lambda: fit.step(function.particles),
-            lambda: fit.paired_log_weights(CHECKED),
+            fit.bounds,
             fit.parameters,
             schedule,
             interrupt,
@@ -235,6 +281,7 @@ class VI:
         named = ("draws", "particles", "learning_rate", "max_steps", "tolerance", "restarts")
         named += ("batch_size",) if self.batch_size else ()
         named += ("compile",) if self.compile else ()
+        named += ("importance_samples",) if self.importance_samples > 1 else ()
         options = {name: getattr(self, name) for name in named}
         return {"guide": describe(self.guide), **options, "path_gradient": self.path_gradient}
 
@@ -251,6 +298,17 @@ def _begin(guide: FlatGuide, function: Batched, program: Program) -> Frame:
         log_scale, columns = low_rank_optimum(covariance, guide.columns.shape[1])
         guide.begin(log_scale - frame.factor.log(), columns)
     return frame
+
+
+def _bounded(log_weights: Tensor) -> str:
+    """The bound by fresh draws ``(S, K)``, in words."""
+    count, each = log_weights.shape
+    bounds = log_weights.logsumexp(-1) - math.log(each)
+    error = float(bounds.std()) / math.sqrt(count)
+    return (
+        f"draws resampled, one of {each} by weight; importance weighted bound {bounds.mean():.3f} "
+        f"+- {error:.3f} nats"
+    )
 
 
 def _disagreement(fits: list[Fit]) -> str:

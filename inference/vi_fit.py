@@ -2,6 +2,7 @@ r"""One fit of a family to one story: a guide in its frame, its gradient, its dr
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -21,6 +22,8 @@ from ppgen.simplify import tidy
 from ppgen.tape import Unrecordable, trace
 
 CHECKED = 1024  # draws that compare two states of the guide
+_PAIRS = 64  # of groups of importance samples, at least, that do
+_AT_ONCE = 2**16  # importance samples
 Gradients = tuple[Tensor | None, ...]  # one of each parameter
 
 
@@ -32,13 +35,19 @@ class Fit:
         frame: the affine map that places it.
         function: log density and gradient of the story.
         path_gradient: leave out the score of the guide.
+        importance_samples: K, draws to each logarithm of the bound.
     """
 
     def __init__(
-        self, guide: FlatGuide, frame: Frame, function: Batched, path_gradient: bool
+        self,
+        guide: FlatGuide,
+        frame: Frame,
+        function: Batched,
+        path_gradient: bool,
+        importance_samples: int = 1,
     ) -> None:
         self.guide, self.frame, self.function = guide, frame, function
-        self.path_gradient = path_gradient
+        self.path_gradient, self.importance_samples = path_gradient, importance_samples
         self.parameters = list(guide.parameters())
         self.ascent = Ascent([], False, "")
         self.elbo = -torch.inf
@@ -85,7 +94,7 @@ class Fit:
         return torch.cat([half, -half])[:count]
 
     def step(self, count: int) -> Step:
-        """A stochastic gradient of the ELBO."""
+        """A stochastic gradient of the bound."""
         self.function.next()
         noise = self.noise(count)
         if self._recorded is None:
@@ -99,23 +108,38 @@ class Fit:
     def slope(
         self, noise: Tensor, value_and_grad: ValueAndGrad, path_gradient: bool | None = None
     ) -> tuple[Tensor, Gradients]:
-        """The ELBO by these draws, ``()``, nats, and its gradient in each parameter.
+        """The bound by these draws, ``()``, nats, and its gradient in each parameter.
 
         `path_gradient` as of the fit unless given.
         """
+        on_path = self.path_gradient if path_gradient is None else path_gradient
         with torch.enable_grad():
             u, log_q = self.guide(noise)
             value, gradient = value_and_grad(self.frame.push(u.detach()))
-            elbo = (value - log_q.detach()).mean() + self.frame.log_det
+            log_weights = value - log_q.detach()
+            bounds = self._bounds(log_weights)
             along = self.frame.pull(gradient)
-            if self.path_gradient if path_gradient is None else path_gradient:
+            if on_path:
                 with torch.no_grad():
                     along = along - self.guide.score(u.detach(), noise)
-                surrogate = (along * u).sum()
-            else:
-                surrogate = (along * u).sum() - log_q.sum()
-            surrogate = surrogate / len(noise)
-            return elbo, torch.autograd.grad(surrogate, self.parameters, allow_unused=True)
+            if self.importance_samples > 1:
+                share = self._grouped(log_weights).softmax(-1).flatten()
+                share = share.square() if on_path else share  # doubly reparameterised
+                along, log_q = share[:, None] * along, share * log_q
+            surrogate = (along * u).sum() if on_path else (along * u).sum() - log_q.sum()
+            surrogate = surrogate / len(bounds)
+            gradients = torch.autograd.grad(surrogate, self.parameters, allow_unused=True)
+            return bounds.mean() + self.frame.log_det, gradients
+
+    def _grouped(self, log_weights: Tensor) -> Tensor:
+        """``(S,) -> (S / K, K)``."""
+        return log_weights.unflatten(0, (-1, self.importance_samples))
+
+    def _bounds(self, log_weights: Tensor) -> Tensor:
+        """The log of the mean weight of each K draws, ``(S,) -> (S / K,)``, nats."""
+        if self.importance_samples == 1:
+            return log_weights
+        return self._grouped(log_weights).logsumexp(-1) - math.log(self.importance_samples)
 
     @torch.no_grad()
     def sample(self, count: int, antithetic: bool = False) -> tuple[Tensor, Tensor]:
@@ -136,14 +160,34 @@ class Fit:
         z, log_q = self.sample(count, antithetic=True)
         return self.function.estimates(z) - log_q
 
-    def paired_log_weights(self, count: int) -> Tensor:
-        """Their means over antithetic pairs, ``(count / 2,)``: independent of each other."""
-        first, second = self.log_weights(count).chunk(2)
+    def bounds(self) -> Tensor:
+        """Estimates of the bound, nats: means of antithetic pairs, independent of each other."""
+        draws = whole(max(CHECKED, _PAIRS * self.importance_samples), self.importance_samples)
+        first, second = self._bounds(self.log_weights(draws)).chunk(2)
         return 0.5 * (first + second)
 
-    def spread(self, count: int) -> float:
-        """Standard deviation of these means, nats: zero where the guide is the posterior."""
-        return float(self.paired_log_weights(count).std())
+    def spread(self) -> float:
+        """Standard deviation of these estimates: zero where the guide is the posterior."""
+        return float(self.bounds().std())
+
+    @torch.no_grad()
+    def resample(self, count: int) -> tuple[Tensor, Tensor]:
+        """One of each K draws in proportion to ``p / q``, ``(count, D)``; log weights of all.
+
+        Those are ``(count, K)``, nats; the mean of ``log 1/K sum_k w_k`` is the bound.
+        """
+        groups = max(1, _AT_ONCE // self.importance_samples)
+        chosen, weights = [], []
+        for begin in range(0, count, groups):
+            size = min(groups, count - begin)
+            z, log_q = self.sample(size * self.importance_samples)
+            log_w = self._grouped(self.function.estimates(z) - log_q)
+            log_w = log_w.nan_to_num(nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf)
+            gumbel = -torch.empty_like(log_w).exponential_().log()  # its maximum draws by weight
+            place = (log_w + gumbel).argmax(-1)
+            chosen.append(z.unflatten(0, log_w.shape)[torch.arange(size), place])
+            weights.append(log_w)
+        return torch.cat(chosen), torch.cat(weights)
 
     @torch.no_grad()
     def log_weights_of_all_rows(self, count: int) -> Tensor:
@@ -153,10 +197,15 @@ class Fit:
         return self.function.everything(z)[0] - log_q
 
     def finished(self, ascent: Ascent) -> Fit:
-        weights = self.log_weights(CHECKED)
         self.ascent = ascent
-        self.elbo = float(weights.mean().nan_to_num(nan=-torch.inf))
+        self.elbo = float(self.bounds().mean().nan_to_num(nan=-torch.inf))
         return self
+
+
+def whole(draws: int, importance_samples: int) -> int:
+    """At least so many draws, in pairs of groups of K: the draws of each are independent."""
+    pair = 2 * importance_samples
+    return pair * math.ceil(draws / pair)
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

@@ -32,4 +32,6 @@ def _worth(posterior: Posterior) -> float | None:
         return ess if math.isfinite(ess) else None
     share = found.get("relative_is_ess", math.nan)
     weights = posterior.log_weights
-    return share * weights.size if weights is not None and math.isfinite(share) else None
+    if weights is None or not math.isfinite(share):
+        return None
+    return min(share * weights.size, posterior.count)  # each draw may be one of several weighed

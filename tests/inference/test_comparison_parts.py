@@ -234,6 +234,8 @@ def test_the_cost_counts_what_draws_are_worth():
         kind="independent", log_density=torch.zeros(8, 500), log_guide=torch.zeros(8, 500)
     )
     assert cost(weighted)["ESS"] == 4000
+    resampled = normal(kind="independent", history={"log_weights": torch.zeros(4000, 16)})
+    assert cost(resampled)["ESS"] == 4000  # as many as there are
     assert cost(normal(kind="independent"))["ESS"] is None
 
 
