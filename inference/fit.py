@@ -15,7 +15,7 @@ from ppgen.inference.hmc_engine import HMC
 from ppgen.inference.label_switching import ADVICE, Numbered, label_switching
 from ppgen.inference.point import as_program
 from ppgen.inference.reparametrisation import Reparametrisation, added
-from ppgen.inference.reparametrise import reparametrised
+from ppgen.inference.reparametrise import NonCentred, reparametrised
 from ppgen.inference.verdict import WEIGHT_ESS_FAIL
 from ppgen.inputs import slots, tensors
 from ppgen.names import refuse_taken
@@ -51,7 +51,8 @@ def fit(
             does so only where the run on the story as written fails. The posterior has the
             story's own sites either way. False proposes it where a run fails. True and ``"auto"``
             also run again, with components in one order, where chains differ by their numbers
-            alone (:mod:`ppgen.inference.label_switching`).
+            alone (:mod:`ppgen.inference.label_switching`), in these coordinates too where a
+            hierarchy beside them asks for it.
         kwargs: the story's keyword arguments.
 
     Raises:
@@ -107,10 +108,7 @@ def _run(
     if choice is True:
         changes = _changes(engine, model, args, kwargs)
         posterior = _on(engine, changes) if changes else engine.run(model, *args, **kwargs)
-        numbered = _switched(posterior, model, args, kwargs)
-        if numbered is None:
-            return posterior, None
-        return _in_order(engine, numbered, posterior, model, args, kwargs)
+        return _renumbered(engine, posterior, changes, model, args, kwargs)
     try:
         posterior = engine.run(model, *args, **kwargs)
     except ValueError as error:
@@ -124,17 +122,34 @@ def _run(
     if not _failed(posterior):
         return posterior, None
     numbered = _switched(posterior, model, args, kwargs)
-    if numbered is not None:
-        if choice == "auto":
-            return _in_order(engine, numbered, posterior, model, args, kwargs)
-        found = f"{numbered}; {ADVICE}"
-    else:
-        found = _way_out(choice, engine, model, args, kwargs)
+    if choice == "auto" and numbered is not None:
+        again = _in_order(engine, numbered, posterior, (), model, args, kwargs)
+        change = reparametrised(model, *args, **kwargs) if _failed(again) else None
+        if change is not None and _numbered((change,), numbered):
+            again = _in_order(engine, numbered, again, (change,), model, args, kwargs)
+        return again, numbered
+    found = f"{numbered}; {ADVICE}" if numbered else _way_out(choice, engine, model, args, kwargs)
     if isinstance(found, tuple):
         again = _on(engine, found, "the run on the story as written did not converge")
-        return replace(again, cost=added(posterior.cost, again.cost)), None
+        again = replace(again, cost=added(posterior.cost, again.cost))
+        return _renumbered(engine, again, found, model, args, kwargs)
     said = () if found is None else (found,)
     return replace(posterior, messages=(*posterior.messages, *said)), None
+
+
+def _renumbered(
+    engine: Engine,
+    posterior: Posterior,
+    changes: tuple[Reparametrisation, ...],
+    model: Story | Program,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> tuple[Posterior, Numbered | None]:
+    """A run in these coordinates, once more where its chains differ by their numbers alone."""
+    numbered = _switched(posterior, model, args, kwargs)
+    if numbered is None:
+        return posterior, None
+    return _in_order(engine, numbered, posterior, changes, model, args, kwargs), numbered
 
 
 def _switched(
@@ -149,17 +164,38 @@ def _in_order(
     engine: Engine,
     numbered: Numbered,
     posterior: Posterior,
+    changes: tuple[Reparametrisation, ...],
     model: Story | Program,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-) -> tuple[Posterior, Numbered]:
-    """A second run, whose chains number the components in one way."""
+) -> Posterior:
+    """Another run, whose chains number the components in one way."""
     if isinstance(model, Program):
         args, kwargs = model.args, model.kwargs
-    again = engine.run(numbered.model, *args, **kwargs)
     why = f"the run on the story as written did not converge ({numbered})"
-    cost = added(posterior.cost, again.cost)
-    return replace(again, messages=(why, *again.messages), cost=cost), numbered
+    if non_centred := _numbered(changes, numbered):
+        again = _on(engine, non_centred, why)
+    else:
+        again = engine.run(numbered.model, *args, **kwargs)
+        again = replace(again, messages=(why, *again.messages))
+    return replace(again, cost=added(posterior.cost, again.cost))
+
+
+def _numbered(
+    changes: tuple[Reparametrisation, ...], numbered: Numbered
+) -> tuple[Reparametrisation, ...]:
+    """The hierarchies among these changes with the components in order.
+
+    Nothing where a component's own sites were changed: their coordinates have no order.
+    """
+    for change in changes:
+        if isinstance(change, NonCentred) and not (
+            change.centredness.keys() & set(numbered.components.sites)
+        ):
+            inner = replace(numbered, story=change.story)
+            program = numbered.numbering(change.program)
+            return (replace(change, story=inner.model, program=program),)
+    return ()
 
 
 def _changes(

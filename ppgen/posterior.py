@@ -98,7 +98,8 @@ class Posterior:
         ordered = program.canonical(z)
         if ordered is not z:
             said = "components are numbered in the story's canonical order"
-            fields["messages"] = (*fields.get("messages", ()), said)
+            before = [m for m in fields.get("messages", ()) if m != said]
+            fields["messages"] = (*before, said)
             z = ordered
             if known := fields.get("guide_log_prob"):
                 fields["guide_log_prob"] = AnyOrder(program, known)
