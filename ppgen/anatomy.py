@@ -118,7 +118,13 @@ class _Dissect(Messenger):
         self.indices: dict[str, Tensor] = {}
 
     def _pyro_sample(self, msg: Any) -> None:
-        if isinstance(msg["fn"], Subsample):
+        is_plate = isinstance(msg["fn"], Subsample)
+        if msg["name"] in (self.sites if is_plate else self.indices):
+            raise ValueError(
+                f"'{msg['name']}' names a site and a plate, which Pyro cannot tell apart: give "
+                "each its own name"
+            )
+        if is_plate:
             if msg["done"]:
                 return  # rows that a handler inside has chosen
             _refuse_subsampling(msg)

@@ -119,9 +119,9 @@ def test_a_hierarchy_of_three_levels_is_found_in_order():
     def story(y):
         m = pyro.sample("m", dist.Normal(0.0, 1.0))
         s = pyro.sample("s", dist.HalfNormal(1.0))
-        with pyro.plate("school", 4):
+        with pyro.plate("schools", 4):
             school = pyro.sample("school", dist.Normal(m, s))
-            with pyro.plate("pupil", 3):
+            with pyro.plate("pupils", 3):
                 pupil = pyro.sample("pupil", dist.Normal(school, 0.5))
                 pyro.sample("y", dist.Normal(pupil, 1.0), obs=y)
 

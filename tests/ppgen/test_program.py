@@ -503,6 +503,17 @@ def twice():
     pyro.sample("x", dist.Normal(0, 1))
 
 
+def alike():
+    with pyro.plate("school", 4):
+        pyro.sample("school", dist.Normal(0, 1))
+
+
+def alike_later():
+    pyro.sample("school", dist.Normal(0, 1))
+    with pyro.plate("school", 4):
+        pyro.sample("pupil", dist.Normal(0, 1))
+
+
 def missing_data():
     mu = pyro.sample("mu", dist.Normal(0, 1))
     with pyro.plate("data", 3):
@@ -518,6 +529,8 @@ def missing_data():
         (several, r"site 'several' is Multinomial.*by hand$"),
         (machine, r"site 'h' is RestrictedBoltzmann.*use Gibbs\(\)"),
         (twice, r"site 'x' occurs twice"),
+        (alike, r"'school' names a site and a plate"),
+        (alike_later, r"'school' names a site and a plate"),
         (missing_data, r"observed site 'y' is nan at index \[1\]"),
     ],
 )
