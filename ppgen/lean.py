@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+import pyro.ops.special
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
@@ -46,6 +47,8 @@ class Lean(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is binary_cross_entropy_with_logits and _plain(args, kwargs):
             return _cross_entropy(*args)
+        if func is Tensor.clamp_:  # vmap would do it for one row after another
+            return args[0].copy_(torch.clamp(args[0].clone(), *args[1:], **kwargs))
         return func(*args, **kwargs)
 
 
@@ -80,3 +83,26 @@ def plain_shapes() -> Iterator[None]:
         yield
     finally:
         torch.broadcast_shapes = own
+
+
+@contextmanager
+def batched_safe_log() -> Iterator[None]:
+    """Pyro's ``safe_log`` as tensor operations: its own is a Function, which vmap cannot batch.
+
+    Discrete hidden Markov models and Pyro's contractions of enumerated sites take it.
+    """
+    own = pyro.ops.special._SafeLog
+    pyro.ops.special._SafeLog = _SafeLog
+    try:
+        yield
+    finally:
+        pyro.ops.special._SafeLog = own
+
+
+class _SafeLog:
+    @staticmethod
+    def apply(x: Tensor) -> Tensor:
+        """``x.log()``, whose slope below eps is that at eps, and all of whose others are right."""
+        eps = torch.finfo(x.dtype).eps
+        here = x.detach()
+        return torch.where(here < eps, here.log() + (x - here) / eps, x.clamp(min=eps).log())

@@ -23,7 +23,7 @@ from torch.nn import Parameter
 
 from ppgen.anatomy import Anatomy, Site, Subsample, innermost
 from ppgen.enumeration import Drawn, Factor, Term, draw_back, sum_out
-from ppgen.lean import plain_shapes
+from ppgen.lean import batched_safe_log, plain_shapes
 from ppgen.simulation import simulate
 from ppgen.types import Story
 
@@ -88,6 +88,7 @@ def sandbox(
         _OwnParameters(),
         default_dtype(dtype),
         plain_shapes(),
+        batched_safe_log(),
     ):
         yield
 
