@@ -33,7 +33,7 @@ def recording() -> bool:
 
 
 class Lean(TorchFunctionMode):
-    """Takes the lean form of functions that have one."""
+    """Takes the lean form of functions that have one, and one that batches where vmap has none."""
 
     def __enter__(self) -> Lean:
         self._before = _recording.set(True)
@@ -49,7 +49,12 @@ class Lean(TorchFunctionMode):
             return _cross_entropy(*args)
         if func is Tensor.clamp_:  # vmap would do it for one row after another
             return args[0].copy_(torch.clamp(args[0].clone(), *args[1:], **kwargs))
+        if func == _DATA:  # vmap gives none
+            return args[0].detach()
         return func(*args, **kwargs)
+
+
+_DATA = Tensor.data.__get__  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _plain(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -103,3 +103,21 @@ def test_it_is_recorded_in_half_of_pyros_operations():
         torch.testing.assert_close(mine, other, rtol=1e-9, atol=1e-9)
     assert ours.fallback is None
     assert 1.8 * ours.operations < theirs.operations
+
+
+@pytest.mark.parametrize(("kind", "hidden"), [(dist.GaussianHMM, 2), (GaussianHMM, 5)])
+def test_states_of_several_dimensions_are_recorded_and_right(kind, hidden):
+    h, x = case(hidden, 1, 4, varies=False), torch.randn(4, 1)
+
+    def story(x):
+        decay = pyro.sample("decay", dist.Uniform(0.0, 1.0))
+        pyro.sample("x", made(kind, {**h, "F": decay * h["F"]}, 4), obs=x)
+
+    def density(z):
+        decay = z[0].sigmoid()
+        return kalman({**h, "F": decay * h["F"]}, x) + (decay * (1 - decay)).log()
+
+    z = torch.randn(5, 1)
+    value, slope = Program(story, x).value_and_grad(z)  # warnings are errors
+    torch.testing.assert_close(value, torch.stack([density(row) for row in z]).detach())
+    torch.testing.assert_close(slope, torch.stack([torch.func.grad(density)(row) for row in z]))
