@@ -194,7 +194,7 @@ BUNDLED = {
         "ppgen.models.rbm",
         "RBM",
         "deep",
-        "restricted Boltzmann machine; --visible-units gaussian for real numbers",
+        "restricted Boltzmann machine; of real numbers (--visible-units gaussian), with --labels",
         "Hinton 2002",
     ),
     "dbm": Bundled(

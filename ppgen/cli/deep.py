@@ -8,6 +8,7 @@ from pathlib import Path
 from ppgen.cli import molecules, real_units
 from ppgen.cli.autoencoders import annealed, bits_per_dimension
 from ppgen.cli.exits import DONE
+from ppgen.cli.labels import class_of, classification, label_column
 from ppgen.cli.options import Binarisation, Common, Run, Split
 from ppgen.cli.runs import (
     chosen,
@@ -91,6 +92,8 @@ def evaluate(
             more, numbers = scores(story, found, examples, settings)
         elif has_real_units(settings):
             more, numbers = real_units.density(found, settings)
+        elif settings.get("labels"):
+            more, numbers = classification(story, found, examples.x, examples.split)
         else:
             numbers = bits_per_dimension(found, settings, examples.x.shape[1])
             more = "".join(f"\nat most {bits:.3f} bits per dimension" for bits in numbers.values())
@@ -134,6 +137,7 @@ def sample(
     *,
     count: int = 64,
     gibbs_steps: int = 1000,
+    label: int | None = None,
     out: Path | None = None,
     common: Common | None = None,
 ) -> int:
@@ -142,18 +146,22 @@ def sample(
     Try:
 
         ppgen sample runs/vae --count 100
+        ppgen sample runs/labelled --label 3
 
     Args:
         count: how many. Real units of a machine are shown as their means, without noise.
         gibbs_steps: of a Boltzmann machine's chains, which begin at examples of the training data.
+        label: of a run with --labels, draw given it: its units stay where they are in every chain.
         out: a .png or .npy file; samples.png in the run folder when not given. Sentences are
-            printed, or written to a .txt file.
+            printed, or written to a .txt file. With --labels a .npy file has the label drawn with
+            each example as its last column.
     """
     common = common or Common()
     settings = read_settings(run)
     for name, number in (("count", count), ("gibbs-steps", gibbs_steps)):
         if number < 1:
             raise ValueError(f"--{name} must be at least 1, got {number}")
+    place = None if label is None else class_of(label, settings)
     with common.active():
         if is_text(settings):
             examples = empty_text(settings)
@@ -162,12 +170,16 @@ def sample(
             story, examples = opened(settings, run, common)
         path = out or default_place(run, "samples", examples)
         means = path.suffix != ".npy"  # numbers are draws, a picture shows what noise lies around
-        x = draw_examples(story, examples, count, gibbs_steps, common.seed, means=means)
+        x = draw_examples(
+            story, examples, count, gibbs_steps, common.seed, means=means, label=place
+        )
         if is_text(settings):
             show_samples(x, settings, out, common)
             return DONE
-        found = real_units.own_units(x, settings) if has_real_units(settings) else x
-        write_images(path, found, examples, lambda _: picture(x, examples, settings))
+        real = has_real_units(settings)
+        found = real_units.own_units(x, settings) if real else label_column(x, settings)
+        told = "" if label is None else f"Given the label {label}."
+        write_images(path, found, examples, lambda _: picture(x, examples, settings, told))
     common.print(f"{count} samples: {path}", {"samples": count, "path": str(path)})
     return DONE
 

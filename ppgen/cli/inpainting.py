@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ppgen.cli.exits import DONE
+from ppgen.cli.labels import label_column, own_columns
 from ppgen.cli.options import Common, Run, Split
 from ppgen.cli.real_units import as_grey, own_units
 from ppgen.cli.runs import chosen, default_place, opened, read_settings, write_images
@@ -52,7 +55,8 @@ def inpaint(
         split: of the data; validation is the tenth of the training data that was held out.
         out: a .png file, or a .npy file for the draws, (examples, draws, columns); inpainted.png in
             the run folder when not given. Real units are drawn in the data's own units, and shown
-            by their means, without noise.
+            by their means, without noise. Of a run with --labels the label is hidden as well, and
+            its draw is the last column of a .npy file.
     """
     import torch
 
@@ -66,16 +70,18 @@ def inpaint(
     _require_sides(settings["model"])
     with common.active():
         settings |= chosen(data, folder)
+        own = partial(own_columns, settings=settings)
         story, examples = opened(settings, run, common, split, count)
         with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(common.seed)
             x = examples.x[torch.randperm(len(examples))[:count]].to(next(story.parameters()))
-            seen = seen_units(examples, count, hide).to(x.device)
+            seen = seen_units(replace(examples, x=own(examples.x)), count, hide).to(x.device)
+            seen = torch.nn.functional.pad(seen, (0, x.shape[1] - seen.shape[1]))  # no label
             drawn, means = fill_in(story, x, seen, fills, gibbs_steps)
         place = out or default_place(run, "inpainted", examples)
         found = drawn.cpu().numpy()
-        if has_real_units(settings):
-            found = own_units(found, settings)
+        own_scale = own_units if has_real_units(settings) else label_column
+        found = own_scale(found, settings)
         shown = torch.where(seen, x, x.new_full((), torch.nan))
         row = torch.cat([x[:, None], shown[:, None], means, means.mean(1, keepdim=True)], 1)
         without = " (without noise)" if has_real_units(settings) else ""
@@ -84,14 +90,20 @@ def inpaint(
             grid, shape, columns=fills + 3, title=f"Filled in by the {settings['model']}",
             subtitle=f"A row is an example: whole, what is seen of it, draws{without}, their mean.",
         ))  # fmt: skip
-    error = (means.mean(1) - x)[~seen].abs().mean().item()
-    usual = (examples.x.to(x).mean(0) - x)[~seen].abs().mean().item()
+    hidden = ~own(seen)
+    error = own(means.mean(1) - x)[hidden].abs().mean().item()
+    usual = own(examples.x.to(x).mean(0) - x)[hidden].abs().mean().item()
+    text, numbers = "", {}
+    if settings.get("labels"):
+        true = label_column(x.cpu().numpy(), settings)[:, None, -1]
+        numbers["labels_right"] = float((found[..., -1] == true).mean())
+        text = f", the label right in {100 * numbers['labels_right']:.0f} %"
     each = "deviations" if has_real_units(settings) else "a unit"
     common.print(
         f"{fills} draws of what is hidden of {count} examples, mean error {error:.4f} {each} "
-        f"({usual:.4f} by the means of the data): {place}",
+        f"({usual:.4f} by the means of the data){text}: {place}",
         {"examples": count, "draws": fills, "mean_absolute_error": error,
-         "mean_absolute_error_of_the_means": usual, "path": str(place)},
+         "mean_absolute_error_of_the_means": usual, **numbers, "path": str(place)},
     )  # fmt: skip
     return DONE
 

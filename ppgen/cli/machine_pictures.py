@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from ppgen.cli.labels import own_columns
 from ppgen.cli.pages import Curves
 from ppgen.cli.real_units import as_grey
+from ppgen.cli.runs import draw_examples
 from ppgen.cli.training import has_real_units
 from ppgen.report import Picture, Section
 
@@ -33,6 +37,7 @@ def machine_section(
             *_weights(story, held_out, settings),
             *_layers(story, held_out, settings),
             *_particles(story, held_out, settings),
+            *_classes(story, train, settings, seed),
             _free_energies(story, train, held_out, settings),
             _memory(story, held_out),
         ]
@@ -88,8 +93,9 @@ def _weights(story: Any, examples: Dataset, settings: dict[str, Any]) -> list[Pi
     if examples.image_shape is None:
         return []
     unit = "deviation" if has_real_units(settings) else "weight (nats)"
+    shown = own_columns(filters_of(story, _UNITS).cpu(), settings)
     figure = plots.filters(
-        filters_of(story, _UNITS).cpu(), examples.image_shape, columns=12,
+        shown, examples.image_shape, columns=12,
         title="Filters of layer 1", unit=unit,
     )  # fmt: skip
     text = "Weights of the units of layer 1, the strongest first: what each adds to a pixel."
@@ -105,8 +111,9 @@ def _layers(story: nn.Module, examples: Dataset, settings: dict[str, Any]) -> li
     real, pictures = has_real_units(settings), []
     of = "standard deviations" if real else "shares of white"
     for layer, means in enumerate(layer_means(story, x), start=1):
+        shown = own_columns(receptive_fields(means, x, _UNITS).cpu(), settings)
         figure = plots.filters(
-            receptive_fields(means, x, _UNITS).cpu(), examples.image_shape, columns=12,
+            shown, examples.image_shape, columns=12,
             title=f"Receptive fields of layer {layer}", unit="deviation" if real else "share",
         )  # fmt: skip
         text = f"The data where a unit of layer {layer} is on, less their mean, in {of}."
@@ -122,10 +129,9 @@ def _particles(story: Any, examples: Dataset, settings: dict[str, Any]) -> list[
 
     if examples.image_shape is None:
         return []
-    bias = story.machine.visible_bias
-    noise = torch.full((_PARTICLES, len(bias)), 0.5).to(bias)
+    even = torch.zeros_like(story.machine.visible_bias).expand(_PARTICLES, -1)
     real = has_real_units(settings)
-    side = torch.randn_like(noise) if real else torch.bernoulli(noise)
+    side = torch.randn_like(even) if real else story.machine.units.sample(even.clone())
     shown, done = [], 0
     for time in _TIMES:
         for _ in range(time - done):
@@ -144,21 +150,36 @@ def _particles(story: Any, examples: Dataset, settings: dict[str, Any]) -> list[
     return [Picture(figure, "Chains that start at noise find the data, if the machine mixes.")]
 
 
+def _classes(story: Any, examples: Dataset, settings: dict[str, Any], seed: int) -> list[Picture]:
+    """Draws given each label, where the machine has labels."""
+    from ppgen import plots
+
+    if not settings.get("labels") or examples.image_shape is None:
+        return []
+    known = settings["classes"]
+    drawn = [
+        draw_examples(story, examples, _PARTICLES, _TIMES[-1], seed, label=place)
+        for place in range(len(known))
+    ]
+    figure = plots.images(
+        as_grey(np.concatenate(drawn), settings), examples.image_shape, columns=_PARTICLES,
+        title="Drawn given the label",
+        subtitle=f"A row is a label: {', '.join(map(str, known))}.",
+    )  # fmt: skip
+    return [Picture(figure, "Chains whose label units stay, each begun at an example of it.")]
+
+
 def _free_energies(
     story: Any, train: Dataset, held_out: Dataset, settings: dict[str, Any]
 ) -> Picture:
-    import torch
-
     from ppgen import plots
 
     weight = next(story.parameters())
     seen, unseen = (d.x[:_EXAMPLES].to(weight) for d in (train, held_out))
-    if has_real_units(settings):
-        law = story.units.law(story.units.fitted(seen))
-        noise = {"noise of the same moments": law.sample((len(unseen),))}
-    else:
-        noise = {"noise of the base rates": torch.bernoulli(seen.mean(0).expand(len(unseen), -1))}
-    groups = {"training": seen, "held out": unseen, **noise}
+    units = story.machine.units
+    noise = units.sample(units.fitted(seen).expand(len(unseen), -1).clone())
+    name = "same moments" if has_real_units(settings) else "base rates"
+    groups = {"training": seen, "held out": unseen, f"noise of the {name}": noise}
     energies = {name: _variational_free_energy(story, x).cpu() for name, x in groups.items()}
     text = "Held-out data above training data is overfitting; noise belongs far above both."
     figure = plots.free_energies(energies, subtitle="Lower is more probable.")

@@ -19,6 +19,7 @@ _MODELS = {
     "FlowOptions": ("flow", "vae"),
     "pretraining_epochs": ("dbm", "dbn"),
     "mean_field_steps": ("dbm",),
+    "labels": ("rbm",),
     "weight_decay": ("rbm", "dbm", "dbn", "vae", "sentences", "molecules"),
 }
 
@@ -37,6 +38,10 @@ class MachineOptions:
 
     hidden_units: Literal["binary", "gaussian", "relu"] = "binary"
     "Of an RBM. Gaussian ones have unit variance; relu ones are these restricted to zero and above."
+
+    labels: Annotated[bool, Parameter(negative="")] = False
+    """Of an RBM of data that have some: the label is a part of each example, so that the machine
+    classifies (`ppgen evaluate`) and draws examples of a class (`ppgen sample --label 3`)."""
 
     persistent: Annotated[bool, Parameter(negative="")] = False
     "Chains go on from step to step."

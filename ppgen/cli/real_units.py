@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ppgen.cli.autoencoders import levels_as_grey
+from ppgen.cli.labels import own_columns
 from ppgen.cli.training import has_real_units, hold_out
 
 if TYPE_CHECKING:
@@ -72,9 +73,9 @@ def own_units(x: Any, settings: dict[str, Any]) -> Any:
 
 
 def as_grey(x: Any, settings: dict[str, Any]) -> Any:
-    """A run's numbers, ``(*, D)``, an array, on the scale of pictures, from 0 to 1."""
+    """A run's numbers, ``(*, D)``, an array, on the scale of pictures, from 0 to 1; no labels."""
     if not has_real_units(settings):
-        return levels_as_grey(x, settings)
+        return levels_as_grey(own_columns(x, settings), settings)
     return own_units(x, settings) / settings["standard"]["white"]
 
 

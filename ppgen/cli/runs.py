@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 from ppgen.cli import molecules, real_units
 from ppgen.cli.autoencoders import as_modelled, bits_per_dimension
 from ppgen.cli.bundled import BUNDLED
+from ppgen.cli.labels import beside_labels, classification
 from ppgen.cli.options import Common, Split, note
 from ppgen.cli.sentences import is_text, load_text, tokenizer_of
 from ppgen.cli.training import MACHINES, build, has_real_units, hold_out
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from ppgen.data import Dataset
     from ppgen.likelihood import Likelihood
@@ -53,7 +54,8 @@ def load_data(settings: dict[str, Any], split: Split) -> Dataset:
         seed=settings["seed"],
     )
     modelled = real_units.standardised if has_real_units(settings) else as_modelled
-    return modelled(examples, settings)
+    examples = modelled(examples, settings)
+    return beside_labels(examples, settings) if settings.get("labels") else examples
 
 
 def chosen(data: str | None, folder: Path | None) -> dict[str, Any]:
@@ -157,12 +159,20 @@ def latent_sentence(story: Any, examples: Dataset, common: Common) -> str:
 
 
 def draw_examples(
-    story: Any, examples: Dataset, count: int, gibbs_steps: int, seed: int, *, means: bool = False
+    story: Any,
+    examples: Dataset,
+    count: int,
+    gibbs_steps: int,
+    seed: int,
+    *,
+    means: bool = False,
+    label: int | None = None,
 ) -> Any:
     """New examples, ``(count, D)``; a machine's chains start at rows of the data.
 
     With `means` a machine's real units are not drawn given its last hidden side: without the noise
-    in each of them.
+    in each of them. With `label`, the place of a class among those of a run with labels, chains
+    start at its rows, and its units stay: the draws are from p(x | label).
     """
     import torch
 
@@ -174,10 +184,7 @@ def draw_examples(
         torch.manual_seed(seed)
         if not isinstance(story, UnnormalisedDensity):
             return story.sample(count).cpu().numpy()
-        rows = torch.randint(len(examples), (count,))
-        side = story.machine_side(examples.x[rows].to(device))
-        for _ in range(gibbs_steps):
-            side = story.machine.sweep(side)
+        side = _ends_of_chains(story, examples.x.to(device), count, gibbs_steps, label)
         x = story.generate(side)[0] if isinstance(story, DirectedLayers) else side
         machine: Any = story.machine
         if means and isinstance(machine.units, Gaussian):
@@ -185,17 +192,32 @@ def draw_examples(
         return x[:, : story.visible].cpu().numpy()
 
 
-def picture(x: Any, examples: Dataset, settings: dict[str, Any]) -> Any:
+def _ends_of_chains(
+    story: Any, data: Tensor, count: int, gibbs_steps: int, label: int | None
+) -> Tensor:
+    import torch
+
+    if label is not None:
+        data = data[data[:, story.pixels + label] == 1]
+    side = story.machine_side(data[torch.randint(len(data), (count,))])
+    for _ in range(gibbs_steps):
+        moved = story.machine.sweep(side)
+        if label is not None:
+            moved[:, story.pixels :] = side[:, story.pixels :]
+        side = moved
+    return side
+
+
+def picture(x: Any, examples: Dataset, settings: dict[str, Any], subtitle: str = "") -> Any:
     """Samples as images."""
     from ppgen import plots
 
     assert examples.image_shape is not None
     shown = real_units.as_grey(x, settings)
-    note = "Means of the units given the hidden side, without their noise."
-    return plots.images(
-        shown, examples.image_shape, title=f"Samples of the {settings['model']}",
-        subtitle=note if has_real_units(settings) else "",
-    )  # fmt: skip
+    title = f"Samples of the {settings['model']}"
+    if has_real_units(settings):
+        subtitle = "Means of the units given the hidden side, without their noise."
+    return plots.images(shown, examples.image_shape, title=title, subtitle=subtitle)
 
 
 def default_place(run: Path, name: str, examples: Dataset) -> Path:
@@ -263,6 +285,9 @@ def write_page(
     facts["evaluated on"] = examples.describe()
     if found is not None and has_real_units(settings):
         facts["the likelihood is"] = real_units.density(found, settings)[0].strip()
+    elif found is not None and settings.get("labels"):
+        text = classification(story, found, examples.x, examples.split)[0].strip()
+        facts["the likelihood is"], facts["it classifies with"] = text.split("\n")
     elif found is not None:
         facts |= bits_per_dimension(found, settings, examples.x.shape[1])
     more, curves = [], None

@@ -124,6 +124,12 @@ def trains_top_alone(settings: dict[str, Any]) -> bool:
             f"--start-from {run}: it has {kinds[0]} visible units, this {settings['model']} "
             f"{kinds[1]} ones"
         )
+    if bool(earlier.get("labels")) != bool(settings.get("labels")):
+        has, lacks = ("it", f"this {settings['model']}")[:: 1 if earlier.get("labels") else -1]
+        raise ValueError(
+            f"--start-from {run}: {has} was asked for --labels, a part of the visible side, and "
+            f"{lacks} was not"
+        )
     same = earlier["model"] == settings["model"]
     fits = ours == theirs if same else ours[: len(theirs)] == theirs
     if not fits or (settings["model"] == "dbn" and not same and len(ours) != 2):

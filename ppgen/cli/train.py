@@ -80,6 +80,7 @@ def train(
 
         ppgen train rbm --data digits --epochs 20 --out runs/rbm
         ppgen train rbm --visible-units gaussian --epochs 60 --averaging 0.99
+        ppgen train rbm --labels --gibbs-steps 5 --learning-rate 0.2 --batch-size 20 --epochs 100
         ppgen train dbm --hidden 200 300 --start-from runs/rbm --persistent
         ppgen train vae --data mnist --folder ~/mnist --hidden 400 --epochs 50
         ppgen train vae --convolutional --channels 16 32 --refine 0 --pixels causal
@@ -217,6 +218,9 @@ def _of_its_kind(model: str, machine: MachineOptions, code: CodeOptions) -> dict
         if code.pixels != "binary":
             raise ValueError(f"--pixels {code.pixels}: of a vae; an rbm takes real numbers, as "
                              "grey levels, by --visible-units gaussian")  # fmt: skip
+        if machine.labels and (machine.visible_units, machine.hidden_units) != ("binary", "binary"):
+            raise ValueError("--labels: beside binary visible units and over binary hidden ones; "
+                             "leave --visible-units and --hidden-units out")  # fmt: skip
         _check_sampler(machine)
         return {**asdict(machine), "weight_decay": code.weight_decay}
     if model != "vae" and code.pixels != "binary":

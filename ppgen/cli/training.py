@@ -45,21 +45,12 @@ def build(settings: dict[str, Any], examples: Dataset) -> nn.Module:
     """The untrained story of these settings, its size taken from the data."""
     import torch
 
-    from ppgen.distributions import Binary, Rectified, UnitGaussian
-
     dim, model, hidden = examples.x.shape[1], settings["model"], widths(settings)
     made = BUNDLED[model].load()
     with torch.random.fork_rng():
         torch.manual_seed(settings["seed"])
         if model == "rbm":
-            scale = settings.get("weight_scale", 0.01)
-            kinds = {"gaussian": UnitGaussian(), "relu": Rectified()}
-            kind = kinds.get(settings.get("hidden_units", "binary"), Binary())
-            if has_real_units(settings):
-                from ppgen.models import GaussianRBM
-
-                made = GaussianRBM
-            return made.from_data(examples.x, *hidden, weight_scale=scale, hidden_units=kind)
+            return _rbm(settings, examples, *hidden)
         if model == "dbm":
             scale = 0.05 if settings.get("start_from") is None else 0.01  # the RBM's law stays
             return made.from_data(examples.x, hidden, weight_scale=scale)
@@ -74,6 +65,20 @@ def build(settings: dict[str, Any], examples: Dataset) -> nn.Module:
                 return made(*sizes, properties=tuple(torch.tensor(settings["properties"])))
             return made(*sizes, word_dropout=settings["word_dropout"])
         return flow(settings, dim, hidden)
+
+
+def _rbm(settings: dict[str, Any], examples: Dataset, hidden: int) -> nn.Module:
+    from ppgen.distributions import Binary, Rectified, UnitGaussian
+    from ppgen.models import RBM, ClassificationRBM, GaussianRBM
+
+    made: Any = GaussianRBM if has_real_units(settings) else RBM
+    options: dict[str, Any] = {"weight_scale": settings.get("weight_scale", 0.01)}
+    if settings.get("labels"):
+        made, options["classes"] = ClassificationRBM, len(settings["classes"])
+    else:
+        kinds = {"gaussian": UnitGaussian(), "relu": Rectified()}
+        options["hidden_units"] = kinds.get(settings.get("hidden_units", "binary"), Binary())
+    return made.from_data(examples.x, hidden, **options)
 
 
 def widths(settings: dict[str, Any]) -> tuple[int, ...]:

@@ -231,6 +231,7 @@ COMMANDS = [
 ]  # fmt: skip
 REAL = ["rbm", "--hidden", "3", "--visible-units", "gaussian", "--sampler", "langevin",
         "--data", "real.csv"]  # fmt: skip
+LABELLED = ["rbm", "--hidden", "3", "--labels", "--data", "labelled.csv"]
 REFUSED = ["rbm", "--hidden", "3", "--out", "refused", "--patience", "3"]
 COMMON = ["--data", "small.csv", "--epochs", "1", "--batch-size", "9"]
 
@@ -246,12 +247,15 @@ def test_every_option_of_the_command_line_runs(tmp_path, monkeypatch):
     real = ["a,b", *["0.5,-1.25", "-2.5,3.5", "1.5,0.25"] * 10]
     (tmp_path / "real.csv").write_text("\n".join(real) + "\n")
     assert run(["train", *REAL, *COMMON[2:], "--out", "real", "--quiet"]) == exits.DONE
+    rows = zip(lines, ["label", *"012" * 10], strict=True)
+    (tmp_path / "labelled.csv").write_text("\n".join(map(",".join, rows)) + "\n")
+    assert run(["train", *LABELLED, *COMMON[2:], "--out", "labelled", "--quiet"]) == exits.DONE
     # the free-energy gap of a machine is smallest before training, and no reason to stop
     assert run(["train", *REFUSED, *COMMON, "--quiet"]) == exits.USAGE
 
 
 def test_every_option_of_the_command_line_is_listed():
-    words = [word for command in [*COMMANDS, REAL, REFUSED, COMMON] for word in command]
+    words = [word for command in [*COMMANDS, REAL, LABELLED, REFUSED, COMMON] for word in command]
     given = {word[2:].replace("-", "_") for word in words if word.startswith("--")}
     declared = {field.name for field in dataclasses.fields(MachineOptions)}
     groups = ("model", "machine", "code", "flow", "common")  # the options of other models
