@@ -46,11 +46,16 @@ class MachineOptions:
     persistent: Annotated[bool, Parameter(negative="")] = False
     "Chains go on from step to step."
 
-    sampler: Literal["gibbs", "langevin", "trajectory"] = "gibbs"
+    sampler: Literal["gibbs", "langevin", "trajectory", "tempering"] = "gibbs"
     """What moves the chains. Gibbs draws the sides in turn. Langevin moves gaussian visible units
     by small steps from where they are: take it without persistent, where it fits a little better
     for half as much time again. Trajectory swaps the chains with draws of the machine as it was
-    earlier: take it with persistent, where they stick in modes."""
+    earlier: take it with persistent, where they stick in modes. Tempering, with persistent only,
+    swaps them with replicas of the machine as it is now, at smaller inverse temperatures."""
+
+    temperatures: int | None = None
+    """Of sampler tempering: equal steps of the inverse temperature from 0 to 1, 5 when not given;
+    each has replicas of all chains, so that an update takes as many times as long."""
 
     pretraining_epochs: int | None = None
     "For each layer, before all are trained; as many as epochs for a DBN, none for a DBM."

@@ -191,6 +191,17 @@ def _check_patience(model: str, patience: int | None) -> None:
 
 
 def _check_sampler(machine: MachineOptions) -> None:
+    tempering = machine.sampler == "tempering"
+    if machine.temperatures is not None and (not tempering or machine.temperatures < 1):
+        raise ValueError(
+            f"--temperatures {machine.temperatures}: 1 or more, of --sampler tempering; this is "
+            f"--sampler {machine.sampler}"
+        )
+    if tempering and not machine.persistent:
+        raise ValueError(
+            "--sampler tempering: its replicas find other modes over many updates, and would begin "
+            "at the data at each; give --persistent too"
+        )
     if machine.sampler == "langevin" and machine.visible_units != "gaussian":
         raise ValueError(
             "--sampler langevin: its steps are of real numbers, --visible-units gaussian; binary "

@@ -123,10 +123,15 @@ def optimisation(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def divergence(settings: dict[str, Any]) -> dict[str, Any]:
-    """Options of every `ContrastiveDivergence` of a run; older ones name no sampler, no decay."""
-    from ppgen.inference import Langevin, Trajectory
+    """Options of every `ContrastiveDivergence` of a run; older ones name fewer."""
+    from ppgen.inference import Langevin, Tempered, Trajectory
 
-    samplers = {"gibbs": None, "langevin": Langevin(), "trajectory": Trajectory()}
+    samplers = {
+        "gibbs": None,
+        "langevin": Langevin(),
+        "trajectory": Trajectory(),
+        "tempering": Tempered(settings.get("temperatures") or 5),
+    }
     return {
         "gibbs_steps": settings["gibbs_steps"],
         "persistent": settings["persistent"],

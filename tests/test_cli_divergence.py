@@ -1,0 +1,75 @@
+"""Options of contrastive divergence on the command line: they reach the loss, and runs resume."""
+
+import pytest
+
+from ppgen import checkpoint
+from ppgen.cli import exits, run
+from ppgen.cli.runs import read_settings
+from ppgen.cli.training import divergence
+from ppgen.inference import Tempered
+
+OLDEST = {"gibbs_steps": 2, "persistent": True}  # what the first runs were recorded with
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ppgen.cli.train.write_page", lambda *_: None)
+    return tmp_path
+
+
+def resumed_as_whole(here, model, options):
+    """The run's settings, after one that was resumed has ended bit for bit as a whole one."""
+    train = ["train", model, "--hidden", "4", "--batch-size", "400", "--quiet", *options]
+    if model != "rbm":
+        train += ["--pretraining-epochs", "1"]
+    assert run([*train, "--epochs", "3", "--out", "whole"]) == exits.DONE
+    assert run([*train, "--epochs", "1", "--out", "run"]) == exits.DONE
+    assert run(["resume", "run", "--epochs", "3", "--quiet"]) == exits.DONE
+    ends = [checkpoint.pack(checkpoint.load(here / out / "ckpt")[0]) for out in ("whole", "run")]
+    assert ends[0] == ends[1]
+    return read_settings(here / "run")
+
+
+def refused(here, capsys, options, says):
+    assert run(["train", *options, "--epochs", "1", "--quiet"]) == exits.USAGE
+    printed = capsys.readouterr().err.strip()
+    assert says in printed
+    assert len(printed.splitlines()) == 1
+    assert not list(here.iterdir())
+
+
+def test_runs_of_older_versions_have_the_options_that_they_were_made_with():
+    plain = {"gibbs_steps": 2, "persistent": True, "weight_decay": 0.0, "sampler": None}
+    assert divergence(OLDEST) == plain
+
+
+@pytest.mark.parametrize(
+    ("model", "more"),
+    [
+        ("rbm", ["--labels"]),
+        pytest.param("dbm", [], marks=pytest.mark.slow),
+        pytest.param("dbn", [], marks=pytest.mark.slow),
+    ],
+)
+def test_tempered_runs_are_resumed(here, model, more):
+    options = ["--sampler", "tempering", "--temperatures", "2", "--persistent", *more]
+    settings = resumed_as_whole(here, model, options)
+    assert settings["temperatures"] == 2
+    assert divergence(settings)["sampler"] == Tempered(2)
+    kept = checkpoint.load(here / "run" / "ckpt")[0]["rank/0"].numpy().tobytes()
+    chains = [v for name, v in checkpoint.unpack(kept, "").items() if name.endswith("chains")]
+    assert [len(replicas) for replicas in chains] == [3]  # at betas of 0, 1/2 and 1
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--sampler", "tempering"], "give --persistent too"),
+        (["--temperatures", "3"], "this is --sampler gibbs"),
+        (["--sampler", "tempering", "--persistent", "--temperatures", "0"], "1 or more"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_tempering_that_means_nothing_is_refused(here, capsys, options, says):
+    refused(here, capsys, ["rbm", *options], says)
