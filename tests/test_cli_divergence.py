@@ -4,9 +4,11 @@ import pytest
 
 from ppgen import checkpoint
 from ppgen.cli import exits, run
-from ppgen.cli.runs import read_settings
+from ppgen.cli.machine_pictures import layer_means
+from ppgen.cli.runs import load_data, read_settings, restored
 from ppgen.cli.training import divergence
-from ppgen.inference import Tempered
+from ppgen.inference import ContrastiveDivergence, Tempered
+from ppgen.inference.training.options import describe
 
 OLDEST = {"gibbs_steps": 2, "persistent": True}  # what the first runs were recorded with
 
@@ -40,8 +42,9 @@ def refused(here, capsys, options, says):
 
 
 def test_runs_of_older_versions_have_the_options_that_they_were_made_with():
-    plain = {"gibbs_steps": 2, "persistent": True, "weight_decay": 0.0, "sampler": None}
-    assert divergence(OLDEST) == plain
+    plain = ContrastiveDivergence(2, persistent=True)
+    found = ContrastiveDivergence(**divergence(OLDEST))
+    assert describe(found) == describe(plain)  # what `resume` compares
 
 
 @pytest.mark.parametrize(
@@ -72,4 +75,37 @@ def test_tempered_runs_are_resumed(here, model, more):
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 def test_tempering_that_means_nothing_is_refused(here, capsys, options, says):
+    refused(here, capsys, ["rbm", *options], says)
+
+
+@pytest.mark.parametrize(
+    ("model", "layer"),
+    [
+        ("rbm", 0),
+        pytest.param("dbm", 0, marks=pytest.mark.slow),
+        pytest.param("dbn", 1, marks=pytest.mark.slow),
+    ],
+)
+def test_sparse_runs_are_resumed_and_their_units_are_mostly_off(here, model, layer):
+    """A new machine has half of them on, and so has one that is trained without."""
+    options = ["--sparsity", "5", "--sparsity-target", "0.01"]
+    settings = resumed_as_whole(here, model, options)
+    found = divergence(settings)
+    assert (found["sparsity"], found["sparsity_target"]) == (5.0, 0.01)
+    data = load_data(settings, "test")
+    means = layer_means(restored(settings, data, here / "run"), data.x)
+    assert means[layer].mean() < 0.25
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--sparsity-target", "0.2"], "with a --sparsity above 0"),
+        (["--sparsity", "1", "--sparsity-target", "1"], "between 0 and 1"),
+        (["--sparsity", "-1"], "--sparsity -1"),
+        (["--sparsity", "1", "--hidden-units", "gaussian"], "are never off"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_sparsity_that_means_nothing_is_refused(here, capsys, options, says):
     refused(here, capsys, ["rbm", *options], says)

@@ -57,6 +57,13 @@ class MachineOptions:
     """Of sampler tempering: equal steps of the inverse temperature from 0 to 1, 5 when not given;
     each has replicas of all chains, so that an update takes as many times as long."""
 
+    sparsity: float = 0.0
+    """Strength with which the bias of each hidden unit is moved until its mean is the sparsity
+    target: small targets make units that are mostly off, each for something of its own."""
+
+    sparsity_target: float | None = None
+    "Between 0 and 1; 0.1 when not given."
+
     pretraining_epochs: int | None = None
     "For each layer, before all are trained; as many as epochs for a DBN, none for a DBM."
 

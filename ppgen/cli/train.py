@@ -214,6 +214,19 @@ def _check_sampler(machine: MachineOptions) -> None:
         )
 
 
+def _check_sparsity(machine: MachineOptions) -> None:
+    target = machine.sparsity_target
+    if machine.sparsity < 0:
+        raise ValueError(f"--sparsity {machine.sparsity:g}: 0, for none, or more")
+    if target is not None and not (machine.sparsity and 0 < target < 1):
+        raise ValueError(
+            f"--sparsity-target {target:g}: between 0 and 1, with a --sparsity above 0 that drives "
+            "the units towards it"
+        )
+    if machine.sparsity and machine.hidden_units == "gaussian":
+        raise ValueError("--sparsity: gaussian hidden units are never off; take binary or relu")
+
+
 def _of_its_kind(model: str, machine: MachineOptions, code: CodeOptions) -> dict[str, Any]:
     """The options that the model looks at."""
     if model in MACHINES:
@@ -233,6 +246,7 @@ def _of_its_kind(model: str, machine: MachineOptions, code: CodeOptions) -> dict
             raise ValueError("--labels: beside binary visible units and over binary hidden ones; "
                              "leave --visible-units and --hidden-units out")  # fmt: skip
         _check_sampler(machine)
+        _check_sparsity(machine)
         return {**asdict(machine), "weight_decay": code.weight_decay}
     if model != "vae" and code.pixels != "binary":
         hint = "; of real numbers: ppgen.models.Flow, in Python" if model == "flow" else ""

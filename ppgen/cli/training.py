@@ -136,6 +136,8 @@ def divergence(settings: dict[str, Any]) -> dict[str, Any]:
         "gibbs_steps": settings["gibbs_steps"],
         "persistent": settings["persistent"],
         "weight_decay": settings.get("weight_decay", 0.0),
+        "sparsity": settings.get("sparsity", 0.0),
+        "sparsity_target": settings.get("sparsity_target") or 0.1,
         "sampler": samplers[settings.get("sampler", "gibbs")],
     }
 

@@ -232,7 +232,8 @@ COMMANDS = [
 REAL = ["rbm", "--hidden", "3", "--visible-units", "gaussian", "--sampler", "langevin",
         "--data", "real.csv"]  # fmt: skip
 LABELLED = ["rbm", "--hidden", "3", "--labels", "--data", "labelled.csv", "--persistent",
-            "--sampler", "tempering", "--temperatures", "2"]  # fmt: skip
+            "--sampler", "tempering", "--temperatures", "2", "--sparsity", "0.1",
+            "--sparsity-target", "0.2"]  # fmt: skip
 REFUSED = ["rbm", "--hidden", "3", "--out", "refused", "--patience", "3"]
 COMMON = ["--data", "small.csv", "--epochs", "1", "--batch-size", "9"]
 
