@@ -142,7 +142,8 @@ class ContrastiveDivergence(SVILoss):
     equilibrium, but neither a likelihood nor the objective. One object belongs to one machine.
 
     Args:
-        gibbs_steps: block Gibbs sweeps a step (the k of CD-k).
+        gibbs_steps: block Gibbs sweeps a step (the k of CD-k); or, for `ppgen.train`, a function of
+            the epoch, 0, 1, ...: few while weights are small, more when chains mix badly.
         persistent: PCD: chains go on across steps; else each step starts at the data.
         chains: number of persistent chains; as many as rows of the first batch if None.
         weight_decay: L2 on the weights, not on the biases: adds ``weight_decay * W``.
@@ -165,7 +166,7 @@ class ContrastiveDivergence(SVILoss):
 
     def __init__(
         self,
-        gibbs_steps: int = 1,
+        gibbs_steps: int | Callable[[int], int] = 1,
         persistent: bool = False,
         *,
         chains: int | None = None,
@@ -176,7 +177,8 @@ class ContrastiveDivergence(SVILoss):
         offset_rate: float = 0.01,
         sampler: Sampler | None = None,
     ) -> None:
-        for name, number in (("gibbs_steps", gibbs_steps), ("chains", chains)):
+        first = gibbs_steps(0) if callable(gibbs_steps) else gibbs_steps
+        for name, number in (("gibbs_steps", first), ("chains", chains)):
             if number is not None and number < 1:
                 raise ValueError(f"{name}: expected at least 1, got {number}")
         if chains is not None and not persistent:
@@ -198,7 +200,17 @@ class ContrastiveDivergence(SVILoss):
         if sparsity:  # so that runs without it resume as they were recorded
             self.options |= {"sparsity": sparsity, "sparsity_target": sparsity_target}
         self.state: State | None = None
+        self._steps = first
         self._scratch: Gradient | None = None
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Take the number of sweeps of this epoch, where it is a function of that."""
+        steps: int | Callable[[int], int] = self.options["gibbs_steps"]
+        self._steps = steps(epoch) if callable(steps) else steps
+        if self._steps < 1:
+            raise ValueError(
+                f"gibbs_steps: expected at least 1 in epoch {epoch}, got {self._steps}"
+            )
 
     def loss_and_grads(self, model: Callable, guide: Callable | None, batch: Tensor) -> float:
         machine = _machine(model, guide)
@@ -216,7 +228,7 @@ class ContrastiveDivergence(SVILoss):
         state = self._start(machine, batch)
         memory = self._memory(machine, state, parameters)
         state, gradient, info = step(
-            state, batch, machine=machine, sampler=self.sampler, out=memory, **self.options
+            state, batch, machine=machine, sampler=self.sampler, out=memory, **self._options()
         )
         if not math.isfinite(info.contrast.item()):
             raise ValueError(_why_not_finite(batch))
@@ -235,7 +247,7 @@ class ContrastiveDivergence(SVILoss):
         """
         state = self._start(machine, batch)
         new, gradient, info = step(
-            state, batch, machine=machine, sampler=self.sampler, **self.options
+            state, batch, machine=machine, sampler=self.sampler, **self._options()
         )
         for kept, value in zip(state, new, strict=True):
             if kept is not None and value is not None:
@@ -251,7 +263,7 @@ class ContrastiveDivergence(SVILoss):
     def observe(self, machine: BoltzmannMachine, batch: Tensor) -> Info:
         """What `accumulate` would see; nothing moves."""
         start, sampler = self._start(machine, batch), self.sampler
-        return step(start, batch, machine=machine, sampler=sampler, **self.options)[2]
+        return step(start, batch, machine=machine, sampler=sampler, **self._options())[2]
 
     def state_dict(self) -> dict[str, Kept]:
         """The tensors that a resumed run needs: chains and offsets; empty before the first step."""
@@ -270,6 +282,10 @@ class ContrastiveDivergence(SVILoss):
         self.state = State(
             tensors.get("chains"), tensors["visible_offset"], tensors["hidden_offset"]
         )
+
+    def _options(self) -> dict[str, Any]:
+        """Of `step`, now."""
+        return self.options | {"gibbs_steps": self._steps}
 
     def _start(self, machine: BoltzmannMachine, batch: Tensor) -> State:
         if self.state is None:

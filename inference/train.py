@@ -106,7 +106,8 @@ def train(
         loss: as Pyro's: ``loss.loss_and_grads(model, guide, *batch) -> float`` adds to ``.grad``.
             Its ``reduction`` says whether it is a "sum" over the batch (Pyro's ELBOs, the default)
             or a "mean" (contrastive divergence). None: `ContrastiveDivergence` for a Boltzmann
-            machine, else `ELBO`. ``state_dict`` and ``load_state_dict``, if any, are honoured.
+            machine, else `ELBO`. ``state_dict``, ``load_state_dict`` and ``begin_epoch(epoch)``, if
+            any, are honoured.
         epochs: passes over the data, in all: a resumed run counts those it has.
         batch_size: the last batch of an epoch may be shorter; fewer than `batch_size` examples are
             one batch, so that every epoch is one step.

@@ -26,7 +26,7 @@ class TopLayer(SVILoss):
     the network's bound rises with the top's likelihood.
 
     Args:
-        gibbs_steps: sweeps of the machine on top a step.
+        gibbs_steps: sweeps of the machine on top a step, or a function of the epoch.
         persistent: its chains go on across steps; else each step starts at the data.
         options: others of its `ContrastiveDivergence`.
 
@@ -36,7 +36,12 @@ class TopLayer(SVILoss):
 
     reduction = "mean"
 
-    def __init__(self, gibbs_steps: int = 5, persistent: bool = True, **options: Any) -> None:
+    def __init__(
+        self,
+        gibbs_steps: int | Callable[[int], int] = 5,
+        persistent: bool = True,
+        **options: Any,
+    ) -> None:
         self.top = ContrastiveDivergence(gibbs_steps, persistent, **options)
         self.options = {
             "persistent": persistent,
@@ -53,6 +58,9 @@ class TopLayer(SVILoss):
     @property
     def sampler(self) -> Sampler | None:
         return self.top.sampler
+
+    def begin_epoch(self, epoch: int) -> None:
+        self.top.begin_epoch(epoch)
 
     def loss_and_grads(self, model: Callable, guide: Callable | None, batch: Tensor) -> float:
         network = _network(model, guide)
@@ -93,7 +101,7 @@ class UpDown(TopLayer):
     network generates, nats: neither a likelihood nor the objective.
 
     Args:
-        gibbs_steps: sweeps of the machine on top a step.
+        gibbs_steps: sweeps of the machine on top a step, or a function of the epoch.
         persistent: its chains go on across steps; else each step starts at the data.
         options: others of its `ContrastiveDivergence`.
 

@@ -7,7 +7,7 @@ from ppgen.cli import exits, run
 from ppgen.cli.machine_pictures import layer_means
 from ppgen.cli.runs import load_data, read_settings, restored
 from ppgen.cli.training import divergence
-from ppgen.inference import ContrastiveDivergence, Tempered
+from ppgen.inference import ContrastiveDivergence, Tempered, contrastive_divergence
 from ppgen.inference.training.options import describe
 
 OLDEST = {"gibbs_steps": 2, "persistent": True}  # what the first runs were recorded with
@@ -34,7 +34,8 @@ def resumed_as_whole(here, model, options):
 
 
 def refused(here, capsys, options, says):
-    assert run(["train", *options, "--epochs", "1", "--quiet"]) == exits.USAGE
+    epochs = [] if "--epochs" in options else ["--epochs", "1"]
+    assert run(["train", *options, *epochs, "--quiet"]) == exits.USAGE
     printed = capsys.readouterr().err.strip()
     assert says in printed
     assert len(printed.splitlines()) == 1
@@ -108,4 +109,68 @@ def test_sparse_runs_are_resumed_and_their_units_are_mostly_off(here, model, lay
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 def test_sparsity_that_means_nothing_is_refused(here, capsys, options, says):
+    refused(here, capsys, ["rbm", *options], says)
+
+
+class Killed(BaseException):
+    """Passes through everything, as death does."""
+
+
+def test_parts_of_the_epochs_are_as_equal_as_they_can_be():
+    parts = divergence({**OLDEST, "gibbs_steps": [1, 5, 25], "epochs": 7})["gibbs_steps"]
+    assert [parts(epoch) for epoch in range(8)] == [1, 1, 1, 5, 5, 25, 25, 25]
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "rbm",
+        pytest.param("dbm", marks=pytest.mark.slow),
+        pytest.param("dbn", marks=pytest.mark.slow),
+    ],
+)
+def test_each_part_of_the_epochs_has_its_gibbs_steps_resumed_or_not(here, model, monkeypatch):
+    """Killed in the middle of the second epoch of three, of which each has four updates."""
+    taken, step = [], contrastive_divergence.step
+
+    def counting(*args, gibbs_steps, **options):
+        if "out" in options:  # an update, and no look at held-out data
+            taken.append(gibbs_steps)
+        return step(*args, gibbs_steps=gibbs_steps, **options)
+
+    monkeypatch.setattr(contrastive_divergence, "step", counting)
+    options = ["--gibbs-steps", "1", "2", "4", "--persistent", "--hidden", "4", "--quiet"]
+    options += ["--batch-size", "400", "--epochs", "3", "--pretraining-epochs", "1"]
+    train = ["train", model, *(options if model != "rbm" else options[:-2])]
+    assert run([*train, "--out", "whole"]) == exits.DONE
+    assert taken[-12:] == [1] * 4 + [2] * 4 + [4] * 4
+    whole, left = taken.copy(), iter(range(len(taken) - 6))
+    taken.clear()
+
+    def stopping(*args, **options):
+        if next(left, None) is None:
+            raise Killed
+        return counting(*args, **options)
+
+    monkeypatch.setattr(contrastive_divergence, "step", stopping)
+    killed = [*train, "--checkpoint-every", "1", "--out", "run"]
+    with pytest.raises(Killed):
+        run(killed)
+    monkeypatch.setattr(contrastive_divergence, "step", counting)
+    assert run(["resume", "run", "--quiet"]) == exits.DONE
+    assert taken == whole
+    ends = [checkpoint.pack(checkpoint.load(here / out / "ckpt")[0]) for out in ("whole", "run")]
+    assert ends[0] == ends[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--gibbs-steps", "0"], "each at least 1"),
+        (["--gibbs-steps", "1", "5"], "2 parts of 1 epochs"),
+        (["--gibbs-steps", "1", "5", "--epochs", "2", "--compile"], "for good"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_numbers_of_gibbs_steps_that_mean_nothing_are_refused(here, capsys, options, says):
     refused(here, capsys, ["rbm", *options], says)

@@ -43,6 +43,8 @@ def require_capturable(loss: Any, processes: int) -> None:
             f"compile=True: {type(sampler).__name__} decides on its way what to do next, which no "
             "captured update can: leave compile out, or take block Gibbs or Tempered"
         )
+    if callable(getattr(loss, "options", {}).get("gibbs_steps")):
+        raise ValueError("compile=True: a captured update has one number of gibbs_steps for good")
     if processes > 1:
         raise ValueError("compile=True: ranks exchange gradients in the middle of an update")
 

@@ -156,6 +156,8 @@ class Loop:
         factor = 1.0 if self.factor is None else float(self.factor(position.epoch))
         for group, rate in zip(optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
+        if hasattr(state.loss, "begin_epoch"):
+            state.loss.begin_epoch(position.epoch)
         if captured is not None:
             captured.begin_epoch()
         step_shown, time_shown = position.step, time.monotonic()

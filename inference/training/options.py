@@ -134,7 +134,8 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
             plain[name] = value
         elif isinstance(value, (tuple, list)) and all(isinstance(v, (int, float)) for v in value):
             plain[name] = list(value)
-        elif is_dataclass(value) and not isinstance(value, type):  # as a sampler inside a loss
+        elif isinstance(value, partial) or (is_dataclass(value) and not isinstance(value, type)):
+            # as a schedule, or a sampler, inside a loss
             plain[name] = describe(value)
     return plain
 

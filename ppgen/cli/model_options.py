@@ -29,8 +29,10 @@ _MODELS = {
 class MachineOptions:
     """Of an RBM, a DBM and a DBN."""
 
-    gibbs_steps: int = 1
-    "Of contrastive divergence."
+    gibbs_steps: Annotated[tuple[int, ...], Parameter(consume_multiple=True, negative="")] = (1,)
+    """Of contrastive divergence, from update to update. Several numbers are for equal parts of the
+    epochs, one after the other: 1 5 25 takes few steps while weights are small and chains mix.
+    `ppgen resume --epochs` divides anew."""
 
     visible_units: Literal["binary", "gaussian"] = "binary"
     """Of an RBM; gaussian ones are real numbers, grey levels or a table, which are standardised,

@@ -157,7 +157,7 @@ def pretrain(
     from ppgen.models import RBM
     from ppgen.models.duplicated_rbm import pretraining_machines
 
-    loss = partial(ContrastiveDivergence, **divergence(settings))
+    loss = partial(ContrastiveDivergence, **divergence({**settings, "epochs": epochs}))
     with torch.random.fork_rng():
         torch.manual_seed(settings["seed"])
         if settings["model"] == "dbm":

@@ -144,6 +144,7 @@ def train(
     settings["learning_rate"] = learning_rate or usual_rate(settings)
     if settings.get("pixels") in GREY or has_real_units(settings):
         settings["binarisation"] = binarisation or "none"
+    _check_gibbs_steps(machine.gibbs_steps, epochs, machine.compile)
     if model in MACHINES:
         settings["top_alone"] = trains_top_alone(settings)
     with common.active():
@@ -214,6 +215,16 @@ def _check_sampler(machine: MachineOptions) -> None:
         )
 
 
+def _check_gibbs_steps(steps: tuple[int, ...], epochs: int, compile: bool) -> None:
+    given = f"--gibbs-steps {' '.join(map(str, steps))}"
+    if min(steps) < 1:
+        raise ValueError(f"{given}: each at least 1")
+    if len(steps) > epochs:
+        raise ValueError(f"{given}: {len(steps)} parts of {epochs} epochs; give fewer numbers")
+    if len(steps) > 1 and compile:
+        raise ValueError(f"{given}: under --compile an update has one number of them for good")
+
+
 def _check_sparsity(machine: MachineOptions) -> None:
     target = machine.sparsity_target
     if machine.sparsity < 0:
@@ -247,7 +258,12 @@ def _of_its_kind(model: str, machine: MachineOptions, code: CodeOptions) -> dict
                              "leave --visible-units and --hidden-units out")  # fmt: skip
         _check_sampler(machine)
         _check_sparsity(machine)
-        return {**asdict(machine), "weight_decay": code.weight_decay}
+        steps = machine.gibbs_steps
+        return {
+            **asdict(machine),
+            "gibbs_steps": steps[0] if len(steps) == 1 else list(steps),
+            "weight_decay": code.weight_decay,
+        }
     if model != "vae" and code.pixels != "binary":
         hint = "; of real numbers: ppgen.models.Flow, in Python" if model == "flow" else ""
         raise ValueError(f"--pixels {code.pixels}: of a vae, not of {model}{hint}")

@@ -132,8 +132,11 @@ def divergence(settings: dict[str, Any]) -> dict[str, Any]:
         "trajectory": Trajectory(),
         "tempering": Tempered(settings.get("temperatures") or 5),
     }
+    steps = settings["gibbs_steps"]
+    if not isinstance(steps, int):
+        steps = partial(_in_parts, settings["epochs"], steps=tuple(steps))
     return {
-        "gibbs_steps": settings["gibbs_steps"],
+        "gibbs_steps": steps,
         "persistent": settings["persistent"],
         "weight_decay": settings.get("weight_decay", 0.0),
         "sparsity": settings.get("sparsity", 0.0),
@@ -167,6 +170,11 @@ def hold_out(examples: Dataset) -> tuple[Dataset, Dataset]:
     """What is trained on, and what the validation curve is of."""
     held = max(1, round(_HELD_OUT * len(examples)))
     return examples.hold_out(held)
+
+
+def _in_parts(epochs: int, epoch: int, *, steps: tuple[int, ...]) -> int:
+    """The first of `steps` in the first of as many equal parts of the epochs, and so on."""
+    return steps[min(epoch * len(steps) // epochs, len(steps) - 1)]
 
 
 def _falling(epochs: int, epoch: int) -> float:

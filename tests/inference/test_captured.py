@@ -217,6 +217,7 @@ def test_what_cannot_be_captured_is_refused(graphs, tmp_path):
     for loss, story, match in (
         (ELBO(), VAE(6, 2, (4,)), "those by ELBO run as they are written"),
         (PERSISTENT(sampler=Trajectory()), RBM(6, 4), "Trajectory decides on its way"),
+        (TopLayer(lambda epoch: 1 + epoch), DBN(6, (4, 3)), "one number of gibbs_steps"),
     ):
         with pytest.raises(ValueError, match=match):
             train(story, x, loss=loss, batch_size=5, compile=True, out=tmp_path / "run")
