@@ -44,6 +44,7 @@ from ppgen.models import (
     ClassificationRBM,
     FullyVisibleBoltzmannMachine,
     GaussianRBM,
+    labelled,
 )
 
 pytestmark = pytest.mark.usefixtures("silent")
@@ -55,10 +56,10 @@ def x():
     return torch.tensor(X)
 
 
-def stepped(story, loss=None):
+def stepped(story, loss=None, rows=None):
     loss = ContrastiveDivergence() if loss is None else loss
     for _ in range(2):
-        loss.loss_and_grads(story.model, story.guide, x())
+        loss.loss_and_grads(story.model, story.guide, x() if rows is None else rows)
     gradients = [p.grad for p in story.parameters() if p.grad is not None]
     assert gradients
     assert all(g.isfinite().all() for g in gradients)
@@ -95,7 +96,10 @@ USES = {
         {"weight_scale": 0.2, "least_scale": 0.3, "hidden_units": UnitGaussian()},
     ),
     ClassificationRBM: (
-        lambda classes=3, **o: stepped(ClassificationRBM(6, 3, classes=classes, **o)),
+        lambda classes=3, **o: stepped(
+            ClassificationRBM(6, 3, classes=classes, **o),
+            rows=labelled(x()[:, classes:], torch.arange(len(x())) % classes, classes),
+        ),
         {"classes": 2, "weight_scale": 0.5},
     ),
     DBM: (
