@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib import import_module
 
 import torch
 import torch.distributed as dist
@@ -127,6 +128,10 @@ def ranks(device: torch.device) -> Iterator[Ranks]:
             f"WORLD_SIZE={world}, but {', '.join(sorted(missing))} not set: start the processes "
             "with torchrun, or unset WORLD_SIZE"
         )
+    # The defaults of its functions would hold the group, were it imported (by an optimizer) while
+    # there is one: threads that outlive the group abort a process at its end, now and then.
+    import_module("torch.distributed.nn.functional")
+
     with _explained():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     try:

@@ -214,6 +214,8 @@ if __name__ == "__main__":
             loss=Dies(int(die_at), Path(out).with_name("died")),
             resume=resume == "resume",
         )
+        threads = Path("/proc/self/task")  # those of a group that is still held may abort the exit
+        assert not threads.exists() or len(list(threads.iterdir())) == 1
     else:
         with tempfile.TemporaryDirectory() as folder:
             print(json.dumps(cases(Path(folder), full=sys.argv[1] == "full")))
