@@ -181,7 +181,7 @@ def train(
         if out is not None and group.first:
             folder = stack.enter_context(RunFolder(out, resume=resume, overwrite=overwrite))
         stack.enter_context(seeded(stream(seed, "rank", group.rank), device))
-        stack.enter_context(own_store())
+        stack.enter_context(own_store(story))
         numbers = sum(p.numel() for p in parameters) + batches.numbers
         stack.enter_context(one_thread_if(numbers < LITTLE))
         story.to(device)

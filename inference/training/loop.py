@@ -35,15 +35,16 @@ _NOT_FINITE = re.compile(r"\b(nan|inf|not finite)\b", re.IGNORECASE)  # in a los
 
 
 @contextmanager
-def own_store() -> Iterator[None]:
+def own_store(story: nn.Module) -> Iterator[None]:
     """A parameter store for one fit, with Pyro's validation until the first step is done.
 
     Without a store of its own, a second model of the same class would not train. What is frozen
     stays so.
     """
+    frozen = any(not p.requires_grad for p in story.parameters())
     with (
         pyro.get_param_store().scope(),
-        Frozen(),
+        Frozen() if frozen else nullcontext(),  # steps are not recorded under a handler
         pyro.validation_enabled(True),
         warnings.catch_warnings(),
     ):

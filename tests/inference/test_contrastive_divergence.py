@@ -7,6 +7,7 @@ import pyro
 import pytest
 import torch
 from pyro.infer import SVI
+from pyro.poutine.runtime import am_i_wrapped
 from torch.func import functional_call, jacrev
 
 import ppgen
@@ -567,3 +568,17 @@ def test_training_by_an_elbo_leaves_what_is_frozen_frozen():
         ppgen.train(rbm, data(), loss=ELBO(), epochs=1)
     assert not rbm.weight.requires_grad
     assert torch.equal(rbm.weight, before)
+
+
+def test_training_puts_no_handler_in_the_way_of_recorded_steps():
+    wrapped = []
+
+    class Watching(ContrastiveDivergence):
+        def accumulate(self, machine, batch):
+            wrapped.append(am_i_wrapped())
+            return super().accumulate(machine, batch)
+
+    with quiet():
+        ppgen.train(RBM(4, 3), data(), loss=Watching(), epochs=1)
+    assert wrapped
+    assert not any(wrapped)
