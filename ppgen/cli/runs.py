@@ -179,12 +179,11 @@ def draw_examples(
     from ppgen.distributions import Gaussian
     from ppgen.types import DirectedLayers, UnnormalisedDensity
 
-    device = next(story.parameters()).device
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
         if not isinstance(story, UnnormalisedDensity):
             return story.sample(count).cpu().numpy()
-        side = _ends_of_chains(story, examples.x.to(device), count, gibbs_steps, label)
+        side = _ends_of_chains(story, examples.x, count, gibbs_steps, label)
         x = story.generate(side)[0] if isinstance(story, DirectedLayers) else side
         machine: Any = story.machine
         if means and isinstance(machine.units, Gaussian):
@@ -197,15 +196,15 @@ def _ends_of_chains(
 ) -> Tensor:
     import torch
 
+    from ppgen.inference import BlockGibbs
+
+    clamp = None
     if label is not None:
         data = data[data[:, story.pixels + label] == 1]
-    side = story.machine_side(data[torch.randint(len(data), (count,))])
-    for _ in range(gibbs_steps):
-        moved = story.machine.sweep(side)
-        if label is not None:
-            moved[:, story.pixels :] = side[:, story.pixels :]
-        side = moved
-    return side
+        clamp = torch.arange(data.shape[1]) >= story.pixels
+    rows = data[torch.randint(len(data), (count,))].to(next(story.parameters()).device)
+    kernel = BlockGibbs(story.machine, story.machine_side(rows), sweeps=gibbs_steps, clamp=clamp)
+    return kernel.sample(kernel.initial_params)["x"]
 
 
 def picture(x: Any, examples: Dataset, settings: dict[str, Any], subtitle: str = "") -> Any:
