@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from ppgen.distributions.units import require_levels
 from ppgen.inference.phase_gradient import Gradient, Offsets, difference, shapes_of
 from ppgen.inference.svi_loss import SVILoss, shown_parameters
 from ppgen.types import BoltzmannMachine, DirectedLayers, PairwiseMachine
@@ -179,8 +180,8 @@ class ContrastiveDivergence(SVILoss):
     ) -> None:
         first = gibbs_steps(0) if callable(gibbs_steps) else gibbs_steps
         for name, number in (("gibbs_steps", first), ("chains", chains)):
-            if number is not None and number < 1:
-                raise ValueError(f"{name}: expected at least 1, got {number}")
+            if number is not None:
+                _require_count(name, number)
         if chains is not None and not persistent:
             raise ValueError("chains: only persistent chains have a number; set persistent=True")
         for name, cost in (("weight_decay", weight_decay), ("sparsity", sparsity)):
@@ -203,14 +204,22 @@ class ContrastiveDivergence(SVILoss):
         self._steps = first
         self._scratch: Gradient | None = None
 
+    def check_data(self, machine: Any, batch: Tensor, *_: Tensor) -> None:
+        """Refuse what is no data of the machine's units; of steps only the first one looks.
+
+        Grey levels may stand for the means of binary draws.
+
+        Raises:
+            ValueError: by row and column.
+        """
+        batch = _checked(batch, _machine(machine, None))
+        require_levels(batch, machine.units, type(self).__name__)
+
     def begin_epoch(self, epoch: int) -> None:
         """Take the number of sweeps of this epoch, where it is a function of that."""
         steps: int | Callable[[int], int] = self.options["gibbs_steps"]
         self._steps = steps(epoch) if callable(steps) else steps
-        if self._steps < 1:
-            raise ValueError(
-                f"gibbs_steps: expected at least 1 in epoch {epoch}, got {self._steps}"
-            )
+        _require_count(f"gibbs_steps of epoch {epoch}", self._steps)
 
     def loss_and_grads(self, model: Callable, guide: Callable | None, batch: Tensor) -> float:
         machine = _machine(model, guide)
@@ -289,7 +298,7 @@ class ContrastiveDivergence(SVILoss):
 
     def _start(self, machine: BoltzmannMachine, batch: Tensor) -> State:
         if self.state is None:
-            _require_levels(batch, machine)
+            require_levels(batch, machine.units, type(self).__name__)
             return init(
                 machine,
                 batch,
@@ -362,25 +371,9 @@ def _checked(batch: Tensor, machine: BoltzmannMachine) -> Tensor:
     return batch.to(machine.visible_bias)
 
 
-def _require_levels(batch: Tensor, machine: BoltzmannMachine) -> None:
-    """Refuse other numbers in a first batch; grey levels may stand for means of binary draws."""
-    wrong = (batch < 0) | (batch > 1)
-    if machine.units.support.is_discrete and wrong.any():
-        raise ValueError(
-            f"ContrastiveDivergence: {machine.units} take values from 0 to 1, got "
-            f"{batch[wrong][0].item():g}: binarize the data first; for real numbers use GaussianRBM"
-        )
-    variables = machine.units.variables(machine.visible).to(batch.device)
-    shares = batch.new_zeros(len(batch), int(variables[-1]) + 1).index_add(1, variables, batch)
-    off = ((shares - 1).abs() > 1e-4) & (variables.bincount() > 1)
-    if off.any():
-        row, group = off.nonzero()[0].tolist()
-        places = (variables == group).nonzero().flatten().tolist()
-        raise ValueError(
-            f"ContrastiveDivergence: units {places[0]} to {places[-1]} are one variable, and must "
-            f"sum to 1, got {shares[row, group].item():g} in row {row}: give one-hot rows, as "
-            "torch.nn.functional.one_hot makes them"
-        )
+def _require_count(name: str, number: Any) -> None:
+    if not isinstance(number, int) or number < 1:
+        raise ValueError(f"{name}: expected a whole number, at least 1, got {number!r}")
 
 
 def _why_not_finite(batch: Tensor) -> str:

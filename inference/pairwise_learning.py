@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ppgen.distributions.units import Binary, require_binary, require_levels
 from ppgen.inference import single_site_gibbs
 from ppgen.inference.svi_loss import shown_parameters
 from ppgen.types import PairwiseMachine
@@ -24,9 +26,14 @@ class _Loss:
 
     reduction = "mean"
 
+    def check_data(self, machine: Any, batch: Tensor, *_: Tensor) -> None:
+        """Refuse what is no data; grey levels may stand for the means of binary draws."""
+        machine, batch = _checked(type(self).__name__, machine, batch)
+        require_levels(batch, Binary(), type(self).__name__)
+
     def __call__(self, model: Callable, guide: Callable | None, batch: Tensor) -> float:
         """What SVI calls; without gradients (`SVI.evaluate_loss`) nothing moves."""
-        machine, batch = _checked(type(self).__name__, model, batch)
+        machine, batch = self._checked(model, batch)
         if not torch.is_grad_enabled():
             return self._observe(machine, batch)
         shown_parameters(machine)
@@ -37,7 +44,11 @@ class _Loss:
     @torch.no_grad()
     def loss(self, model: Callable, guide: Callable | None, batch: Tensor) -> float:
         """The number alone: no gradient, nothing moves."""
-        return self._observe(*_checked(type(self).__name__, model, batch))
+        return self._observe(*self._checked(model, batch))
+
+    def _checked(self, model: Callable, batch: Tensor) -> tuple[PairwiseMachine, Tensor]:
+        self.check_data(model, batch)
+        return _checked(type(self).__name__, model, batch)
 
     def _accumulate(self, machine: PairwiseMachine, batch: Tensor) -> float:
         raise NotImplementedError
@@ -112,6 +123,11 @@ class PseudoLikelihood(_Loss):
           (Hyvärinen, 2006)
     """
 
+    def check_data(self, machine: Any, batch: Tensor, *_: Tensor) -> None:
+        """Refuse all but 0 and 1: the law of a unit given grey levels is none of the machine's."""
+        machine, batch = _checked(type(self).__name__, machine, batch)
+        require_binary(batch, machine.visible)
+
     def _accumulate(self, machine: PairwiseMachine, batch: Tensor) -> float:
         loss = -machine.pseudo_log_likelihood(batch).mean()
         loss.backward()
@@ -121,7 +137,7 @@ class PseudoLikelihood(_Loss):
         return -machine.pseudo_log_likelihood(batch).mean().item()
 
 
-def _checked(name: str, model: Callable, batch: Tensor) -> tuple[PairwiseMachine, Tensor]:
+def _checked(name: str, model: Any, batch: Tensor) -> tuple[PairwiseMachine, Tensor]:
     machine = getattr(model, "__self__", model)
     if not isinstance(machine, PairwiseMachine):
         raise TypeError(

@@ -106,8 +106,9 @@ def train(
         loss: as Pyro's: ``loss.loss_and_grads(model, guide, *batch) -> float`` adds to ``.grad``.
             Its ``reduction`` says whether it is a "sum" over the batch (Pyro's ELBOs, the default)
             or a "mean" (contrastive divergence). None: `ContrastiveDivergence` for a Boltzmann
-            machine, else `ELBO`. ``state_dict``, ``load_state_dict`` and ``begin_epoch(epoch)``, if
-            any, are honoured.
+            machine, else `ELBO`. ``state_dict``, ``load_state_dict``, ``begin_epoch(epoch)`` and
+            ``check_data(story, *data)``, which refuses data that it cannot take, are honoured,
+            if there.
         epochs: passes over the data, in all: a resumed run counts those it has.
         batch_size: the last batch of an epoch may be shorter; fewer than `batch_size` examples are
             one batch, so that every epoch is one step.
@@ -136,8 +137,9 @@ def train(
         callbacks: called after each epoch as ``callback(story, row)``, on rank 0.
 
     Raises:
-        ValueError: for options out of range, by name; for data with NaN, by row and column; for
-            a folder that cannot be used as asked. Nothing is written in these cases.
+        ValueError: for options out of range, by name; for data with NaN, or of another kind than
+            the units of a Boltzmann machine, by row and column; for a folder that cannot be used as
+            asked. Nothing is written in these cases.
         OSError: in one line, when the folder cannot be written; its last checkpoint is intact.
 
     Example:
@@ -163,6 +165,8 @@ def train(
     device = parameters[0].device if device is None else own_device(torch.device(device))
     loss = default_loss(story) if loss is None else loss
     batches = Minibatches(data, batch_size, seed=seed, device=device, dtype=parameters[0].dtype)
+    if hasattr(loss, "check_data"):
+        loss.check_data(story, *batches.tensors)
     ask = question(validation, story, loss, batches, patience)
     make = partial(torch.optim.Adam, fused=True) if optimizer is None else optimizer
     options |= {

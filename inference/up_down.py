@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppgen.distributions.units import Binary, require_levels
 from ppgen.inference.contrastive_divergence import (
     ContrastiveDivergence,
     Info,
@@ -59,12 +60,17 @@ class TopLayer(SVILoss):
     def sampler(self) -> Sampler | None:
         return self.top.sampler
 
+    def check_data(self, network: Any, batch: Tensor, *_: Tensor) -> None:
+        """Refuse data that are no levels from 0 to 1; of steps only the first one looks."""
+        batch = _checked(batch, _network(network, None))
+        require_levels(batch, Binary(), type(self).__name__)
+
     def begin_epoch(self, epoch: int) -> None:
         self.top.begin_epoch(epoch)
 
     def loss_and_grads(self, model: Callable, guide: Callable | None, batch: Tensor) -> float:
         network = _network(model, guide)
-        batch = _checked(batch, network)
+        batch = self._first_checked(network, batch)
         shown_parameters(network)
         side = network.recognise(batch)[-1]
         return float(self.top.accumulate(network.machine, side).contrast)
@@ -77,7 +83,7 @@ class TopLayer(SVILoss):
     def loss(self, model: Callable, guide: Callable | None, batch: Tensor) -> float:
         """The contrast alone: no gradient, and the chains stay where they are."""
         network = _network(model, guide)
-        side = network.recognise(_checked(batch, network))[-1]
+        side = network.recognise(self._first_checked(network, batch))[-1]
         return float(self.top.observe(network.machine, side).contrast)
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -86,6 +92,11 @@ class TopLayer(SVILoss):
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
         self.top.load_state_dict(tensors)
+
+    def _first_checked(self, network: DirectedLayers, batch: Tensor) -> Tensor:
+        if self.state is None:
+            self.check_data(network, batch)
+        return _checked(batch, network)
 
 
 class UpDown(TopLayer):
@@ -115,7 +126,7 @@ class UpDown(TopLayer):
 
     def loss_and_grads(self, model: Callable, guide: Callable | None, batch: Tensor) -> float:
         network = _untied(model, guide)
-        batch = _checked(batch, network)
+        batch = self._first_checked(network, batch)
         shown_parameters(network)
         layers = network.recognise(batch)
         return float(_directed(network, layers, self.top.accumulate(network.machine, layers[-1])))
@@ -127,7 +138,7 @@ class UpDown(TopLayer):
     def loss(self, model: Callable, guide: Callable | None, batch: Tensor) -> float:
         """The number alone: no gradient, and the chains stay where they are."""
         network = _untied(model, guide)
-        layers = network.recognise(_checked(batch, network))
+        layers = network.recognise(self._first_checked(network, batch))
         info = self.top.observe(network.machine, layers[-1])
         return float(_contrast(network, layers, network.generate(info.fantasies), info))
 

@@ -1,5 +1,7 @@
 """Options of contrastive divergence on the command line: they reach the loss, and runs resume."""
 
+from functools import partial
+
 import pytest
 
 from ppgen import checkpoint
@@ -46,6 +48,12 @@ def test_runs_of_older_versions_have_the_options_that_they_were_made_with():
     plain = ContrastiveDivergence(2, persistent=True)
     found = ContrastiveDivergence(**divergence(OLDEST))
     assert describe(found) == describe(plain)  # what `resume` compares
+
+
+def test_a_schedule_is_described_by_all_that_it_is_bound_to():
+    """So that a run is not resumed with another one."""
+    half, third = partial(pow, 0.5), partial(pow, 1 / 3)
+    assert describe(half) == {"name": "pow", "options": {"arguments": [0.5]}} != describe(third)
 
 
 @pytest.mark.parametrize(

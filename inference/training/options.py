@@ -91,7 +91,8 @@ def describe(thing: Any) -> Any:
     if isinstance(thing, str):
         return thing
     if isinstance(thing, partial):
-        return {"name": describe(thing.func), "options": _plain(thing.keywords)}
+        given = {"arguments": thing.args} if thing.args else {}
+        return {"name": describe(thing.func), "options": _plain(given | thing.keywords)}
     if hasattr(thing, "__qualname__"):
         return thing.__qualname__
     # Of its attributes the constructor's options; others may be counters that its use moves.

@@ -12,7 +12,7 @@ from torch.func import functional_call, jacrev
 
 import ppgen
 from ppgen.distributions import OneHot
-from ppgen.inference import ELBO, SingleSiteDivergence, UpDown
+from ppgen.inference import ELBO, SingleSiteDivergence, TopLayer, UpDown, train
 from ppgen.inference import contrastive_divergence as cd
 from ppgen.inference import phase_gradient as pg
 from ppgen.inference.contrastive_divergence import ContrastiveDivergence, State
@@ -20,6 +20,7 @@ from ppgen.models.boltzmann_machine import FullyVisibleBoltzmannMachine
 from ppgen.models.dbn import DBN
 from ppgen.models.gaussian_rbm import GaussianRBM
 from ppgen.models.rbm import RBM
+from ppgen.models.vae import VAE
 from ppgen.progress import quiet
 from ppgen.types import Statistics
 
@@ -389,8 +390,9 @@ def test_one_loss_belongs_to_one_machine():
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"gibbs_steps": 0}, "gibbs_steps: expected at least 1, got 0"),
-        ({"persistent": True, "chains": 0}, "chains: expected at least 1"),
+        ({"gibbs_steps": 0}, "gibbs_steps: expected a whole number, at least 1, got 0"),
+        ({"gibbs_steps": 1.5}, "gibbs_steps: expected a whole number, at least 1, got 1.5"),
+        ({"persistent": True, "chains": 0}, "chains: expected a whole number, at least 1"),
         ({"chains": 5}, "persistent=True"),
         ({"weight_decay": -1.0}, "weight_decay"),
         ({"offset_rate": 0.0}, "offset_rate"),
@@ -405,11 +407,25 @@ def test_wrong_options_are_refused(options, match):
 def test_a_first_batch_that_is_no_data_of_the_units_is_refused(value):
     """Grey levels from 0 to 1 are taken, as recipes of the literature train on them."""
     rbm, loss = machine(), ContrastiveDivergence()
-    with pytest.raises(ValueError, match=f"from 0 to 1, got {value:g}: binarize"):
+    with pytest.raises(ValueError, match=f"to 1, got {value:g} in row 0, column 2: binarize"):
         loss.loss_and_grads(rbm.model, rbm.guide, torch.tensor([[0.0, 0.0, value, 1.0]]))
     loss.loss_and_grads(rbm.model, rbm.guide, torch.full((2, 4), 0.5))
     real = GaussianRBM(4, 3)
     ContrastiveDivergence().loss_and_grads(real.model, real.guide, torch.full((2, 4), value))
+
+
+@pytest.mark.parametrize("loss", [ContrastiveDivergence(), TopLayer(), UpDown()])
+def test_train_looks_at_all_rows_before_the_first_step(loss):
+    deep = not isinstance(loss, ContrastiveDivergence)
+    story = DBN(4, (3, 2), tied=not isinstance(loss, UpDown)) if deep else machine()
+    x = torch.zeros(60, 4)
+    x[57, 2] = 255
+    before = {name: p.detach().clone() for name, p in story.named_parameters()}
+    with pytest.raises(ValueError, match="got 255 in row 57, column 2: binarize"):
+        train(story, x, loss=loss, batch_size=10)
+    assert all(torch.equal(p, before[name]) for name, p in story.named_parameters())
+    with pytest.raises(TypeError, match="expected the `model` of a"):
+        train(VAE(4, latent=2, hidden=(3,)), x, loss=loss)
 
 
 def test_groups_of_a_first_batch_that_are_no_categories_are_refused():

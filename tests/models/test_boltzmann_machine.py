@@ -282,6 +282,16 @@ def test_wrong_calls_are_refused(call, match):
         call()
 
 
+def test_data_that_is_no_state_of_the_machine_is_refused():
+    """Grey levels are means of draws to the moments, but no state that a conditional is given."""
+    machine, grey = FullyVisibleBoltzmannMachine(3), torch.full((2, 3), 0.5)
+    SingleSiteDivergence().loss_and_grads(machine.model, machine.guide, grey)
+    with pytest.raises(ValueError, match=r"expected 0 or 1, got 0\.5 in row 0"):
+        PseudoLikelihood().loss_and_grads(machine.model, machine.guide, grey)
+    with pytest.raises(ValueError, match="from 0 to 1, got 7 in row 0"):
+        SingleSiteDivergence().loss_and_grads(machine.model, machine.guide, 14 * grey)
+
+
 def test_another_story_is_refused_by_name():
     rbm = RBM(4, 2)
     with pytest.raises(TypeError, match="ContrastiveDivergence"):

@@ -26,6 +26,7 @@ KINDS = {
     "gaussian": Gaussian(),
     "one-hot": OneHot(3),
     "beside": Beside(((Binary(), 3), (OneHot(3), 3))),
+    "nested": Beside(((Beside(((Binary(), 1), (OneHot(2), 2))), 3), (OneHot(3), 3))),
 }
 
 
