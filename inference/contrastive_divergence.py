@@ -19,7 +19,7 @@ from torch.nn import Parameter
 
 from ppgen.distributions.units import require_levels
 from ppgen.inference.phase_gradient import Gradient, Offsets, difference, shapes_of
-from ppgen.inference.svi_loss import SVILoss, shown_parameters
+from ppgen.inference.svi_loss import SVILoss, show_parameters
 from ppgen.types import BoltzmannMachine, DirectedLayers, PairwiseMachine
 
 Kept = Any  # of persistent chains: a tensor, or a dictionary of tensors
@@ -224,7 +224,7 @@ class ContrastiveDivergence(SVILoss):
     def loss_and_grads(self, model: Callable, guide: Callable | None, batch: Tensor) -> float:
         machine = _machine(model, guide)
         batch = _checked(batch, machine)
-        shown_parameters(machine)
+        show_parameters(machine)
         return float(self.accumulate(machine, batch).contrast)
 
     def accumulate(self, machine: BoltzmannMachine, batch: Tensor) -> Info:

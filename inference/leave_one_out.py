@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from ppgen.inference.svi_loss import SVILoss, shown_parameters
+from ppgen.inference.svi_loss import SVILoss, show_parameters
 from ppgen.types import MachinePrior
 
 
@@ -54,7 +54,7 @@ class LeaveOneOut(SVILoss):
 
     def loss_and_grads(self, model: Callable, guide: Callable | None, batch: Tensor) -> float:
         story, batch = _checked(model, batch)
-        shown_parameters(story)
+        show_parameters(story)
         z, f = self._draw(story, batch)
         with torch.no_grad():
             advantage = (f - f.mean(0)) * self.samples / (self.samples - 1)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ppgen.distributions.units import Binary, require_binary, require_levels
 from ppgen.inference import single_site_gibbs
-from ppgen.inference.svi_loss import shown_parameters
+from ppgen.inference.svi_loss import show_parameters
 from ppgen.types import PairwiseMachine
 
 
@@ -36,7 +36,7 @@ class _Loss:
         machine, batch = self._checked(model, batch)
         if not torch.is_grad_enabled():
             return self._observe(machine, batch)
-        shown_parameters(machine)
+        show_parameters(machine)
         return self._accumulate(machine, batch)
 
     loss_and_grads = __call__

@@ -8,7 +8,6 @@ from typing import Any
 import pyro
 import torch
 from pyro.poutine.runtime import am_i_wrapped
-from torch.nn import Parameter
 
 
 class SVILoss(ABC):
@@ -28,14 +27,13 @@ class SVILoss(ABC):
         """The number alone."""
 
 
-def shown_parameters(story: Any) -> dict[str, Parameter]:
-    """Trainable parameters of a module; under SVI also shown to Pyro, which steps what it saw."""
-    parameters = {name: p for name, p in story.named_parameters() if p.requires_grad}
-    if am_i_wrapped():
-        for name, parameter in parameters.items():
-            if pyro.param(name, parameter) is not parameter:
-                raise ValueError(
-                    f"Pyro's parameter store holds another model's {name!r}, so this machine would "
-                    "not be trained: run each fit inside `with pyro.get_param_store().scope():`"
-                )
-    return parameters
+def show_parameters(story: Any) -> None:
+    """Under SVI, show a module's trainable parameters to Pyro, which steps what it saw."""
+    if not am_i_wrapped():
+        return
+    for name, parameter in story.named_parameters():
+        if parameter.requires_grad and pyro.param(name, parameter) is not parameter:
+            raise ValueError(
+                f"Pyro's parameter store holds another model's {name!r}, so this machine would "
+                "not be trained: run each fit inside `with pyro.get_param_store().scope():`"
+            )

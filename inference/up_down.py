@@ -15,7 +15,7 @@ from ppgen.inference.contrastive_divergence import (
     Sampler,
     State,
 )
-from ppgen.inference.svi_loss import SVILoss, shown_parameters
+from ppgen.inference.svi_loss import SVILoss, show_parameters
 from ppgen.types import DirectedLayers
 
 
@@ -71,7 +71,7 @@ class TopLayer(SVILoss):
     def loss_and_grads(self, model: Callable, guide: Callable | None, batch: Tensor) -> float:
         network = _network(model, guide)
         batch = self._first_checked(network, batch)
-        shown_parameters(network)
+        show_parameters(network)
         side = network.recognise(batch)[-1]
         return float(self.top.accumulate(network.machine, side).contrast)
 
@@ -127,7 +127,7 @@ class UpDown(TopLayer):
     def loss_and_grads(self, model: Callable, guide: Callable | None, batch: Tensor) -> float:
         network = _untied(model, guide)
         batch = self._first_checked(network, batch)
-        shown_parameters(network)
+        show_parameters(network)
         layers = network.recognise(batch)
         return float(_directed(network, layers, self.top.accumulate(network.machine, layers[-1])))
 
