@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from ppgen.distributions.units import require_levels
+from ppgen.distributions.unit_checks import require_levels
 from ppgen.inference.phase_gradient import Gradient, Offsets, difference, shapes_of
 from ppgen.inference.svi_loss import SVILoss, show_parameters
 from ppgen.types import BoltzmannMachine, DirectedLayers, PairwiseMachine

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppgen.distributions.units import Binary, require_binary, require_levels
+from ppgen.distributions.unit_checks import require_binary, require_levels
+from ppgen.distributions.units import Binary
 from ppgen.inference import single_site_gibbs
 from ppgen.inference.svi_loss import show_parameters
 from ppgen.types import PairwiseMachine

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppgen.distributions.units import Binary, require_levels
+from ppgen.distributions.unit_checks import require_levels
+from ppgen.distributions.units import Binary
 from ppgen.inference.contrastive_divergence import (
     ContrastiveDivergence,
     Info,

@@ -11,7 +11,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
 from ppgen.distributions.restricted_boltzmann import EXACT_UNITS, binary_states, expanded
-from ppgen.distributions.units import require_binary
+from ppgen.distributions.unit_checks import require_binary
 
 _TABLE_UNITS = 12  # states that are summed at once: 2**12 rows
 

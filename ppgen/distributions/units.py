@@ -20,6 +20,8 @@ import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
+from ppgen.distributions.unit_checks import refuse_where, require_binary, require_shape
+
 _FEW_UNITS = 4096  # below, seeding a generator costs more than it saves
 _LOWEST = torch.tensor(-(2.0**31), dtype=torch.float32)
 _RANGE = 2.0**32 + 512  # 2^-23 wider than the integers, which float32 rounds up to 2^31
@@ -159,8 +161,8 @@ class Gaussian:
         return torch.cat([x.mean(0) / variance, -0.5 / variance])
 
     def require(self, x: Tensor, units: int) -> None:
-        _require_units(x, units)
-        _refuse(x, ~x.isfinite(), "a finite number", "fill or drop the missing values")
+        require_shape(x, units)
+        refuse_where(x, ~x.isfinite(), "a finite number", "fill or drop the missing values")
 
     def variables(self, units: int) -> Tensor:
         return torch.arange(units)
@@ -261,7 +263,7 @@ class Beside:
         return torch.cat([kind.fitted(part) for kind, part in self._split(x)], -1)
 
     def require(self, x: Tensor, units: int) -> None:
-        _require_units(x, units)
+        require_shape(x, units)
         for kind, part in self._split(x):
             kind.require(part, part.shape[-1])
 
@@ -342,60 +344,3 @@ def base_rate_logits(x: Tensor) -> Tensor:
 def as_floats(x: Tensor) -> Tensor:
     """Whole numbers and truth values in the default dtype; floating point as it is."""
     return x if x.is_floating_point() else x.to(torch.get_default_dtype())
-
-
-def require_binary(x: Tensor, units: int) -> None:
-    """Refuse what is not ``(*, units)`` in {0, 1}.
-
-    The unnormalised log density is convex in x: a grey image scores at most the mean over its
-    binarizations, a number about no distribution over images.
-    """
-    _require_units(x, units)
-    _refuse(x, (x != 0) & (x != 1), "0 or 1", "binarize the data first and say how")
-
-
-def require_levels(x: Tensor, units: Units, owner: str) -> None:
-    """Refuse rows ``(N, D)`` that are neither states of discrete `units` nor means of states.
-
-    Args:
-        owner: what asks, to begin the message with.
-    """
-    if not units.support.is_discrete:
-        return
-    outside = ((x < 0) | (x > 1)).nonzero()
-    if len(outside):
-        row, column = outside[0].tolist()
-        raise ValueError(
-            f"{owner}: {units} take values from 0 to 1, got {x[row, column].item():g} in row "
-            f"{row}, column {column}: binarize the data first; for real numbers use GaussianRBM"
-        )
-    variables = units.variables(x.shape[1]).to(x.device)
-    grouped = variables.bincount() > 1
-    if not grouped.any():
-        return
-    shares = x.new_zeros(len(x), len(grouped)).index_add_(1, variables, x)
-    off = (((shares - 1).abs() > 1e-4) & grouped).nonzero()
-    if len(off):
-        row, group = off[0].tolist()
-        places = (variables == group).nonzero().flatten().tolist()
-        raise ValueError(
-            f"{owner}: units {places[0]} to {places[-1]} are one variable, and must sum to 1, got "
-            f"{shares[row, group].item():g} in row {row}: give one-hot rows, as "
-            "torch.nn.functional.one_hot makes them"
-        )
-
-
-def _require_units(x: Tensor, units: int) -> None:
-    if x.dim() == 0 or x.shape[-1] != units:
-        raise ValueError(f"x: expected shape (..., {units}), got {tuple(x.shape)}")
-
-
-def _refuse(x: Tensor, wrong: Tensor, expected: str, remedy: str) -> None:
-    bad = wrong.nonzero()
-    if len(bad):
-        *row, column = bad[0].tolist()
-        value = x[tuple(bad[0])].item()
-        raise ValueError(
-            f"x: expected {expected}, got {value:g} in row {', '.join(map(str, row)) or 0}, column "
-            f"{column} ({len(bad)} such entries): {remedy}"
-        )
