@@ -4,7 +4,7 @@ The gradient of ``mean log p(x)`` of a Boltzmann machine is the difference of tw
 ``s t^T``, s its visible and t its hidden side: with the data clamped, and over the machine's own
 states. CD takes the second mean after a few Gibbs steps from the data, PCD from chains that go on
 across updates. In a deep machine the first mean is a mean-field one, and the gradient that of the
-variational bound.
+variational bound; or it is sampled as well, and the gradient is that of the likelihood.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from ppgen.distributions.unit_checks import require_levels
-from ppgen.inference.phase_gradient import Gradient, Offsets, difference, shapes_of
+from ppgen.inference.phase_gradient import Gradient, Offsets, difference, positive_phase, shapes_of
 from ppgen.inference.svi_loss import SVILoss, show_parameters
 from ppgen.types import BoltzmannMachine, DirectedLayers, PairwiseMachine
 
@@ -88,6 +88,7 @@ def step(
     *,
     machine: BoltzmannMachine,
     gibbs_steps: int = 1,
+    posterior_sweeps: int = 0,
     centred: bool = True,
     offset_rate: float = 0.01,
     weight_decay: float = 0.0,
@@ -103,7 +104,7 @@ def step(
         batch: data, ``(B, visible)``; its size may differ from the number of chains.
         out: tensors to be overwritten by the gradient.
     """
-    positive = machine.positive_phase(batch)
+    positive = positive_phase(machine, batch, posterior_sweeps)
     kept = state.chains
     if sampler is None:
         visible = machine.sample_visible(machine.hidden_states(positive) if kept is None else kept)
@@ -147,6 +148,9 @@ class ContrastiveDivergence(SVILoss):
             the epoch, 0, 1, ...: few while weights are small, more when chains mix badly.
         persistent: PCD: chains go on across steps; else each step starts at the data.
         chains: number of persistent chains; as many as rows of the first batch if None.
+        posterior_sweeps: of a machine with several hidden layers, Gibbs sweeps of its latent layers
+            with the data clamped, from a draw of the mean field: for enough of them the gradient is
+            that of the likelihood. 0: the mean field itself, and the gradient of its bound.
         weight_decay: L2 on the weights, not on the biases: adds ``weight_decay * W``.
         sparsity: drives the mean of each hidden unit towards `sparsity_target` by its bias, the
             gradient of a cross-entropy: adds ``sparsity * (mean - target)``. Of a deep machine, the
@@ -159,6 +163,8 @@ class ContrastiveDivergence(SVILoss):
             `Langevin`; `gibbs_steps` then counts its updates.
 
     References:
+        | A learning algorithm for Boltzmann machines (Ackley, Hinton, Sejnowski, 1985), on both
+          phases by sampling
         | Training products of experts by minimizing contrastive divergence (Hinton, 2002)
         | Training restricted Boltzmann machines using approximations to the likelihood gradient
           (Tieleman, 2008)
@@ -171,6 +177,7 @@ class ContrastiveDivergence(SVILoss):
         persistent: bool = False,
         *,
         chains: int | None = None,
+        posterior_sweeps: int = 0,
         weight_decay: float = 0.0,
         sparsity: float = 0.0,
         sparsity_target: float = 0.1,
@@ -198,7 +205,10 @@ class ContrastiveDivergence(SVILoss):
             "offset_rate": offset_rate,
             "weight_decay": weight_decay,
         }
-        if sparsity:  # so that runs without it resume as they were recorded
+        if posterior_sweeps:  # so that runs without it resume as they were recorded
+            _require_count("posterior_sweeps", posterior_sweeps)
+            self.options["posterior_sweeps"] = posterior_sweeps
+        if sparsity:
             self.options |= {"sparsity": sparsity, "sparsity_target": sparsity_target}
         self.state: State | None = None
         self._steps = first
@@ -299,6 +309,11 @@ class ContrastiveDivergence(SVILoss):
     def _start(self, machine: BoltzmannMachine, batch: Tensor) -> State:
         if self.state is None:
             require_levels(batch, machine.units, type(self).__name__)
+            if self.options.get("posterior_sweeps") and len(machine.weight) == machine.visible:
+                raise ValueError(
+                    "posterior_sweeps: all latent units of this machine are independent given the "
+                    "data, and their means exact: leave it out"
+                )
             return init(
                 machine,
                 batch,

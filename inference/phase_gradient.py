@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ppgen.types import Statistics
+from ppgen.types import BoltzmannMachine, Statistics
 
 
 class Offsets(NamedTuple):
@@ -24,6 +24,25 @@ class Gradient(NamedTuple):
     weight: Tensor  # (D, H); zero between layers that are not coupled
     visible_bias: Tensor  # (M,), of the natural parameters: M = D but where units have more
     hidden_bias: Tensor  # (H,)
+
+
+def positive_phase(machine: BoltzmannMachine, x: Tensor, sweeps: int = 0) -> Statistics:
+    """The phase of the data ``(N, visible)``: by the machine's own means, or by sampling.
+
+    With `sweeps`, latent layers of the visible side are where so many Gibbs updates leave them,
+    data clamped, that begin with a draw of the mean field; the hidden side stands there by its
+    exact means given them.
+    """
+    phase = machine.positive_phase(x)
+    if not sweeps:
+        return phase
+    clamped = slice(0, machine.visible)
+    side = machine.sample_visible(machine.hidden_states(phase))
+    side[:, clamped] = x
+    for _ in range(sweeps - 1):
+        side = machine.sweep(side)
+        side[:, clamped] = x
+    return machine.statistics(side)
 
 
 def difference(

@@ -106,12 +106,19 @@ def test_sparse_runs_are_resumed_and_their_units_are_mostly_off(here, model, lay
     assert means[layer].mean() < 0.25
 
 
+@pytest.mark.slow
+def test_runs_with_a_sampled_positive_phase_are_resumed(here):
+    settings = resumed_as_whole(here, "dbm", ["--posterior-sweeps", "2"])
+    assert divergence(settings)["posterior_sweeps"] == 2
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
         (["--sparsity-target", "0.2"], "with a --sparsity above 0"),
         (["--sparsity", "1", "--sparsity-target", "1"], "between 0 and 1"),
         (["--sparsity", "-1"], "--sparsity -1"),
+        (["--posterior-sweeps", "2"], "posterior-sweeps"),
         (["--sparsity", "1", "--hidden-units", "gaussian"], "are never off"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

@@ -19,6 +19,7 @@ _MODELS = {
     "FlowOptions": ("flow", "vae"),
     "pretraining_epochs": ("dbm", "dbn"),
     "mean_field_steps": ("dbm",),
+    "posterior_sweeps": ("dbm",),
     "labels": ("rbm",),
     "weight_decay": ("rbm", "dbm", "dbn", "vae", "sentences", "molecules"),
 }
@@ -71,6 +72,10 @@ class MachineOptions:
 
     mean_field_steps: int = 10
     "At most, for each batch of a DBM; the likelihood is always measured with 30."
+
+    posterior_sweeps: int = 0
+    """Of a DBM, whose posterior is no product: Gibbs sweeps of the hidden layers given each batch,
+    from a draw of the mean field. The likelihood is then trained, and not its mean-field bound."""
 
     likelihood_every: int | None = None
     "Epochs between two measurements on held-out data, by a short annealing: bounds over epochs."

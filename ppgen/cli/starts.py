@@ -157,14 +157,15 @@ def pretrain(
     from ppgen.models import RBM
     from ppgen.models.duplicated_rbm import pretraining_machines
 
-    loss = partial(ContrastiveDivergence, **divergence({**settings, "epochs": epochs}))
+    usual = {**settings, "epochs": epochs, "posterior_sweeps": 0}  # each layer is an RBM
+    loss = partial(ContrastiveDivergence, **divergence(usual))
     with torch.random.fork_rng():
         torch.manual_seed(settings["seed"])
         if settings["model"] == "dbm":
             stack: Any = pretraining_machines(story.sizes)
         else:
             stack = [RBM(below, above) for below, above in pairwise(story.sizes)]
-    options = {**optimisation({**settings, "epochs": epochs}), "loss": loss}
+    options = {**optimisation(usual), "loss": loss}
     results = greedy(
         stack,
         examples.x,

@@ -258,6 +258,8 @@ def _of_its_kind(model: str, machine: MachineOptions, code: CodeOptions) -> dict
                              "leave --visible-units and --hidden-units out")  # fmt: skip
         _check_sampler(machine)
         _check_sparsity(machine)
+        if machine.posterior_sweeps < 0:
+            raise ValueError(f"--posterior-sweeps {machine.posterior_sweeps}: 0 or more")
         steps = machine.gibbs_steps
         return {
             **asdict(machine),

@@ -138,6 +138,7 @@ def divergence(settings: dict[str, Any]) -> dict[str, Any]:
     return {
         "gibbs_steps": steps,
         "persistent": settings["persistent"],
+        "posterior_sweeps": settings.get("posterior_sweeps", 0),
         "weight_decay": settings.get("weight_decay", 0.0),
         "sparsity": settings.get("sparsity", 0.0),
         "sparsity_target": settings.get("sparsity_target") or 0.1,

@@ -114,6 +114,11 @@ CASES = {
     "not centred": (lambda: RBM(6, 4), data, partial(PERSISTENT, centred=False)),
     "sparse": (lambda: RBM(6, 4), data, partial(ContrastiveDivergence, sparsity=0.1)),
     "DBM": (lambda: DBM(6, (4, 3, 2), tolerance=0, mean_field_steps=3), data, PERSISTENT),
+    "DBM, sampled": (
+        lambda: DBM(6, (4, 3, 2), tolerance=0),
+        data,
+        partial(PERSISTENT, posterior_sweeps=2),
+    ),
     "pretraining": (lambda: DuplicatedRBM(RBM(6, 4), "visible"), data, PERSISTENT),
     "real": (lambda: GaussianRBM(6, 4), lambda: torch.randn(ROWS, 6), PERSISTENT),
     "Langevin": (lambda: GaussianRBM(6, 4), lambda: torch.randn(ROWS, 6), LANGEVIN),

@@ -297,6 +297,39 @@ def test_exact_negative_phase_gives_the_gradient_of_the_bound(story):
         torch.testing.assert_close(value, dict(story.named_parameters())[name].grad, **EXACT)
 
 
+@pytest.mark.parametrize("sizes", [(4, 3, 2), (3, 3, 2, 2)], ids=["two", "three"])
+def test_a_sampled_positive_phase_gives_the_gradient_of_the_likelihood(sizes):
+    """Where that of the mean field is another one."""
+    dbm = machine(sizes, scale=1.5)
+    x, count = states(dbm.visible)[3:6], 60_000
+    even = states(len(dbm.visible_bias) - dbm.visible)
+    sides = torch.cat([x.repeat_interleave(len(even), 0), even.repeat(len(x), 1)], -1)
+    log_unnormalised = (-dbm.free_energy(sides)).view(len(x), -1).logsumexp(1)
+    (dbm.log_partition() - log_unnormalised.mean()).backward()
+    exact = torch.cat([p.grad.flatten() for p in dbm.parameters()])
+    negative = exact_statistics(dbm)
+
+    def gradient(positive):
+        found = pg.difference(positive, negative, None, None, dbm.couplings)
+        return torch.cat([g.flatten() for g in dbm.by_parameter(*found).values()])
+
+    phase = pg.positive_phase(dbm, x.repeat(count // 3, 1), sweeps=40)
+    assert torch.equal(phase.visible[:, : dbm.visible], x.repeat(count // 3, 1))
+    noise = stats.norm.isf(FAILURE_RATE / 2 / len(exact)) * 0.5 / count**0.5  # sd at most 1/2
+    assert ((gradient(phase) - exact).abs() < noise).all()
+    assert ((gradient(pg.positive_phase(dbm, x)) - exact).abs() > 3 * noise).any()
+    # of a sampled side there is no entropy: the contrast is between states, as of the chains
+    assert phase.entropy == 0.0
+
+
+def test_a_sampled_positive_phase_needs_layers_that_depend_on_each_other():
+    rbm, x = machine((4, 3)), states(4)
+    with pytest.raises(ValueError, match="posterior_sweeps: all latent units"):
+        ContrastiveDivergence(posterior_sweeps=1).loss_and_grads(rbm.model, rbm.guide, x)
+    with pytest.raises(ValueError, match="posterior_sweeps: expected a whole number"):
+        ContrastiveDivergence(posterior_sweeps=-1)
+
+
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES.keys())
 def test_the_contrast_of_a_machine_with_its_own_draws_is_near_zero(sizes):
     weak, count = machine(sizes, scale=0.3), 20_000  # its posterior nearly factorises
