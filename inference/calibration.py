@@ -129,9 +129,10 @@ class Calibration:
 
     def rests_on(self) -> str:
         """How much was simulated, and how often a correct engine is flagged."""
+        few, many = self.independent.min(), self.independent.max()
         return (
             f"{self.simulations} data sets from the {self.around}, ranks among "
-            f"{self.independent.min()} to {self.independent.max()} draws, {self.seconds:.1f} s; a "
+            f"{many if few == many else f'{few} to {many}'} draws, {self.seconds:.1f} s; a "
             f"correct engine fails with a probability of at most {self.level:g}."
         )
 

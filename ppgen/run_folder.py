@@ -104,8 +104,9 @@ class RunFolder:
             return
         if not overwrite:
             raise RunFolderError(
-                f"{self.path} exists and holds {foreign[0]}: name another folder, or give "
-                "resume=True (--resume) to continue it, or overwrite=True (--overwrite)"
+                f"{self.path} exists and holds {foreign[0]}: name another folder, go on with the "
+                f"run (resume=True; in a shell `ppgen resume {self.path}`), or replace it "
+                "(overwrite=True; --overwrite)"
             )
         if not ours:
             raise RunFolderError(

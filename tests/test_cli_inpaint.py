@@ -76,7 +76,7 @@ def test_half_of_the_units_are_hidden():
 
 def test_a_run_fills_in_held_out_digits(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("ppgen.cli.train.write_page", lambda *_: None)
-    place, found = tmp_path / "run", tmp_path / "x.npy"
+    place, found = tmp_path / "run", tmp_path / "nodir" / "x.npy"
     train = ["train", "rbm", "--hidden", "3", "--epochs", "1", "--out", str(place), "--quiet"]
     assert run(train) == exits.DONE
     capsys.readouterr()
@@ -89,9 +89,22 @@ def test_a_run_fills_in_held_out_digits(tmp_path, monkeypatch, capsys):
     data = load_data(read_settings(place), "test").x.unflatten(1, (8, 8))
     alike = [(data[..., 4:] == row[0, :, 4:]).flatten(1).all(1) for row in x]
     assert all(rows.any() for rows in alike)
-    assert 0 < numbers["mean_absolute_error"] < 1
-    assert run([*inpaint, "--quiet"]) == exits.DONE
+    # what is said of the draws, example by example
+    whole = torch.stack([data[rows][0] for rows in alike])  # one example has these right halves
+    assert all(rows.sum() == 1 for rows in alike)
+    error, usual = (
+        (guess - whole)[..., :4].abs().mean((1, 2)) for guess in (x.mean(1), data.mean(0))
+    )
+    assert numbers["mean_absolute_error"] == pytest.approx(error.mean().item())
+    assert numbers["mean_absolute_error_of_the_means"] == pytest.approx(usual.mean().item())
+    spread = (error - usual).std().item() / 3**0.5
+    assert numbers["difference_error"] == pytest.approx(spread)
+    assert run([*inpaint, "--hide", "left", "--quiet"]) == exits.DONE
+    assert f"+- {spread:.4f}: {place}" in capsys.readouterr().out
     assert (place / "inpainted.png").is_file()
+    alone = ["inpaint", str(place), "--count", "1", "--gibbs-steps", "1", "--quiet"]
+    assert run(alone) == exits.DONE
+    assert "+-" not in capsys.readouterr().out  # one example has no standard error
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import pytest
 import torch
 from matplotlib.text import Text
 
+from ppgen.cli.autoencoders import loss_text
 from ppgen.cli.machine_pictures import (
     filters_of,
     layer_means,
@@ -81,6 +82,17 @@ def test_no_curve_of_a_machine_is_called_a_loss_or_a_likelihood():
         assert "no likelihoods" in curves.text
     assert training_curves("rbm").validation == training_curves("dbm").validation
     assert training_curves("dbn").validation == "contrast, held out"
+    assert "the network generates" in training_curves("dbn").text
+    assert "the machine on top" in training_curves("dbn", top_alone=True).text
+
+
+def test_the_curves_of_a_bound_are_named_and_a_weight_of_training_alone_is_said():
+    plain = loss_text({"objective": "elbo", "beta": 1.0, "warm_up": 0, "free_bits": 0.0})
+    assert "negative ELBO" in plain
+    assert "in full" not in plain
+    assert "bound of 8 draws" in loss_text({"objective": "dreg", "draws": None})
+    for option in ({"beta": 0.02}, {"warm_up": 10}, {"free_bits": 0.5}):
+        assert "in full" in loss_text(option)
 
 
 def words(figure):

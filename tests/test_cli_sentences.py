@@ -79,8 +79,9 @@ def test_sentences_are_drawn_reconstructed_and_walked_between(folder, capsys):
     held_out = asked(capsys, "evaluate", place, "--samples", 5, "--split", "validation")
     assert held_out["examples"] == 1
     assert held_out["data"].startswith(f"{folder / 'text.txt'}, 1 held out of all")
-    assert run(["sample", str(place), "--out", str(folder / "new.txt"), "--quiet"]) == exits.DONE
-    assert len((folder / "new.txt").read_text().split("\n")) == 65  # 64 lines, each ended
+    new = folder / "nodir" / "new.txt"
+    assert run(["sample", str(place), "--out", str(new), "--quiet"]) == exits.DONE
+    assert len(new.read_text().split("\n")) == 65  # 64 lines, each ended
     assert "drawn from the model" in (place / "report.html").read_text()
 
 

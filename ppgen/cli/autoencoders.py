@@ -81,6 +81,19 @@ def bound(settings: dict[str, Any]) -> Any:
     return losses[objective](draws or 8)
 
 
+def loss_text(settings: dict[str, Any]) -> str:
+    """What the curves of a run's page are, of a story that is trained by a bound."""
+    weighted = settings.get("objective", "elbo") in ("iwae", "dreg", "rws")
+    which = f"importance-weighted bound of {settings.get('draws') or 8} draws"
+    text = (
+        f"The negative {which if weighted else 'ELBO'} of training data, the mean over each epoch, "
+        "and of the data held out, after it"
+    )
+    if settings.get("warm_up") or settings.get("free_bits") or settings.get("beta", 1.0) != 1:
+        text += "; held out the divergence counts in full, in training as it was asked to"
+    return f"{text}."
+
+
 def as_modelled(examples: Dataset, settings: dict[str, Any]) -> Dataset:
     """The examples in the numbers that the run's pixels take.
 

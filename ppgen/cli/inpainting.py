@@ -39,7 +39,8 @@ def inpaint(
     """Fill in what is hidden of examples, by draws of a Boltzmann machine given the rest.
 
     Each draw is the end of a chain of its own that started without a look at what is hidden. A
-    picture has one example a row: as it is, as it is shown, the draws, and their mean.
+    picture has one example a row: as it is, as it is shown, the draws, and their mean. The error is
+    absolute, over hidden units; +- is its standard error over the examples.
 
     Try:
 
@@ -91,8 +92,10 @@ def inpaint(
             subtitle=f"A row is an example: whole, what is seen of it, draws{without}, their mean.",
         ))  # fmt: skip
     hidden = ~own(seen)
-    error = own(means.mean(1) - x)[hidden].abs().mean().item()
-    usual = own(examples.x.to(x).mean(0) - x)[hidden].abs().mean().item()
+    error, usual = (
+        own(guess - x)[hidden].abs().view(count, -1).mean(1)
+        for guess in (means.mean(1), examples.x.to(x).mean(0))
+    )
     text, numbers = "", {}
     if settings.get("labels"):
         true = label_column(x.cpu().numpy(), settings)[:, None, -1]
@@ -100,12 +103,24 @@ def inpaint(
         text = f", the label right in {100 * numbers['labels_right']:.0f} %"
     each = "deviations" if has_real_units(settings) else "a unit"
     common.print(
-        f"{fills} draws of what is hidden of {count} examples, mean error {error:.4f} {each} "
-        f"({usual:.4f} by the means of the data){text}: {place}",
-        {"examples": count, "draws": fills, "mean_absolute_error": error,
-         "mean_absolute_error_of_the_means": usual, **numbers, "path": str(place)},
+        f"{fills} draws of what is hidden of {count} examples; error of their mean {_mean(error)} "
+        f"{each}, of the data's mean {_mean(usual)}, difference {_mean(error - usual)}{text}: "
+        f"{place}",
+        {"examples": count, "draws": fills, "mean_absolute_error": error.mean().item(),
+         "mean_absolute_error_of_the_means": usual.mean().item(),
+         "difference_error": standard_error(error - usual), **numbers, "path": str(place)},
     )  # fmt: skip
     return DONE
+
+
+def standard_error(each: Tensor) -> float | None:
+    """Of the mean over examples, ``(N,)``; nothing where one has to speak for all."""
+    return each.std().item() / len(each) ** 0.5 if len(each) > 1 else None
+
+
+def _mean(each: Tensor) -> str:
+    error = standard_error(each)
+    return f"{each.mean():.4f}" + ("" if error is None else f" +- {error:.4f}")
 
 
 def seen_units(examples: Dataset, count: int, hide: Hide) -> Tensor:

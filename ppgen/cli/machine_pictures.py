@@ -44,13 +44,19 @@ def machine_section(
     return Section("Inside the machine", pictures=pictures)
 
 
-def training_curves(model: str) -> Curves:
+def training_curves(model: str, top_alone: bool = False) -> Curves:
     """What the loss and the validation of a machine's training are."""
-    text = "The free energy of training data less that of the chains, and {}: no likelihoods."
     if model == "dbn":
-        return Curves("contrast", "contrast, held out", text.format("the same of held-out data"))
-    gap = "that of held-out data less that of training data, which grows with overfitting"
-    return Curves("contrast", "free-energy gap", text.format(gap))
+        text = "The variational free energy of {} data less that of what the network generates"
+        if top_alone:
+            text = "In the machine on top: the free energy of {} data, recognised, less its chains'"
+        text = text.format("training and of held-out")
+        return Curves("contrast", "contrast, held out", f"{text}: no likelihoods.")
+    text = (
+        "The free energy of training data less that of the chains, and that of held-out data less "
+        "that of training data, which grows with overfitting: no likelihoods."
+    )
+    return Curves("contrast", "free-energy gap", text)
 
 
 def layer_means(story: Any, x: Tensor) -> list[Tensor]:

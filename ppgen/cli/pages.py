@@ -79,7 +79,7 @@ class Curves(NamedTuple):
 
     loss: str = "loss"
     validation: str = "validation"
-    text: str = "The loss of each epoch; what it is depends on the model."
+    text: str = "The loss of each epoch."
 
 
 def run_page(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ppgen.cli import molecules, real_units
-from ppgen.cli.autoencoders import as_modelled, bits_per_dimension
+from ppgen.cli.autoencoders import as_modelled, bits_per_dimension, loss_text
 from ppgen.cli.bundled import BUNDLED
 from ppgen.cli.labels import beside_labels, classification
 from ppgen.cli.options import Common, Split, note
@@ -225,9 +225,10 @@ def default_place(run: Path, name: str, examples: Dataset) -> Path:
 
 
 def write_images(place: Path, found: Any, examples: Dataset, draw: Any) -> None:
-    """The picture, or the numbers where a .npy file is named."""
+    """The picture, or the numbers where a .npy file is named; its folder is made."""
     import numpy as np
 
+    place.parent.mkdir(parents=True, exist_ok=True)
     if place.suffix == ".npy":
         np.save(place, found)
     elif examples.image_shape is None:
@@ -249,7 +250,7 @@ def write_page(
     from ppgen import plots
     from ppgen.cli.code_pictures import code_section
     from ppgen.cli.machine_pictures import machine_section, training_curves
-    from ppgen.cli.pages import run_page
+    from ppgen.cli.pages import Curves, run_page
     from ppgen.data import DataError
     from ppgen.report import Picture, Section, Table
 
@@ -289,9 +290,9 @@ def write_page(
         facts["the likelihood is"], facts["it classifies with"] = text.split("\n")
     elif found is not None:
         facts |= bits_per_dimension(found, settings, examples.x.shape[1])
-    more, curves = [], None
+    more, curves = [], Curves(text=loss_text(settings))
     if settings["model"] in MACHINES:
-        curves = training_curves(settings["model"])
+        curves = training_curves(settings["model"], settings.get("top_alone", False))
         train = load_data(settings, "train")
         more.append(machine_section(story, train, examples, settings, common.seed))
     if settings["model"] == "vae":

@@ -173,6 +173,7 @@ def _put(lines: list[str], found: dict[str, Any], out: Path | None, common: Comm
         return
     if out.suffix != ".txt":
         raise ValueError(f"--out {out}: sentences are written to a .txt file")
+    out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text("\n".join(lines) + "\n", encoding="utf-8")
     common.print(f"written: {out}", {**found, "path": str(out)})
 

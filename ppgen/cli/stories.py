@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Callable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,12 +54,14 @@ def _own_data(model: Callable[..., Any]) -> dict[str, Tensor]:
 
 def _from_file(place: str) -> Callable[..., Any]:
     path, colon, name = place.rpartition(":")
-    if not colon or not path.endswith(".py"):
+    if not colon and place.endswith(".py"):
+        raise ValueError(f"{place}: name the function in it that is the story, as {place}:model")
+    if not path.endswith(".py"):
         known = [n for n, b in BUNDLED.items() if b.kind == "bayes"]
-        raise ValueError(
-            f"no story {place!r}: give one of {', '.join(known)}, or a function in a file of "
-            "yours as mystory.py:model"
-        )
+        near = get_close_matches(place, known, 1)
+        which = f"did you mean {near[0]}?" if near else f"give one of {', '.join(known)}"
+        yours = "a function in a file of yours is mystory.py:model"
+        raise ValueError(f"no story {place!r}: {which}; {yours}")
     file = Path(path)
     if not file.is_file():
         raise FileNotFoundError(f"there is no file {file}")

@@ -116,7 +116,8 @@ def train(
     common = common or Common()
     if model not in BUNDLED or BUNDLED[model].kind != "deep":
         names = ", ".join(n for n, b in BUNDLED.items() if b.kind == "deep")
-        raise ValueError(f"no model {model!r} to train: there are {names}")
+        fits = f"; that one is fitted: ppgen fit {model}" if model in BUNDLED else ""
+        raise ValueError(f"no model {model!r} to train: there are {names}{fits}")
     _check_patience(model, patience)
     machine, code, flow = machine or MachineOptions(), code or CodeOptions(), flow or FlowOptions()
     units = flows.usual_hidden(flow.layer) if model == "flow" else _HIDDEN.get(model, 200)
@@ -163,6 +164,8 @@ def resume(
     common: Common | None = None,
 ) -> int:
     """Go on with a training run that was stopped or killed, bit for bit.
+
+    Its random numbers are those of the run; --seed here is that of the draws on the report alone.
 
     Try:
 

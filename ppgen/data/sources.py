@@ -213,7 +213,8 @@ def _find(images: ImageSet, stem: str, folder: str | Path | None) -> Path:
             return path
     raise DataError(
         f"no {stem}-idx3-ubyte or .gz found in {', '.join(map(str, folders))}; put the four IDX "
-        "files into one of them, name their folder with folder=, or set PPGEN_DATA",
+        "files into one of them, name their folder (folder=; --folder in a shell), or set "
+        "PPGEN_DATA",
         images.name,
         missing=True,
     )

@@ -47,7 +47,8 @@ class LatentUse:
         if self.collapsed:
             return (
                 f"posterior collapse: {text}: the decoder ignores the code, so that samples do not "
-                "depend on it; train with ELBO(beta=WarmUp(...)) or ELBO(free_bits=...)"
+                "depend on it; train with ELBO(beta=WarmUp(...)) or ELBO(free_bits=...), in a "
+                "shell --warm-up or --free-bits"
             )
         if 2 * count < total:
             return f"{text}: the other units have collapsed onto the prior"

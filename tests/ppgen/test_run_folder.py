@@ -45,7 +45,7 @@ def test_resuming_keeps_only_the_rows_of_the_checkpoint(tmp_path):
 
 def test_an_existing_run_is_refused_unless_resumed_or_overwritten(tmp_path):
     path = _made(tmp_path / "run")
-    with pytest.raises(RunFolderError, match=r"resume=True.*overwrite=True"):
+    with pytest.raises(RunFolderError, match=r"`ppgen resume .*run`.*overwrite=True"):
         RunFolder(path)
     assert read_config(path)
     with RunFolder(path, resume=True):
