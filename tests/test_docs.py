@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from ppgen.cli import exits
+from ppgen.cli.app import app
+
 DOCS = Path(__file__).parents[1] / "docs"
 ELSEWHERE = {"tutorials", "_build"}
 PAGES = sorted(path for path in DOCS.rglob("*.md") if ELSEWHERE.isdisjoint(path.parts))
@@ -59,6 +62,15 @@ def test_the_links_of_a_page_lead_somewhere(page):
     for target in re.findall(r"\{doc\}`(?:[^`<]*<)?/([^`>]+)>?`", page.read_text()):
         files = [DOCS / f"{target}{suffix}" for suffix in (".md", ".ipynb")]
         assert any(file.exists() for file in files), target
+
+
+def test_the_page_of_the_command_line_has_every_command_and_every_exit_code():
+    page = (DOCS / "reference/command_line.md").read_text()
+    commands = {name for name in app if not name.startswith("-")}
+    assert set(re.findall(r"`ppgen ([a-z]+)", page)) >= commands
+    assert set(re.findall(r"`ppgen ([a-z]+)", page)) <= commands | {"COMMAND"}
+    codes = {value for name, value in vars(exits).items() if name.isupper()}
+    assert set(map(int, re.findall(r"^\| (\d+) \|", page, re.M))) == codes
 
 
 @pytest.mark.slow  # it imports the whole package
