@@ -187,7 +187,7 @@ def calibrate(
     Args:
         using: the engine, with options in brackets.
         simulations: data sets to draw and to fit.
-        draws: of each posterior among which the true value has its rank, at most.
+        draws: of each posterior, at most, among which the true value is ranked.
         level: the chance that a correct engine is flagged.
         out: a folder for report.html, calibration.json and calibration.png;
             runs/STORY-calibrate when not given.

@@ -47,27 +47,33 @@ def evaluate(
 ) -> int:
     """Held-out log-likelihood in nats per example, and what kind of number it is.
 
+    +- is the Monte Carlo error of the estimate on these very examples, one standard error.
+
     Try:
 
-        ppgen evaluate runs/rbm --data digits
+        ppgen evaluate runs/rbm
+        ppgen evaluate runs/rbm --binarisation static --temperatures 5000
+        ppgen evaluate runs/vae --samples 5000 --thorough 100
 
     Args:
         data: other data than the run was trained on.
         folder: where the files of a named data set lie.
         binarisation: other than that of the training.
         split: of the data; validation is the tenth of the training data that was held out.
-        samples: of importance sampling, for all but an RBM; 5000 when not given, 100 for a DBM or
-            a DBN, whose guides leave out less than log Z is uncertain by, 20 for molecules.
-        thorough: of so many examples; all get a fiftieth, and the mean is raised by what the others
-            are worth there. All examples get all when not given.
-        anneal: of so many examples, for a VAE, annealed importance sampling of the code as well,
-            which no encoder loosens: how far the other bounds are from the truth.
-        chains: of annealed importance sampling, for a Boltzmann machine too large to enumerate,
-            100 when not given, and for the code of each example, 16.
+        samples: draws of importance sampling for each example, for all but an RBM; 5000 when not
+            given, 100 for a DBM or a DBN, whose guides leave out less than log Z is uncertain by,
+            20 for molecules.
+        thorough: so many examples get all the samples, the others a fiftieth, which is many times
+            faster; the mean is corrected by what the full number adds on the former. All examples
+            get all when not given.
+        anneal: on so many examples a VAE is also measured by annealed importance sampling of the
+            code, which does not depend on the encoder: it says how far the other bounds are off.
+        chains: of annealed importance sampling; 100 when not given for a Boltzmann machine too
+            large to enumerate, 16 for the code of each example.
         temperatures: likewise; 1000 and 500.
-        raise_chains: of an RBM, reverse passes from each example: RAISE, a lower bound for the
-            annealing model, which needs no draws from the machine. Far below the others it says
-            that annealing misses modes.
+        raise_chains: of an RBM, so many reverse passes from each example (RAISE): a lower bound for
+            the annealing model, which needs no draws from the machine. Where it lies far below the
+            others, annealing misses modes.
     """
     common = common or Common()
     settings = read_settings(run)

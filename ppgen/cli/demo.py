@@ -163,9 +163,11 @@ def _page(found: Comparison, entries: list[Entry], out: Path, seed: int) -> Path
 
     tau = next(r for r in found.marginals["mean-field"] if r.name == "tau")
     best = max(entries, key=lambda e: e.likelihood.lower)
+    found_out = tau.level == "fail"
     verdict = Verdict(
-        "pass" if tau.level == "fail" else "warn",
-        f"Mean-field VI on the centred story is called {tau.level} for tau "
+        "pass" if found_out else "warn",
+        f"{'As it has to be' if found_out else 'Unlike what is known'}, "
+        f"mean-field VI on the centred story is called {tau.level} for tau "
         f"(mean {tau.shift:+.2f} sd, sd ratio {tau.ratio:.2f}). On the digits {best.name} is "
         f"ahead: {best.likelihood}.",
     )

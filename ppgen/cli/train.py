@@ -93,7 +93,9 @@ def train(
             file, one a line, or grammar; for molecules a .smi file, one a line, or molecules, the
             ones that ship.
         folder: where the files of a named data set lie.
-        binarisation: of grey images; static for the named data sets, none for grey --pixels.
+        binarisation: how grey images become 0 and 1: static draws each pixel once, with its grey
+            level as probability, dynamic anew each epoch; threshold cuts at a half. Static for the
+            named data sets, none for grey --pixels, when not given.
         epochs: passes over the training data.
         batch_size: examples of one step; all of them, where there are fewer.
         learning_rate: 0.05 for an RBM, 0.1 for a DBM, 0.02 for a DBN (0.05 for its layers before),
@@ -103,7 +105,8 @@ def train(
             32 for its other layers), 128 for sentences, 256 for molecules. One number for a DBM is
             its first layer's, and its second has half as many; a DBN's are alike.
         decay: the learning rate falls linearly, to nothing after the last epoch.
-        averaging: decay of an exponential average of the parameters; 0 for none.
+        averaging: decay, a little below 1, of an exponential average of the parameters over the
+            steps, which is what the run keeps; 0 for none.
         start_from: an earlier run. A VAE begins with its parameters, by name and shape. The layers
             of an RBM, or of a DBM or DBN with no more layers, become the lowest of a DBM or DBN; a
             DBN then trains its top layer alone, but all of them where the run has as many.

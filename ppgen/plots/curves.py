@@ -152,7 +152,8 @@ def leaderboard(rows: Mapping[str, Likelihood], title: str = "Held-out log-likel
     ordered = sorted(rows.items(), key=lambda row: row[1].lower)
     figure, (ax,) = canvas(
         0.42 * len(rows) + 0.75, title,
-        "Larger is better. The truth lies inside a bar, and anywhere right of an arrow's tail.",
+        "Larger is better. The truth lies inside a bar, and anywhere right of an arrow's tail, up "
+        "to Monte Carlo errors (thin lines: two standard errors).",
     )  # fmt: skip
     ends = [(r.lower - 2 * r.lower_error, _top(r) + 2 * (r.upper_error or 0)) for _, r in ordered]
     low, high = _scale(ends)
