@@ -212,13 +212,17 @@ BUNDLED = {
         "Hinton, Osindero & Teh 2006",
     ),
     "vae": Bundled(
-        "ppgen.models.vae", "VAE", "deep", "variational autoencoder", "Kingma & Welling 2014"
+        "ppgen.models.vae",
+        "VAE",
+        "deep",
+        "variational autoencoder; its parts by --pixels, --prior, --posterior",
+        "Kingma & Welling 2014",
     ),
     "flow": Bundled(
         "ppgen.models.dequantized_flow",
         "DequantizedFlow",
         "deep",
-        "autoregressive spline flow",
+        "normalizing flow of binary data; its kind by --layer",
         "Papamakarios et al. 2017; Durkan et al. 2019",
     ),
     "sentences": Bundled(

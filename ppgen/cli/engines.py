@@ -11,7 +11,10 @@ from ppgen.types import Engine
 ENGINES = {
     "HMC": ("many chains, adapted metric, step size and trajectory", "Hoffman et al. 2021"),
     "NUTS": ("no-U-turn sampler, all chains at once", "Hoffman & Gelman 2014"),
-    "VI": ("stochastic variational inference, any guide", "Hoffman et al. 2013; Kingma & Welling"),
+    "VI": (
+        "stochastic variational inference, any guide",
+        "Hoffman et al. 2013; Kingma & Welling 2014",
+    ),
     "DADVI": ("mean-field with fixed draws, widths by linear response", "Giordano et al. 2024"),
     "Pathfinder": ("normals along the way up, pooled and resampled", "Zhang et al. 2022"),
     "Laplace": ("Gaussian at the mode", "Tierney & Kadane 1986"),

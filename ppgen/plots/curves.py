@@ -26,9 +26,11 @@ from ppgen.plots.style import (
     styles,
 )
 
+_FEW = 10  # steps, as of a fit to fixed draws, whose mean would hide where it ended
+
 
 def elbo_curve(histories: Mapping[str, Any], title: str = "Evidence lower bound") -> Figure:
-    """ELBO by step of one or more fits, smoothed over the noisy values.
+    """ELBO by step of one or more fits, smoothed over the noisy values where there are many.
 
     Args:
         histories: label -> ELBO at each step, (steps), nats, larger is better.
@@ -44,9 +46,11 @@ def elbo_curve(histories: Mapping[str, Any], title: str = "Evidence lower bound"
         known = finite(y, name)
         steps = np.arange(1, len(y) + 1)
         thin = max(1, len(y) // 2000)
-        ax.plot(steps[::thin], y[::thin], color=style["color"], linewidth=0.6, alpha=0.25)
-        smooth = _smooth(y)
-        ax.plot(steps[::thin], smooth[::thin], **style)
+        if len(y) < _FEW:
+            ax.plot(steps, y, marker="o", markersize=4, **style)
+        else:
+            ax.plot(steps[::thin], y[::thin], color=style["color"], linewidth=0.6, alpha=0.25)
+            ax.plot(steps[::thin], _smooth(y)[::thin], **style)
         late = known[len(known) // 5 :]
         lows.append(np.quantile(late, 0.01))
         highs.append(np.quantile(late, 0.999))
@@ -55,6 +59,7 @@ def elbo_curve(histories: Mapping[str, Any], title: str = "Evidence lower bound"
     low, high = min(lows), max(highs)
     margin = 0.06 * (high - low) or max(abs(high) * 0.01, 0.5)
     ax.set_ylim(low - margin, high + margin)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     label(ax, "optimisation step", "ELBO (nats)")
     legend(figure, keys, texts)
     return figure

@@ -198,6 +198,13 @@ def test_the_worst_margin_comes_first_and_the_worst_pair_is_chosen():
     assert (figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()) == ("a", "c")
 
 
+def test_an_elbo_of_few_steps_is_drawn_as_it_is():
+    ax = plots.elbo_curve({"VI": [-3.0, -1.0]}).axes[0]
+    (line,) = ax.lines
+    np.testing.assert_array_equal(line.get_xydata(), [[1, -3], [2, -1]])
+    assert all(float(tick).is_integer() for tick in ax.get_xticks())
+
+
 def test_a_leaderboard_prints_no_bound_as_the_value():
     texts = {text.get_text() for text in plots.leaderboard(BOARD).axes[0].texts}
     assert {"−86.50 to −85.20", "≥ −88.00", "−91.00", "−206.90"} <= texts
