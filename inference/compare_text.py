@@ -66,8 +66,8 @@ def joint_lines(joint: Joint) -> list[str]:
     lines = []
     if math.isfinite(joint.khat_limit):
         lines.append(
-            f"weights: k-hat {joint.khat:.2f} (limit {joint.khat_limit:.2f}; it needs "
-            f"{_count(joint.needed)} draws), IS-ESS/S {joint.efficiency:.2f}"
+            f"weights: k-hat {joint.khat:.2f} (limit {joint.khat_limit:.2f}; "
+            f"{_needs(joint.needed)}), IS-ESS/S {joint.efficiency:.2f}"
         )
     worst, scale = joint.worst, ", unconstrained" if joint.unconstrained else ""
     if worst is not None:
@@ -133,10 +133,11 @@ def _cell(value: float | str | None) -> str:
     return "-" if value is None else value if isinstance(value, str) else f"{value:,}"
 
 
-def _count(number: float) -> str:
-    if number > _COUNTABLE:
-        return "more than any number of"
-    return f"{number:,.0f}" if number < 1e6 else f"1e{math.log10(number):.0f}"
+def _needs(draws: float) -> str:
+    if draws > _COUNTABLE:
+        return "no number of draws is enough"
+    count = f"{draws:,.0f}" if draws < 1e6 else f"1e{math.log10(draws):.0f}"
+    return f"it needs {count} draws"
 
 
 def figure(value: float, digits: int = 2) -> str:

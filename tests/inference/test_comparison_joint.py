@@ -8,8 +8,9 @@ import pyro.distributions as dist
 import pytest
 import torch
 
+from ppgen.inference.compare_text import joint_lines
 from ppgen.inference.comparison.coordinates import coordinates, of_program, same_scale
-from ppgen.inference.comparison.joint import joint
+from ppgen.inference.comparison.joint import Joint, joint
 from ppgen.inference.flow_guides import flow_guide
 from ppgen.inference.guides import full_rank_guide, low_rank_guide, mean_field_guide
 from ppgen.inference.laplace import Laplace
@@ -131,6 +132,19 @@ def test_log_densities_of_the_reference_come_from_the_story_where_it_has_none():
     found = joint(law, truth, program).sandwich
     assert found.eubo == pytest.approx(float(torch.distributions.kl_divergence(P, Q)), abs=0.4)
     assert joint(law, truth, None).sandwich is None
+
+
+@pytest.mark.parametrize(
+    ("needed", "says"),
+    [
+        (2096.4, "it needs 2,096 draws)"),
+        (3e9, "it needs 1e9 draws)"),
+        (math.inf, "no number of draws is enough)"),
+    ],
+)
+def test_the_draws_that_importance_weights_would_need_are_said(needed, says):
+    (line,) = joint_lines(Joint(khat=0.9, khat_limit=0.7, needed=needed, efficiency=0.1))
+    assert says in line
 
 
 def test_a_point_and_broken_draws_have_no_joint_distribution():
