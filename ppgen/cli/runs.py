@@ -228,11 +228,11 @@ def write_images(place: Path, found: Any, examples: Dataset, draw: Any) -> None:
     """The picture, or the numbers where a .npy file is named; its folder is made."""
     import numpy as np
 
+    if place.suffix != ".npy" and examples.image_shape is None:
+        raise ValueError("the data are no images: name a .npy file with --out")
     place.parent.mkdir(parents=True, exist_ok=True)
     if place.suffix == ".npy":
         np.save(place, found)
-    elif examples.image_shape is None:
-        raise ValueError("the data are no images: name a .npy file with --out")
     else:
         draw(examples.image_shape).savefig(place, dpi=110)
 
