@@ -192,7 +192,8 @@ USES = {
         {"chains": 3, "draws": 3, "warmup": 2, "thin": 2, "temperatures": 3},
     ),
 }  # fmt: skip
-ELSEWHERE = {Gibbs: {"keep"}}  # of other stories
+# of other stories, and of deep machines in test_dbm.py
+ELSEWHERE = {Gibbs: {"keep"}, ContrastiveDivergence: {"posterior_sweeps"}}
 CASES = [(use, option) for use, (_, options) in USES.items() for option in options]
 
 
@@ -231,6 +232,7 @@ COMMANDS = [
      "--weight-decay", "0.1"],
     ["dbm", "--hidden", "3", "--pretraining-epochs", "1", "--mean-field-steps", "2",
      "--learning-rate", "0.01", "--binarisation", "none", "--checkpoint-every", "2", "--compile"],
+    ["dbm", "--hidden", "3", "--posterior-sweeps", "1", "--out", "swept"],
     ["dbn", "--hidden", "3", "6", "--start-from", "below", "--folder", ".", "--compile"],
 ]  # fmt: skip
 REAL = ["rbm", "--hidden", "3", "--visible-units", "gaussian", "--sampler", "langevin",
