@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -37,6 +38,9 @@ _aten = torch.ops.aten
 _SOFTMAX, _SOFTMAX_BACK = _aten._log_softmax.default, _aten._log_softmax_backward_data.default
 _ADD, _SUB = _aten.add.Tensor, _aten.sub.Tensor
 _MUL, _DIV, _NEG = _aten.mul.Tensor, _aten.div.Tensor, _aten.neg.default
+# A loop over time multiplies thousands of factors, each in many sums, and nests sums in products
+# as deep: taken apart wholly, the work and the graph would grow with the square of its length.
+_MOST, _DEEPEST = 20, 50
 
 
 def shrink(graph: fx.Graph) -> None:
@@ -183,57 +187,80 @@ class _Sums:
 
     def __init__(self, graph: fx.Graph, dims: list[int]) -> None:
         self.graph, self.dims = graph, dims
+        self.depth = 0  # sums of products of sums
 
     def of(self, x: Any) -> fx.Node | None:
         """The sum of `x`; None where nothing comes out of it."""
-        if x.op != "call_function" or x.kwargs:
+        found: dict[fx.Node, fx.Node] = {}
+        waiting = [x]  # in place of recursion: a loop over time adds up thousands of terms
+        while waiting:
+            terms = self._terms(waiting[-1])
+            if missing := [term for term in terms if term not in found]:
+                waiting.extend(reversed(missing))
+                continue
+            node = waiting.pop()
+            if terms:
+                found[node] = call(self.graph, _ADD, tuple(found[term] for term in terms))
+            elif (pulled := self._term(node)) is not None:
+                found[node] = pulled
+            else:
+                return None
+        return found[x]
+
+    def _terms(self, x: fx.Node) -> tuple[Any, ...]:
+        """Of a sum of two tensors of its own form that nothing else uses; else none."""
+        if target_of(x) is not _ADD or x.kwargs or len(x.users) != 1:
+            return ()
+        return x.args if all(_same_kind(a, x) for a in x.args) else ()
+
+    def _term(self, x: fx.Node) -> fx.Node | None:
+        if x.op != "call_function" or x.kwargs or self.depth > _DEEPEST:
             return None
-        target, args = x.target, x.args
-        if target is _ADD and len(x.users) == 1:
-            if not all(_same_kind(a, x) for a in args):
-                return None
-            left, right = map(self.of, args)
-            if left is None or right is None:
-                return None
-            return call(self.graph, target, (left, right))
-        if target is _SOFTMAX_BACK and len(x.users) == 1:
-            gradient, output = args[0], source_of(args[1])
-            if args[2] % len(shape_of(x)) in self.dims or not self._still(output, x):
-                return None
-            small = self.total(gradient)
-            if shape_of(output) != shape_of(small):
-                return None
-            return call(self.graph, target, (small, output, *args[2:]))
-        return self._product(list(self._factors(x)), x)
+        if x.target is not _SOFTMAX_BACK or len(x.users) != 1:
+            factors = list(islice(self._factors(x), _MOST + 1))
+            return self._product(factors, x) if len(factors) <= _MOST else None
+        args = cast("tuple[Any, ...]", x.args)
+        output = source_of(args[1])
+        if args[2] % len(shape_of(x)) in self.dims or not self._still(output, x):
+            return None
+        small = self.total(args[0])
+        if shape_of(output) != shape_of(small):
+            return None
+        return call(self.graph, _SOFTMAX_BACK, (small, output, *args[2:]))
 
     def total(self, x: Any) -> fx.Node:
         """The sum of `x`, with all that comes out of it taken out."""
-        return self.of(x) or call(self.graph, _aten.sum.dim_IntList, (x, self.dims, True))
+        self.depth += 1
+        pulled = self.of(x)
+        self.depth -= 1
+        return pulled or call(self.graph, _aten.sum.dim_IntList, (x, self.dims, True))
 
     def _factors(self, x: Any) -> Iterator[_Factor]:
         """Whose product `x` is; what has other uses is taken apart where that costs nothing."""
-        target, args = target_of(x), cast("Any", getattr(x, "args", None))
-        if getattr(x, "kwargs", None):
-            yield _Factor(x)
-        elif target is _NEG:
-            yield from self._factors(args[0])
-            yield _Factor(-1)
-        elif target in (_aten.mul.Scalar, _MUL, _DIV):
-            a, b = args
-            if target is _MUL and self._still(a, x) and not self._still(b, x):
-                a, b = b, a
-            if not _same_kind(a, x):
+        waiting = [x]
+        while waiting:
+            x = waiting.pop()
+            target, args = target_of(x), cast("Any", getattr(x, "args", None))
+            if isinstance(x, _Factor):
+                yield x
+            elif getattr(x, "kwargs", None):
                 yield _Factor(x)
-            elif self._still(b, x) and b != 0:
-                yield from self._factors(a)
-                yield _Factor(b, target is _DIV)
-            elif len(x.users) == 1 and _same_kind(b, x):
-                yield from self._factors(a)
-                yield from [_Factor(b, below=True)] if target is _DIV else self._factors(b)
+            elif target is _NEG:
+                waiting += [_Factor(-1), args[0]]
+            elif target in (_aten.mul.Scalar, _MUL, _DIV):
+                a, b = args
+                if target is _MUL and self._still(a, x) and not self._still(b, x):
+                    a, b = b, a
+                if not _same_kind(a, x):
+                    yield _Factor(x)
+                elif self._still(b, x) and b != 0:
+                    waiting += [_Factor(b, target is _DIV), a]
+                elif len(x.users) == 1 and _same_kind(b, x):
+                    waiting += [_Factor(b, below=True) if target is _DIV else b, a]
+                else:
+                    yield _Factor(x)
             else:
                 yield _Factor(x)
-        else:
-            yield _Factor(x)
 
     def _product(self, factors: list[_Factor], x: fx.Node) -> fx.Node | None:
         """The sum of the product of those that change, times the others."""

@@ -61,12 +61,15 @@ def _adds(node: Any) -> bool:
     return all(form_of(x) == form_of(node) for x in node.args)
 
 
-def _leaves(node: Any, top: bool = True) -> Iterator[fx.Node]:
-    if _adds(node) and (top or len(node.users) == 1):
-        for term in node.args:
-            yield from _leaves(term, top=False)
-    else:
-        yield node
+def _leaves(top: fx.Node) -> Iterator[fx.Node]:
+    """The terms of a sum of sums, left to right, without recursion: a loop adds up thousands."""
+    waiting: list[Any] = [top]
+    while waiting:
+        node = waiting.pop()
+        if _adds(node) and (node is top or len(node.users) == 1):
+            waiting.extend(reversed(node.args))
+        else:
+            yield node
 
 
 def _place(leaf: fx.Node) -> _Place | None:

@@ -1,5 +1,8 @@
 """Expansions follow the operations on what they expand: the same values at a lower cost."""
 
+import inspect
+import sys
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -131,6 +134,52 @@ def test_a_story_records_its_scale_once_for_all_rows():
     assert computed(recording.body, "aten._log_softmax.default") == 6 * 2
     assert computed(recording.body, "aten.log.default") < 6 * ROWS
     torch.testing.assert_close((value[0], gradient[0]), value_and_slope(program, z[0]))
+
+
+STEPS = {
+    "product": lambda x, a, y: x * a,
+    "quotient": lambda x, a, y: -(x / a),
+    "sum": lambda x, a, y: x + a * y,
+    "sums in products": lambda x, a, y: x * a + a.cos() * y,
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_loop_may_be_longer_than_python_nests_calls(name, monkeypatch):
+    def loop(z, y):
+        x = y.sin()
+        for _ in range(300):
+            x = STEPS[name](x, z[:, :1], y)
+        return x.sum(1)
+
+    def shrink(graph):
+        limit = sys.getrecursionlimit()
+        sys.setrecursionlimit(len(inspect.stack(0)) + 280)  # so that 300 steps are many
+        try:
+            before(graph)
+        finally:
+            sys.setrecursionlimit(limit)
+
+    before = expansion.shrink
+    monkeypatch.setattr(expansion, "shrink", shrink)
+    z, y = torch.rand(2, 3).double() + 0.5, torch.rand(2, 4).double()
+    plain, small = shrunk(loop, z, y)
+    torch.testing.assert_close(small(z, y), plain(z, y), rtol=1e-9, atol=0.0)
+
+
+def test_the_graph_of_a_loop_grows_with_its_length():
+    def loop(times):
+        def function(z, x):
+            total = 0.0
+            for _ in range(times):
+                x = x * z[:, :1]
+                total = total + (x * x.cos()).sum(1)
+            return total
+
+        _, small = shrunk(function, torch.rand(2, 3), torch.rand(2, 4))
+        return len(small.graph.nodes)
+
+    assert loop(120) < 2.1 * loop(60)  # with every factor taken out of every sum, 3.1 times
 
 
 def test_a_graph_that_writes_stays_as_it_is():

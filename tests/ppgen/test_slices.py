@@ -1,5 +1,8 @@
 """Gradients of slices put together at once: the same numbers."""
 
+import inspect
+import sys
+
 import pytest
 import torch
 
@@ -71,3 +74,24 @@ def test_the_sum_stays(name, dtype):
         assert joined(point).dtype == dtype
     left = [n for n in joined.graph.nodes if "slice_backward" in str(n.target)]
     assert len(left) == LEFT.get(name, 0)
+
+
+def test_a_sum_may_have_more_terms_than_python_nests_calls():
+    def loop(z):
+        total = back(z, z[:, :2].exp(), 1, 0, 2) + back(z, z[:, 2:].sin(), 1, 2, 6)
+        for t in range(150):
+            total = total + z * t
+        return total
+
+    z = torch.randn(2, 6)
+    plain, _ = trace(loop, z, [])
+    joined, _ = trace(loop, z, [])
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack(0)) + 100)  # so that 150 terms are many
+    try:
+        join_slices(joined.graph)
+    finally:
+        sys.setrecursionlimit(limit)
+    joined.recompile()
+    torch.testing.assert_close(joined(z), plain(z))
+    assert not [n for n in joined.graph.nodes if "slice_backward" in str(n.target)]
