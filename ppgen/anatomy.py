@@ -175,6 +175,11 @@ class _Dissect(Messenger):
         )
 
 
+def weighs_rows(msg: Any) -> bool:
+    """Whether the site is a ``pyro.factor`` with a value for each of several rows."""
+    return isinstance(msg["fn"], dist.Unit) and msg["fn"].batch_shape.numel() > 1
+
+
 def is_deterministic(msg: Any) -> bool:
     """Whether the site is computed: ``pyro.deterministic``, or what a ``Reparam`` has replaced."""
     fn = msg["fn"]

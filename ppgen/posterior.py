@@ -318,6 +318,10 @@ class Posterior:
                 sites and of machines, no points of a `Program`, go without these.
             args: the arguments that it was fitted with.
             kwargs: its keyword arguments.
+
+        A ``pyro.factor`` with a value for each of several rows is an entry of ``log_likelihood``:
+        censored rows have one of their own; where it truncates or couples rows, their log
+        likelihood is the sum of the entries. ``/`` in names, of scopes, becomes ``.``.
         """
         from arviz_base import from_dict
 
@@ -330,14 +334,22 @@ class Posterior:
             pointwise = program.log_likelihood(self.unconstrained)
             factors = program.anatomy.of_kind("factor")
             groups["log_likelihood"] = {
-                n: _numpy(v) for n, v in pointwise.items() if n not in factors
+                n: _numpy(v)
+                for n, v in pointwise.items()
+                if n not in factors or factors[n].batch_shape.numel() > 1
             }
             groups["observed_data"] = {n: _numpy(v) for n, v in program.observed().items()}
             groups["posterior_predictive"] = self._replicated(program)
         with warnings.catch_warnings():
             # many short chains are meant
             warnings.filterwarnings("ignore", message="Found chain dimension to be longer")
-            return from_dict({name: group for name, group in groups.items() if group})
+            return from_dict(
+                {
+                    name: {site.replace("/", "."): value for site, value in group.items()}
+                    for name, group in groups.items()
+                    if group
+                }
+            )
 
     def _replicated(self, program: Program) -> dict[str, np.ndarray]:
         found = program.replicate({n: self.draws[n].flatten(0, 1) for n in program.sites})

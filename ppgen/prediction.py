@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from ppgen.anatomy import weighs_rows
 from ppgen.program import Program
 from ppgen.simulation import simulate_all
 from ppgen.story import sandbox
@@ -39,13 +41,22 @@ def predict(
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             # conditioned: an improper prior has no draws
             once = pyro.poutine.condition(story, data={n: v[0] for n, v in flat.items()})
-            found = set(pyro.poutine.trace(once).get_trace(*args, **kwargs).nodes)
-        if flat and not found & set(flat):
+            found = pyro.poutine.trace(once).get_trace(*args, **kwargs).nodes
+        if flat and not set(found) & set(flat):
             raise ValueError(
                 f"the story has none of the posterior's sites {list(flat)}, so it would be "
                 "drawn from its prior: give the story that was fitted"
             )
-        return simulate_all(story, flat, args, kwargs)
+        weights = [n for n, m in found.items() if m.get("type") == "sample" and weighs_rows(m)]
+        predicted = simulate_all(story, flat, args, kwargs)
+    if weights and predicted:
+        warnings.warn(
+            f"pyro.factor '{weights[0]}' cannot be drawn: data are drawn anew from the laws of "
+            "their sites alone, which is wrong where it truncates or couples them, and right where "
+            "it stands for rows of its own, such as censored ones",
+            stacklevel=3,
+        )
+    return predicted
 
 
 def infer_discrete(

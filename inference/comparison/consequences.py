@@ -196,6 +196,10 @@ def _leave_one_out(
     if draws < 100:
         missing.append(f"{size:,} observations are too many for leave-one-out")
         return ()
+    for name, site in program.anatomy.of_kind("factor").items():
+        if site.batch_shape.numel() > 1:
+            without = "for predictions and leave-one-out, which leave it out"
+            missing.append(f"what pyro.factor '{name}' means {without}")
     try:
         ours, theirs = (_elpd(p, program, draws) for p in (posterior, reference))
     except (RuntimeError, ValueError, NotImplementedError) as error:

@@ -119,6 +119,18 @@ def test_predictions_of_a_wrong_posterior_are_off_by_as_much():
     assert consequences(exact, exact, None).missing == ("predictions need the story and its data",)
 
 
+def test_a_factor_of_rows_is_listed_as_left_out():
+    def truncated(y):
+        STORY.model(y)
+        pyro.factor("kept", torch.zeros_like(y))
+
+    exact = Exact(200).run(STORY.model, Y)
+    found = consequences(exact, exact, Program(truncated, Y))
+    (said,) = found.missing
+    assert "pyro.factor 'kept'" in said
+    assert "leave it out" in said
+
+
 def test_the_crps_is_that_of_the_closed_form():
     assert _crps(np.array([[0.0], [1.0]]), np.array([2.0])).tolist() == [1.0]  # 1.5 less half of 1
     y = np.array([-1.0, 0.0, 2.5])
