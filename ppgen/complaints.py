@@ -38,7 +38,7 @@ def warn_of_domains(
             f"a prior of the story reaches values that the distributions below it do not "
             f"allow: {sites}. Such values count as impossible or mean nothing; give the "
             "parameter a prior with the right support, or map it there (exp, softplus, "
-            "sigmoid)",
+            "sigmoid; OrderedTransform what has to rise)",
             stacklevel=5,
         )
 

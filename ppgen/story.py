@@ -330,16 +330,28 @@ def outside_domain(
         base: Any = innermost(msg["fn"])
         for name, domain in getattr(base, "arg_constraints", {}).items():
             value = base.__dict__.get(name)
-            if not isinstance(value, Tensor) or constraints.is_dependent(domain):
+            if not isinstance(value, Tensor) or not value.isfinite().all():
                 continue
-            if domain.is_discrete or domain.event_dim or not value.isfinite().all():
-                continue
-            margin = 1e-6 * (1 + value.abs())  # rounding is no mistake of the story's
-            wrong = ~(domain.check(value - margin) | domain.check(value + margin))
+            wrong = _outside(domain, value)
             if bool(wrong.any()):
                 place = f"'{msg['name']}' ({anatomy.sites[msg['name']].distribution})"
-                found[place] = f"{name} {value[wrong].flatten()[0].item():.3g}"
+                first = value[wrong][0]
+                shown = ", ".join(f"{number:.3g}" for number in first.flatten().tolist())
+                found[place] = f"{name} {f'[{shown}]' if first.dim() else shown}"
     return found
+
+
+def _outside(domain: Any, value: Tensor) -> Tensor:
+    """Where a parameter is outside its domain by more than rounding, ``(*batch)``."""
+    nowhere = value.new_zeros(value.shape, dtype=torch.bool)
+    margin = 1e-6 * (1 + value.abs())
+    if domain is dist.constraints.ordered_vector:
+        return (value.diff() < -margin[..., 1:]).any(-1)
+    while isinstance(domain, constraints.independent):
+        domain = domain.base_constraint
+    if constraints.is_dependent(domain) or domain.is_discrete or domain.event_dim:
+        return nowhere
+    return ~(domain.check(value - margin) | domain.check(value + margin))
 
 
 def _direct_term(anatomy: Anatomy, msg: Any) -> Term:

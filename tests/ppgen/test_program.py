@@ -596,6 +596,25 @@ def test_a_prior_that_leaves_the_domain_of_a_distribution_is_named():
         Program(clamped_probability, y).initial(16)
 
 
+def test_a_vector_outside_the_domain_of_a_distribution_is_named():
+    def cuts(y, ordered):
+        c = pyro.sample("c", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+        c = torch.stack([c[0], c[0] + c[1].exp()]) if ordered else c
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.OrderedLogistic(torch.zeros(len(y)), c), obs=y)
+
+    def shares(y):
+        a = pyro.sample("a", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+        pyro.sample("y", dist.Dirichlet(a), obs=y)
+
+    extremes = torch.tensor([0.0, 2.0, 2.0, 0.0])  # nothing between the two cuts holds them apart
+    with pytest.warns(UserWarning, match=r"cutpoints \[.*, .*\] at site 'y' \(OrderedLogistic\)"):
+        Program(cuts, extremes, ordered=False).initial(16)
+    with pytest.warns(UserWarning, match=r"concentration -\d.* at site 'y' \(Dirichlet\)"):
+        Program(shares, torch.tensor([0.2, 0.3, 0.5])).initial(16)
+    Program(cuts, extremes, ordered=True).initial(16)  # a warning would be an error
+
+
 def test_an_empty_batch_and_a_wrong_width():
     program = Program(eight_schools)
     assert program.log_density(torch.zeros(0, 10)).shape == (0,)
