@@ -22,7 +22,8 @@ def with_second_opinion(posterior: Posterior) -> Posterior:
     """The same posterior; its messages name the scalar that its weights contradict most, if any.
 
     A contradiction is what a comparison calls a failure: a mean that is off by 0.3 sd, or an sd
-    outside 0.75 to 1.33 of the weighted one.
+    outside 0.75 to 1.33 of the weighted one. Weights that are worth too little to tell, which an
+    approximation far from the posterior has, are a message too.
     """
     note = _contradiction(posterior)
     if note is None:
@@ -36,8 +37,14 @@ def _contradiction(posterior: Posterior) -> str | None:
         return None
     log_weights = np.nan_to_num(log_weights, nan=-np.inf, neginf=-np.inf, posinf=np.inf)
     found = diagnostics.pareto_k(log_weights)
-    if not (math.isfinite(found.k) and trustworthy(found, log_weights.size)):
+    if not math.isfinite(found.k):
         return None
+    if not trustworthy(found, log_weights.size):
+        return (
+            f"its importance weights are worth {found.ess:.0f} of {log_weights.size} draws (k-hat "
+            f"{found.k:.2f}, limit {found.threshold:.2f}), too few to check its means and widths "
+            "by: they may be far off; compare with HMC"
+        )
     weights = np.exp(diagnostics.psis(log_weights)[0]).ravel()
     named = {n: x.ravel() for n, x in posterior.scalars().items()}
     worst, badness = None, 1.0

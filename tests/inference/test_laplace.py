@@ -148,3 +148,23 @@ def test_weights_that_contradict_a_width_are_reported():
     posterior = Laplace().run(story)
     assert "importance weights contradict x" in posterior.messages[-1]
     assert not any("contradict" in said for said in repair(posterior).messages)
+
+
+def test_weights_that_are_worth_too_little_to_tell_are_reported():
+    """Its mode is at s u = y with a large s, away from the mass: k-hat alone may not object."""
+
+    def story(y):
+        s = pyro.sample("s", dist.HalfNormal(0.5))
+        with pyro.plate("group", len(y)):
+            u = pyro.sample("u", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(s * u, 1.0), obs=y)
+
+    y = torch.tensor([0.6, -0.7, 1.2, -0.2, -0.5, 0.8, 1.5, -1.4])
+    grid = torch.linspace(0.0, 4.0, 4001)
+    evidence = dist.Normal(0.0, (1 + grid[:, None] ** 2).sqrt()).log_prob(y).sum(-1)
+    weight = (evidence + dist.HalfNormal(0.5).log_prob(grid)).softmax(0)  # u integrated out
+    mean = weight @ grid
+    sd = (weight @ (grid - mean) ** 2).sqrt()
+    posterior = Laplace().run(story, y)
+    assert float(posterior["s"].mean() - mean) > 2 * sd
+    assert "too few to check its means and widths" in posterior.messages[-1]
