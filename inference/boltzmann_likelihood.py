@@ -30,7 +30,7 @@ def boltzmann_likelihood(
     base: Tensor | None = None,
     burn_in: int = 1000,
     raise_chains: int = 0,
-    memory: float = 2.56e8,
+    memory: float = 6.4e7,
     seed: int | None = None,
 ) -> Likelihood:
     """Mean ``log p(x)`` of binary data under an RBM, a DBM or a DBN.

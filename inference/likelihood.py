@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ppgen.inference.peak_memory import peak_memory
 from ppgen.inference.training.minibatches import Data, tensors_of
 from ppgen.likelihood import Likelihood
 from ppgen.types import ExactDensity, ImportanceWeighted, UnnormalisedDensity
 
 _FEWER = 50  # times fewer draws for the examples that do not get all
-NUMBERS_PER_PIXEL = 16  # of a story's intermediate results, per pixel and draw; a guess
+_PROBED = 64  # draws whose memory is looked at, where an eighth of all are fewer
 
 
 def log_likelihood(
@@ -40,7 +41,7 @@ def log_likelihood(
             it is told as well, as for `train`: ``(x, y)``, and the likelihood is that of x given y.
         samples: importance draws per example, K.
         seed: makes a stochastic bound reproducible; the generator is given back as it was.
-        options: for importance sampling ``memory=``, bytes that a batch may take (256 MB), and
+        options: for importance sampling ``memory=``, bytes that a batch may take (64 MB), and
             ``thorough=``, how many examples get all draws (see `importance_weighted_likelihood`);
             for a story with a code ``annealing=``, an `Annealing`, by which its code is annealed
             instead (`annealed_likelihood`: slower, and no encoder loosens it); for a Boltzmann
@@ -132,7 +133,7 @@ def importance_weighted_likelihood(
     samples: int = 5000,
     *,
     thorough: int | None = None,
-    memory: float = 2.56e8,
+    memory: float = 6.4e7,
 ) -> Likelihood:
     r"""The importance weighted bound with K draws per example.
 
@@ -187,14 +188,15 @@ def importance_bound(
     data: Tensor | Sequence[Tensor],
     samples: int,
     *,
-    memory: float = 2.56e8,
+    memory: float = 6.4e7,
 ) -> ImportanceBound:
     """Log of the mean of `samples` weights, ``log_weights(x, ..., samples) -> (samples, B)``."""
     if samples < 1:
         raise ValueError(f"samples must be at least 1; got {samples}")
     data = (data,) if isinstance(data, Tensor) else data
     x = data[0]
-    budget = max(1, int(memory / (NUMBERS_PER_PIXEL * x.element_size() * x[0].numel())))
+    one = [part[:1] for part in data]
+    budget = max(1, int(memory / _bytes_per_draw(log_weights, one, samples * len(x), memory)))
     batches = zip(*(part.split(min(budget, 256)) for part in data), strict=True)
     parts = [_streamed(log_weights, batch, samples, budget) for batch in batches]
     bound, elbo, variance, effective = (
@@ -210,6 +212,24 @@ def importance_bound(
     error = math.sqrt(variance.sum().item()) / len(x) if samples > 1 else math.inf
     method = f"importance sampling with {samples} draws"
     return ImportanceBound(bound, error, method, details)
+
+
+def _bytes_per_draw(
+    log_weights: Callable[..., Tensor], example: Sequence[Tensor], work: int, memory: float
+) -> float:
+    """What one more draw takes of memory, measured on one example: its shape does not tell.
+
+    More and more draws are looked at, until what is there of the parameters hides nothing, or an
+    eighth of the `work`, all draws of all examples, has been done.
+    """
+    draws, once = 1, peak_memory(lambda: log_weights(*example, 1))
+    used, each, most = once, float(once), max(work // 8, _PROBED)
+    while draws < most and used - once < memory / 4:
+        more = min(4 * draws, most)
+        after = peak_memory(lambda k=more: log_weights(*example, k))
+        each = (after - used) / (more - draws)
+        draws, used = more, after
+    return max(each, example[0].element_size())
 
 
 def _streamed(

@@ -9,8 +9,10 @@ from torch import nn
 
 from ppgen.data import Dataset
 from ppgen.inference.likelihood import log_likelihood
-from ppgen.models import ConditionalVAE
+from ppgen.inference.peak_memory import peak_memory
+from ppgen.models import VAE, ConditionalVAE, DequantizedFlow
 from ppgen.models.base_rate import BaseRate
+from ppgen.networks.likelihoods import GaussianLikelihood
 
 
 class LinearGaussian(nn.Module):
@@ -88,9 +90,37 @@ def test_the_error_is_that_of_repetition(story, x):
 
 def test_streaming_in_small_batches_gives_the_same_number(story, x):
     whole = log_likelihood(story, x, samples=300, seed=0)
-    split = log_likelihood(story, x, samples=300, seed=1, memory=16 * 8 * 6 * 70)
+    split = log_likelihood(story, x, samples=300, seed=1, memory=5e4)
     gap = math.hypot(whole.lower_error, split.lower_error)
     assert abs(whole.lower - split.lower) < 4.3 * gap
+
+
+def test_peak_memory_counts_what_is_alive_at_once():
+    def compute():
+        a = torch.zeros(1000)
+        b = a + 1
+        del a
+        c = b.view(10, 100) * 2  # 8,000 bytes each: never more than two of them
+        del b
+        return c + 1
+
+    before = torch.random.get_rng_state()
+    assert peak_memory(compute) == 16_000
+    assert peak_memory(lambda: [torch.rand(10) for _ in range(3)]) == 240
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    "wide",
+    [lambda: VAE(2, 2, (300,), likelihood=GaussianLikelihood()), lambda: DequantizedFlow(2, 64)],
+    ids=["VAE", "flow"],
+)
+def test_a_batch_takes_the_memory_that_it_may(wide):
+    """Whatever the networks: two pixels tell nothing of hidden layers of hundreds of units."""
+    story, x = wide(), torch.ones(40, 2)
+    for memory in (2e6, 8e6):
+        used = peak_memory(lambda m=memory: log_likelihood(story, x, samples=100, memory=m))
+        assert 0.5 * memory < used < 1.5 * memory
 
 
 def test_an_exact_guide_gives_the_evidence_without_error(x, story):
