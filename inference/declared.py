@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
-from torch.distributions import biject_to
 
 from ppgen.inference.point import as_program
 from ppgen.program import Program
+from ppgen.supports import unconstrained_view
 from ppgen.types import Story
 
 P = TypeVar("P")
@@ -71,7 +71,7 @@ def unconstrained(
     for name in program.sites:
         value = values[name].to(program.dtype)
         batch = value.shape[: value.dim() - len(program.anatomy.sites[name].shape)]
-        transform = biject_to(laws[name].support)
+        transform = unconstrained_view(laws[name].support)
         point = transform.inv(value)
         parts.append(point.reshape(*batch, -1))
         jacobian = transform.log_abs_det_jacobian(point, value)

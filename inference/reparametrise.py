@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import biject_to, constraints
+from torch.distributions import constraints
 
 from ppgen.inference.hierarchies import Hierarchy, hierarchies, listed, non_centred
 from ppgen.inference.independent import Clock
@@ -39,6 +39,7 @@ from ppgen.inference.reparametrisation import Reparametrisation
 from ppgen.inference.target import InPieces
 from ppgen.posterior import Posterior
 from ppgen.program import Program
+from ppgen.supports import unconstrained_view
 from ppgen.types import Story
 
 _ROWS = 64  # points to a call
@@ -71,7 +72,7 @@ class NonCentred(Reparametrisation):
         inner, parts = self.flat(posterior), []
         for name, site in self.program.anatomy.of_kind("latent").items():
             if name in self.supports:
-                value = biject_to(self.supports[name]).inv(posterior[name])
+                value = unconstrained_view(self.supports[name]).inv(posterior[name])
                 parts.append(value.reshape(*value.shape[:2], -1))  # a scalar too
             else:  # a changed site keeps its place and its number of dimensions
                 parts.append(inner[..., site.start : site.stop])

@@ -21,7 +21,6 @@ import torch
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, config_enumerate
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
-from torch.distributions import biject_to
 from torch.func import vmap
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
@@ -42,6 +41,7 @@ from ppgen.posterior import Cost, Posterior
 from ppgen.program import Program
 from ppgen.progress import Progress, interruptible
 from ppgen.story import sandbox
+from ppgen.supports import unconstrained_view
 from ppgen.types import Story
 
 _CHECKED = 100  # evaluations of Pyro's ELBO that compare two states of the guide
@@ -206,7 +206,7 @@ class _Fit:
         assert self.program is not None
         parts, log_jacobian = [], torch.zeros(())
         for name in self.program.sites:
-            transform = biject_to(self.story.nodes[name]["fn"].support)
+            transform = unconstrained_view(self.story.nodes[name]["fn"].support)
             value = values[name]
             point = transform.inv(value)
             more = transform.log_abs_det_jacobian(point, value)

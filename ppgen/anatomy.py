@@ -15,9 +15,10 @@ import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample as Subsample
 from torch import Size, Tensor
-from torch.distributions import biject_to, constraints
+from torch.distributions import constraints
 
 from ppgen.observations import check_observed
+from ppgen.supports import unconstrained_view
 from ppgen.types import Story
 
 _NO_SHAPE = Size()
@@ -296,16 +297,20 @@ def _unconstrained_draw(name: str, fn: Any) -> tuple[Tensor, Tensor]:
     if not hasattr(fn, "support"):
         raise ValueError(f"site '{name}' is not a distribution but {type(fn).__name__}")
     try:
-        transform = biject_to(fn.support)
+        transform = unconstrained_view(fn.support)
         shape = transform.inverse_shape(fn.shape())
         point = torch.empty(shape).uniform_(-2, 2)
         value = transform(point)
     except NotImplementedError as error:
-        hint = (
-            "sample a standard normal vector and divide it by its norm"
-            if "sphere" in _support(fn).lower()
-            else "write the site as a transformed distribution on an unconstrained one"
-        )
+        if isinstance(innermost(fn), dist.MixtureSameFamily):
+            hint = (
+                "its components have bounds of their own; draw the component by a Categorical, "
+                "which is summed out, and stretch a site on [0, 1] to its bounds"
+            )
+        elif "sphere" in _support(fn).lower():
+            hint = "sample a standard normal vector and divide it by its norm"
+        else:
+            hint = "write the site as a transformed distribution on an unconstrained one"
         raise ValueError(
             f"site '{name}' ({_describe(fn)}) has support {_support(fn)}, which has no "
             f"unconstrained view: {hint}"

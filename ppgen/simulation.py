@@ -13,10 +13,10 @@ import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
-from torch.distributions import biject_to
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ppgen.anatomy import Subsample, is_deterministic
+from ppgen.supports import unconstrained_view
 from ppgen.types import Story
 from ppgen.writing import writable
 
@@ -119,4 +119,4 @@ class _Unconstrain(Messenger):
             return
         support, value = msg["fn"].support, self.values[msg["name"]]
         self.inside[msg["name"]] = torch.as_tensor(support.check(value)).all()
-        self.parts.append(biject_to(support).inv(value).flatten())
+        self.parts.append(unconstrained_view(support).inv(value).flatten())

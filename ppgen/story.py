@@ -18,13 +18,14 @@ from pyro.infer.enum import config_enumerate
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.distributions import biject_to, constraints
+from torch.distributions import constraints
 from torch.nn import Parameter
 
 from ppgen.anatomy import Anatomy, Site, Subsample, innermost
 from ppgen.enumeration import Drawn, Factor, Term, draw_back, sum_out
 from ppgen.lean import batched_safe_log, plain_shapes
 from ppgen.simulation import simulate
+from ppgen.supports import unconstrained_view
 from ppgen.types import Story
 
 
@@ -148,9 +149,14 @@ class _Evaluate(Messenger):
             raise _some_paths(msg["name"])
         msg["fn"] = without_validation(msg["fn"])
         if site.kind == "latent":
-            transform = biject_to(msg["fn"].support)
+            transform = unconstrained_view(msg["fn"].support)
             point = self.z[site.start : site.stop].reshape(site.unconstrained_shape)
             value = transform(point)
+            if value.dim() > len(site.shape):  # by a dimension of enumeration
+                raise ValueError(
+                    f"site '{site.name}' has bounds that depend on a discrete site, which is "
+                    "summed out: draw it on [0, 1] and stretch it to them"
+                )
             # sums over all dimensions: the Jacobian of the whole site
             self.log_jacobian = (
                 self.log_jacobian + transform.log_abs_det_jacobian(point, value).sum()

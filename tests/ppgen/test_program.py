@@ -14,8 +14,9 @@ from pyro.infer.reparam import LocScaleReparam
 from pyro.nn import PyroModule, PyroParam, PyroSample
 from torch import nn
 
-from ppgen.distributions import RestrictedBoltzmann
+from ppgen.distributions import RestrictedBoltzmann, SphericalCauchy
 from ppgen.program import Program
+from ppgen.transforms.stereographic import sphere
 
 Y = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0], dtype=torch.float64)
 SIGMA = torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0], dtype=torch.float64)
@@ -72,6 +73,23 @@ def support_that_moves():
         pyro.sample("u", dist.Uniform(0.0, top))
 
 
+def mixtures():
+    thirds = dist.Categorical(torch.ones(3))
+    loc = torch.tensor([-3.0, 0.0, 2.0])
+    pyro.sample("real", dist.MixtureSameFamily(thirds, dist.Normal(loc, 0.5)))
+    pyro.sample("positive", dist.MixtureSameFamily(thirds, dist.Gamma(loc.exp(), 1.0)))
+    corners = dist.Dirichlet(1 + 4 * torch.eye(3))
+    pyro.sample("corners", dist.MixtureSameFamily(thirds, corners))
+    directions = SphericalCauchy(0.7 * torch.eye(3))
+    with pyro.plate("rows", 2):
+        pyro.sample("direction", dist.MixtureSameFamily(thirds, directions))
+        normals = dist.Normal(loc[:, None] * torch.ones(2), 1.0).to_event(1)
+        pyro.sample("vector", dist.MixtureSameFamily(thirds, normals))
+    each = dist.Categorical(torch.ones(2, 3))
+    several = dist.Beta(loc.exp() * torch.ones(2, 1), 2.0)
+    pyro.sample("shares", dist.MixtureSameFamily(each, several).to_event(1))
+
+
 def factors(y=Y):
     mu = pyro.sample("mu", dist.Normal(0, 1))
     pyro.factor("penalty", -(mu**4))
@@ -125,6 +143,7 @@ STORIES = {
     "nested plates": nested_plates,
     "supports": supports,
     "support that moves": support_that_moves,
+    "mixtures": mixtures,
     "factor, scale, mask": factors,
     "improper priors": improper,
     "observed by condition": conditioned,
@@ -135,6 +154,17 @@ STORIES = {
 }
 
 
+# of which torch has no bijection: those of the components
+COMPONENTS = {
+    "real": constraints.real,
+    "positive": constraints.positive,
+    "corners": constraints.simplex,
+    "direction": sphere,
+    "vector": constraints.real_vector,
+    "shares": constraints.independent(constraints.unit_interval, 1),
+}
+
+
 def pyro_log_density(story, program, z):
     """Pyro's own log joint plus the log Jacobian, one point; nothing of ours but the slicing."""
     values, jacobian = {}, torch.zeros(())
@@ -142,7 +172,7 @@ def pyro_log_density(story, program, z):
         with pyro.poutine.trace() as trace, pyro.validation_enabled(False):
             pyro.poutine.condition(story, data={**_harmless(program), **values})()
         support = trace.trace.nodes[name]["fn"].support
-        transform = torch.distributions.biject_to(support)
+        transform = torch.distributions.biject_to(COMPONENTS.get(name, support))
         point = z[site.start : site.stop].reshape(site.unconstrained_shape)
         values[name] = transform(point)
         jacobian = jacobian + transform.log_abs_det_jacobian(point, values[name]).sum()
@@ -485,6 +515,11 @@ def on_the_sphere():
     pyro.sample("direction", dist.ProjectedNormal(torch.ones(3)))
 
 
+def of_uniforms():
+    ends = torch.tensor([1.0, 2.0])
+    pyro.sample("u", dist.MixtureSameFamily(dist.Categorical(ends), dist.Uniform(-ends, ends)))
+
+
 def counted():
     pyro.sample("count", dist.Poisson(3.0))
 
@@ -525,6 +560,7 @@ def missing_data():
     [
         (subsampled, r"plate 'data' is subsampled \(4 of 8\).*VI"),
         (on_the_sphere, r"site 'direction'.*[Ss]phere.*normal vector"),
+        (of_uniforms, r"site 'u' \(MixtureSameFamily\).*no unconstrained view.*stretch"),
         (counted, r"site 'count' is Poisson.*infinitely many.*cut it off.*logits=Poisson\("),
         (several, r"site 'several' is Multinomial.*by hand$"),
         (machine, r"site 'h' is RestrictedBoltzmann.*use Gibbs\(\)"),
@@ -537,6 +573,26 @@ def missing_data():
 def test_what_has_no_unconstrained_view_is_refused_by_name(story, says):
     with pytest.raises(ValueError, match=says):
         Program(story)
+
+
+def test_bounds_that_a_discrete_site_chooses_are_refused_and_stretched_as_the_message_says():
+    ends = torch.tensor([1.0, 2.0])
+
+    def moving():
+        end = ends[pyro.sample("k", dist.Categorical(torch.ones(2)))]
+        pyro.sample("u", dist.Uniform(-end, end))
+
+    with pytest.raises(ValueError, match=r"site 'u' has bounds that depend on a discrete site"):
+        Program(moving).log_density(torch.zeros(1))
+
+    def stretched():
+        end = ends[pyro.sample("k", dist.Categorical(torch.ones(2)))]
+        u = pyro.sample("u", dist.Uniform(0.0, 1.0))
+        pyro.sample("y", dist.Normal(end * (2 * u - 1), 1.0), obs=torch.tensor(1.0))
+
+    z = torch.zeros(1)  # u = 1/2: its density and slope are 1/4
+    expected = dist.Normal(0.0, 1.0).log_prob(torch.tensor(1.0)) - math.log(4)
+    assert Program(stretched).log_density(z) == pytest.approx(expected.item())
 
 
 def test_a_count_that_is_cut_off_as_the_message_says_is_summed_out():
