@@ -11,7 +11,7 @@ from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 
 from ppgen.data.errors import check_rows, refuse_where
-from ppgen.networks.likelihoods import BernoulliLikelihood, PixelLikelihood
+from ppgen.networks.likelihoods import BernoulliLikelihood, PixelLikelihood, pixel_law
 from ppgen.networks.mlp import MLP, hidden_layers
 from ppgen.networks.posteriors import DiagonalNormal, centre, of_width, scored
 from ppgen.networks.priors import StandardNormal
@@ -70,10 +70,12 @@ class ConditionalVAE(PyroModule):
         self.register_buffer("zero", torch.zeros(()), persistent=False)
         self.likelihood = likelihood or BernoulliLikelihood()
         widths = (visible + classes, *hidden)
-        self.encoder = encoder or hidden_layers(widths, activation)
+        self.encoder = hidden_layers(widths, activation) if encoder is None else encoder
         self.posterior = posterior or DiagonalNormal(widths[-1], latent)
         outputs = visible * self.likelihood.parameters_each
-        self.decoder = decoder or MLP((latent + classes, *reversed(hidden), outputs), activation)
+        if decoder is None:
+            decoder = MLP((latent + classes, *reversed(hidden), outputs), activation)
+        self.decoder = decoder
         self.code_prior = StandardNormal(latent)
 
     @pyro_method
@@ -105,7 +107,7 @@ class ConditionalVAE(PyroModule):
 
     def decode(self, z: Tensor, label: Tensor) -> TorchDistribution:
         """p(x | z, y); `label` is one of C, ``(*, C)``, up to broadcasting."""
-        return self.likelihood(self.decoder(joined(z, label)))
+        return pixel_law(self.likelihood, self.decoder(joined(z, label)), self.visible)
 
     def log_weights(self, x: Tensor, y: Tensor, samples: int) -> Tensor:
         """``log p(x, z | y) - log q(z | x, y)``, z ~ q: ``(samples, B)``, nats."""

@@ -93,6 +93,8 @@ class DequantizedFlow(PyroModule):
                 Autoregressive(dim, scalar_map, hidden, order=orders[i % 2], dropout=dropout)
                 for i in range(layers)
             ]
+        if not transforms:
+            raise ValueError("a dequantised flow needs a layer at least; it has none")
         self.transforms = nn.ModuleList(transforms)
         domain = getattr(transforms[0].domain, "base_constraint", None)
         self.into_cube = None if domain is constraints.unit_interval else ToCube([dim])

@@ -14,7 +14,7 @@ from torch.distributions import constraints
 
 from ppgen.data.errors import check_rows
 from ppgen.diagnostics.latent import LayeredUse, latent_use
-from ppgen.networks.likelihoods import BernoulliLikelihood, PixelLikelihood
+from ppgen.networks.likelihoods import BernoulliLikelihood, PixelLikelihood, pixel_law
 from ppgen.networks.mlp import MLP, hidden_layers
 from ppgen.networks.posteriors import (
     DiagonalNormal,
@@ -88,7 +88,9 @@ class HierarchicalVAE(PyroModule):
         self.visible, self.latent = visible, (lower, upper)
         self.register_buffer("zero", torch.zeros(()), persistent=False)
         self.likelihood = likelihood or BernoulliLikelihood()
-        self.encoder = encoder or hidden_layers((visible, wide, wide), activation)
+        if encoder is None:
+            encoder = hidden_layers((visible, wide, wide), activation)
+        self.encoder = encoder
         self.posterior = posterior or DiagonalNormal(wide, lower)
         self.upper_encoder = nn.Sequential(
             hidden_layers((lower, narrow, narrow), activation), DiagonalNormal(narrow, upper)
@@ -97,7 +99,9 @@ class HierarchicalVAE(PyroModule):
             hidden_layers((upper, narrow, narrow), activation), DiagonalNormal(narrow, lower)
         )
         outputs = visible * self.likelihood.parameters_each
-        self.decoder = decoder or MLP((lower, wide, wide, outputs), activation)
+        if decoder is None:
+            decoder = MLP((lower, wide, wide, outputs), activation)
+        self.decoder = decoder
         self.code_prior = prior or StandardNormal(upper)
 
     @pyro_method
@@ -136,7 +140,7 @@ class HierarchicalVAE(PyroModule):
 
     def decode(self, z1: Tensor) -> TorchDistribution:
         """The generating distribution p(x | z1)."""
-        return self.likelihood(self.decoder(z1))
+        return pixel_law(self.likelihood, self.decoder(z1), self.visible)
 
     def log_weights(self, x: Tensor, samples: int) -> Tensor:
         """``log p(x, z1, z2) - log q(z1, z2 | x)``, z ~ q: ``(B, D) -> (samples, B)``, nats."""

@@ -36,8 +36,12 @@ class RBMVAE(PyroModule):
         hidden: widths of the encoder's hidden layers; the decoder has them in reverse.
         encoder: another recognition network, ``(*, D) -> (*, L)`` logits.
         decoder: another generating network, ``(*, L) -> (*, D)`` logits.
+
     Shapes:
         ``x``: ``(B, D)`` and ``z``: ``(B, L)`` in {0, 1}.
+
+    Raises:
+        ValueError: when a network gives another count of logits; when `x` is not binary.
 
     References:
         | Discrete Variational Autoencoders (Rolfe, 2017) | https://arxiv.org/abs/1609.02200
@@ -61,8 +65,11 @@ class RBMVAE(PyroModule):
         if not prior.units.binary:
             raise ValueError(f"prior: expected binary visible units, got {prior.units}")
         self.visible, self.latent, self.prior = visible, prior.visible, prior
-        self.encoder = encoder or MLP((visible, *hidden, self.latent))
-        self.decoder = decoder or MLP((self.latent, *reversed(hidden), visible))
+        if encoder is None:  # and not where it is false: an empty nn.Sequential is the identity
+            encoder = MLP((visible, *hidden, self.latent))
+        if decoder is None:
+            decoder = MLP((self.latent, *reversed(hidden), visible))
+        self.encoder, self.decoder = encoder, decoder
 
     @pyro_method
     def model(self, x: Tensor) -> None:
@@ -79,11 +86,11 @@ class RBMVAE(PyroModule):
 
     def encode(self, x: Tensor) -> TorchDistribution:
         """The recognition distribution q(z | x)."""
-        return dist.Bernoulli(logits=self.encoder(self._data(x)), validate_args=False).to_event(1)
+        return _independent(self.encoder(self._data(x)), self.latent, "encoder")
 
     def decode(self, z: Tensor) -> TorchDistribution:
         """The generating distribution p(x | z)."""
-        return dist.Bernoulli(logits=self.decoder(z), validate_args=False).to_event(1)
+        return _independent(self.decoder(z), self.visible, "decoder")
 
     def log_unnormalised_joint(self, x: Tensor, z: Tensor) -> Tensor:
         """``log p(x, z) + log Z``, ``(*)``, nats."""
@@ -121,3 +128,10 @@ class RBMVAE(PyroModule):
 
     def _data(self, x: Tensor) -> Tensor:
         return whole_levels(x, self.visible).to(self.prior.visible_bias.dtype)
+
+
+def _independent(logits: Tensor, units: int, network: str) -> TorchDistribution:
+    """Bernoulli units; one logit alone would stand for all of them."""
+    if logits.shape[-1] != units:
+        raise ValueError(f"the {network} gives {logits.shape[-1]} logits for {units} units")
+    return dist.Bernoulli(logits=logits, validate_args=False).to_event(1)

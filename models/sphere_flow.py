@@ -84,8 +84,12 @@ class SphereFlow(DirectionalFlow):
         super().__init__()
         self.dim = dim
         if transforms is None:
-            transforms = _recursive(layers or 2, hidden, bins, waves) if dim == 2 else [
-                ExponentialMap(dim, bins, start="data") for _ in range(layers or 8)
+            if layers is None:
+                layers = 2 if dim == 2 else 8
+            elif layers < 1:
+                raise ValueError(f"a flow needs a layer at least; got layers={layers}")
+            transforms = _recursive(layers, hidden, bins, waves) if dim == 2 else [
+                ExponentialMap(dim, bins, start="data") for _ in range(layers)
             ]  # fmt: skip
         self.transforms = nn.ModuleList(transforms)
         self.register_buffer("base", torch.zeros(dim + 1))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ppgen.data.errors import check_rows
 from ppgen.diagnostics.latent import LatentUse, latent_use, unit_divergences
 from ppgen.latent.paths import linear
-from ppgen.networks.likelihoods import BernoulliLikelihood, PixelLikelihood
+from ppgen.networks.likelihoods import BernoulliLikelihood, PixelLikelihood, pixel_law
 from ppgen.networks.mlp import MLP, hidden_layers
 from ppgen.networks.posteriors import (
     DiagonalNormal,
@@ -85,10 +85,14 @@ class VAE(PyroModule):
         self.visible, self.latent = visible, latent
         self.register_buffer("zero", torch.zeros(()), persistent=False)
         self.likelihood = likelihood or BernoulliLikelihood()
-        self.encoder = encoder or hidden_layers((visible, *hidden), activation)
+        if encoder is None:  # and not where it is false: an empty nn.Sequential is the identity
+            encoder = hidden_layers((visible, *hidden), activation)
+        self.encoder = encoder
         self.posterior = posterior or DiagonalNormal([visible, *hidden][-1], latent)
         outputs = visible * self.likelihood.parameters_each
-        self.decoder = decoder or MLP((latent, *reversed(hidden), outputs), activation)
+        if decoder is None:
+            decoder = MLP((latent, *reversed(hidden), outputs), activation)
+        self.decoder = decoder
         self.code_prior = prior or StandardNormal(latent)
 
     @pyro_method
@@ -126,14 +130,7 @@ class VAE(PyroModule):
 
     def decode(self, z: Tensor) -> TorchDistribution:
         """The generating distribution p(x | z)."""
-        raw = self.decoder(z)
-        each = self.likelihood.parameters_each
-        if raw.shape[-1] != each * self.visible:
-            raise ValueError(
-                f"the decoder gives {raw.shape[-1]} numbers, and {self.visible} pixels with "
-                f"{each} each need {each * self.visible}"
-            )
-        return self.likelihood(raw)
+        return pixel_law(self.likelihood, self.decoder(z), self.visible)
 
     def log_weights(self, x: Tensor, samples: int) -> Tensor:
         """``log p(x, z) - log q(z | x)``, z ~ q: ``(B, D) -> (samples, B)``, nats."""

@@ -38,6 +38,21 @@ class PixelLikelihood(nn.Module):
         return x
 
 
+def pixel_law(likelihood: PixelLikelihood, raw: Tensor, visible: int) -> TorchDistribution:
+    """p(x | raw) of that many pixels.
+
+    Raises:
+        ValueError: where a decoder gives another count of numbers; one alone would stand for all.
+    """
+    each = likelihood.parameters_each
+    if raw.shape[-1] != each * visible:
+        raise ValueError(
+            f"the decoder gives {raw.shape[-1]} numbers, and {visible} pixels with {each} each "
+            f"need {each * visible}"
+        )
+    return likelihood(raw)
+
+
 class BernoulliLikelihood(PixelLikelihood):
     """Binary pixels; the decoder gives their log-odds. Grey values have no density here."""
 

@@ -25,6 +25,14 @@ def story(latent=3, hidden=2, visible=4, scale=1.0):
     return RBMVAE(visible, prior, hidden=(5,))
 
 
+def test_networks_of_another_width_are_refused():
+    """One logit would broadcast: every pixel, or every unit of the code, would be that one."""
+    with pytest.raises(ValueError, match="decoder gives 1 logits for 4 units"):
+        RBMVAE(4, RBM(3, 2), decoder=torch.nn.Linear(3, 1)).model(data())
+    with pytest.raises(ValueError, match="encoder gives 1 logits for 3 units"):
+        RBMVAE(4, RBM(3, 2), encoder=torch.nn.Linear(4, 1)).guide(data())
+
+
 def data(rows=3):
     return torch.tensor([[1.0, 0, 1, 0], [1, 1, 1, 0], [0, 1, 0, 0]])[:rows]
 

@@ -12,8 +12,11 @@ from ppgen import latent
 from ppgen.inference.elbo import ELBO
 from ppgen.inference.likelihood import log_likelihood
 from ppgen.models.base_rate import BaseRate, whole_levels
+from ppgen.models.conditional_vae import ConditionalVAE
 from ppgen.models.flow import Flow
 from ppgen.models.hierarchical_vae import HierarchicalVAE
+from ppgen.models.rbm import RBM
+from ppgen.models.rbm_vae import RBMVAE
 from ppgen.models.vae import VAE
 from ppgen.networks.convolutional import ConvolutionalDecoder, ConvolutionalEncoder
 from ppgen.networks.flow_posterior import AutoregressivePosterior
@@ -258,6 +261,23 @@ def test_parts_that_do_not_fit_are_refused_by_their_widths():
         VAE(6, 3, (5,), posterior=FullNormal(5, 1)).guide(x)
     with pytest.raises(ValueError, match=r"code has 1 dimensions and the prior \(2,\)"):
         HierarchicalVAE(6, (2, 1), (5, 4), prior=MixturePrior(2)).model(x)
+    with pytest.raises(ValueError, match="decoder gives 1 numbers, and 6 pixels"):
+        HierarchicalVAE(6, (2, 1), (5, 4), decoder=nn.Linear(2, 1)).model(x)
+    with pytest.raises(ValueError, match="decoder gives 1 numbers, and 6 pixels"):
+        ConditionalVAE(6, 2, 1, (5,), decoder=nn.Linear(3, 1)).model(x, torch.zeros(3))
+
+
+def test_a_network_without_layers_is_the_one_that_is_used():
+    """An empty sequence of layers is the identity, and counts as false."""
+    nothing = nn.Sequential()
+    assert VAE(6, 2, (5,), encoder=nothing).encoder is nothing
+    assert VAE(6, 6, (5,), decoder=nothing).decode(torch.ones(6)).base_dist.logits.eq(1).all()
+    assert HierarchicalVAE(6, (2, 1), (5, 4), encoder=nothing).encoder is nothing
+    assert HierarchicalVAE(6, (6, 1), (5, 4), decoder=nothing).decoder is nothing
+    told = ConditionalVAE(6, 2, 1, (5,), encoder=nothing, decoder=nothing)
+    assert told.encoder is told.decoder is nothing
+    both = RBMVAE(4, RBM(4, 2), encoder=nothing, decoder=nothing)
+    assert both.encoder is both.decoder is nothing
 
 
 def test_grey_values_are_refused_with_what_takes_them():
