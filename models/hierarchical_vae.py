@@ -26,6 +26,7 @@ from ppgen.networks.posteriors import (
 from ppgen.networks.priors import StandardNormal
 
 DRAWS = 100  # for a divergence without a formula
+_AT_ONCE = 100  # examples, each with all draws
 
 
 class HierarchicalVAE(PyroModule):
@@ -170,18 +171,23 @@ class HierarchicalVAE(PyroModule):
     @torch.no_grad()
     def latent_use(self, x: Tensor) -> LayeredUse:
         """Of each layer, which units follow `x`, ``(N, D)``, and how far from what is above it."""
+        parts = [self._use(part) for part in check_rows(x).split(_AT_ONCE)]
+        mean, noise, below, above = (torch.cat(column) for column in zip(*parts, strict=True))
+        return LayeredUse(
+            z1=latent_use(mean, below, noise=noise),
+            # at the mean of z1: a mean over draws would add their noise to its variance
+            z2=latent_use(centre(self.upper_encoder(mean)), above),
+        )
+
+    def _use(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Means of z1, the variance of their errors, ``(B, L1)``; nats of z1 and z2, ``(B,)``."""
         lower = scored(self.encode(x))
         z1 = lower.rsample(torch.Size([DRAWS]))
         upper = self.upper_encoder(z1)
         z2 = upper.rsample()
         below = lower.log_prob(z1) - self.upper_decoder(z2).log_prob(z1)
         above = upper.log_prob(z2) - self.upper_prior().log_prob(z2)
-        mean, noise = centre_and_noise(lower)
-        return LayeredUse(
-            z1=latent_use(mean, below.mean(0), noise=noise),
-            # at the mean of z1: a mean over draws would add their noise to its variance
-            z2=latent_use(centre(self.upper_encoder(mean)), above.mean(0)),
-        )
+        return *centre_and_noise(lower), below.mean(0), above.mean(0)
 
     def _data(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.visible:

@@ -7,17 +7,22 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
 from ppgen.latent.paths import Path, spherical
 from ppgen.types import Autoencoder, ImportanceWeighted
 
+_AT_ONCE = 1000  # examples, so that a convolution's images fit into memory
 _DRAWS = 64  # whose average is the code where the encoder's law has no mean in closed form
 
 
 @torch.no_grad()
 def codes(model: Autoencoder, x: Tensor) -> Tensor:
     """The mean of ``q(z | x)``, ``(N, D) -> (N, L)``; of draws where it is no formula."""
-    law = model.encode(x)
+    return torch.cat([_centre(model.encode(part)) for part in x.split(_AT_ONCE)])
+
+
+def _centre(law: Distribution) -> Tensor:
     try:
         return law.mean
     except NotImplementedError:

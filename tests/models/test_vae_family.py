@@ -9,6 +9,7 @@ import torch
 from pyro.infer import SVI, Predictive, Trace_ELBO, TraceEnum_ELBO, config_enumerate
 
 from ppgen.inference import ELBO, Annealing, DReG, ImportanceWeightedELBO, log_likelihood, train
+from ppgen.inference.peak_memory import peak_memory
 from ppgen.models import ConditionalVAE, HierarchicalVAE, SemiSupervisedVAE
 from ppgen.models.semi_supervised_vae import MISSING
 from ppgen.networks.likelihoods import GaussianLikelihood
@@ -114,6 +115,20 @@ def test_two_layers_train_by_importance_weighting_and_say_what_they_use():
     assert vae.reconstruct(x).shape == x.shape
     with pytest.raises(ValueError, match="two sizes"):
         HierarchicalVAE(6, (3,), (5, 4))
+
+
+def test_what_many_examples_use_is_that_of_their_parts_in_the_memory_of_a_few():
+    vae = two_layers()
+    x = EVERY.repeat(38, 1)[:300]
+    few, many = (peak_memory(lambda n=n: vae.latent_use(x[:n])) for n in (100, 300))
+    assert many < 1.5 * few
+    whole = vae.latent_use(x)
+    parts = [vae.latent_use(x[i::3]) for i in range(3)]
+    mean = sum(part["z1"].divergence for part in parts) / 3
+    # 300 examples by 100 draws, whose terms deviate by less than 3
+    assert whole["z1"].divergence == pytest.approx(mean, abs=4.3 * 3 * (2 / 30_000) ** 0.5)
+    mean = vae.encode(x).mean.detach()
+    assert whole["z1"].variance == pytest.approx(mean.var(0).numpy(), rel=1e-2)
 
 
 def test_two_layers_take_other_parts():

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ppgen import latent
+from ppgen.inference.peak_memory import peak_memory
 from ppgen.models.sentence_vae import SentenceVAE
 from ppgen.models.vae import VAE
 from ppgen.networks.priors import MixturePrior
@@ -106,6 +107,14 @@ def test_reconstructions_are_the_mean_of_the_mean_code():
     assert torch.equal(latent.reconstruct(Mirror(), x), x)
     vae, x = VAE(4, 2, (5,)), torch.bernoulli(torch.full((3, 4), 0.5))
     assert torch.equal(latent.reconstruct(vae, x), vae.reconstruct(x))
+
+
+def test_many_codes_take_the_memory_of_a_thousand():
+    wide = VAE(2, 1, (500,))
+    x = torch.arange(9000.0).reshape(4500, 2) % 2
+    few, many = (peak_memory(lambda n=n: latent.codes(wide, x[:n])) for n in (1000, 4500))
+    assert many < 1.2 * few  # hidden layers of 500, beside a code of one number
+    torch.testing.assert_close(latent.codes(wide, x), wide.code(x), rtol=0, atol=1e-12)
 
 
 def test_codes_of_a_law_without_a_mean_are_averaged_over_draws():
