@@ -103,15 +103,16 @@ def implicit_reparameterisation(
                 "needs their distribution functions"
             )
         z = q.sample()
+        density = scalars.log_prob(z).detach().exp()
         try:
             below = scalars.cdf(z)
-        except NotImplementedError as error:
+            return _pathwise(f, z - (below - below.detach()) / density, rows)
+        except NotImplementedError as error:  # of the cdf, or of its derivative in the parameters
             raise ValueError(
-                f"{_name(q)} has no cdf; torch differentiates the draws of StudentT, Gamma, Beta "
-                "and Dirichlet implicitly in rsample: use reparameterisation"
+                f"{_name(q)} has no cdf that can be differentiated; torch differentiates the draws "
+                "of StudentT, Gamma, Beta and Dirichlet implicitly in rsample: use "
+                "reparameterisation"
             ) from error
-        density = scalars.log_prob(z).detach().exp()
-        return _pathwise(f, z - (below - below.detach()) / density, rows)
 
 
 def reinforce(

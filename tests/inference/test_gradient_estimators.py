@@ -137,6 +137,22 @@ def test_implicit_gradients_reach_where_no_sampler_can_be_differentiated():
     assert not report.biased, str(report)
 
 
+def test_a_distribution_function_without_a_derivative_is_refused():
+    """torch has that of a gamma law in its rate, and none in its shape."""
+
+    def gamma(p):
+        return dist.Gamma(p[..., 0].exp(), 1.0)
+
+    with pytest.raises(ValueError, match="Gamma has no cdf that can be differentiated"):
+        ESTIMATORS["implicit"](gamma, torch.zeros(1), lambda z: z, 5)
+
+    def of_rate(p):
+        return dist.Gamma(2.0, p[..., 0].exp())
+
+    found = ESTIMATORS["implicit"](of_rate, torch.zeros(1), lambda z: z, 5, 2)
+    assert (found < 0).all()  # d z / d log rate = -z
+
+
 def test_implicit_and_explicit_gradients_of_a_location_and_scale_are_the_same():
     """By draw, for the same noise: dz = dmu + (z - mu) d log sigma."""
     for name in ("Normal", "Laplace", "Logistic", "Cauchy"):
