@@ -28,7 +28,7 @@ def in_child(command: list[str], dies_after: int | None = None) -> bool:
     """Run a command in a forked process, killed after so many files; whether it ended well."""
     pid = os.fork()
     if pid == 0:
-        ppgen.cli.train.write_page = lambda *_: None  # type: ignore[assignment]
+        ppgen.cli.train.write_page = lambda *_: (None, None)  # type: ignore[assignment]
         if dies_after is not None:
             rename, left = os.replace, iter(range(dies_after))
 

@@ -11,6 +11,7 @@ import ppgen.models
 from ppgen.cli import exits, run
 from ppgen.cli.bundled import BUNDLED
 from ppgen.cli.runs import load_data, read_settings, restored
+from ppgen.cli.training import usual_epochs
 from ppgen.likelihood import Likelihood
 
 RBM, DBM, VAE = (
@@ -177,7 +178,7 @@ def test_exit_codes_and_what_is_said(files, capsys, command, code, says):
 @pytest.fixture
 def without_pages(monkeypatch):
     """What is written beside a run has tests of its own."""
-    monkeypatch.setattr("ppgen.cli.train.write_page", lambda *_: None)
+    monkeypatch.setattr("ppgen.cli.train.write_page", lambda *_: (None, None))
 
 
 @pytest.mark.parametrize("model", ["dbm", pytest.param("dbn", marks=pytest.mark.slow)])
@@ -247,6 +248,16 @@ def test_a_run_that_is_no_start_is_refused(files, capsys, without_pages):
     assert "--likelihood-every" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("examples", "batch_size", "epochs"),
+    [(54_000, 100, 20), (10_000, 100, 20), (1_294, 100, 154), (30, 100, 200), (1_294, 20, 31)],
+)
+def test_few_examples_are_gone_through_more_often(examples, batch_size, epochs):
+    assert usual_epochs(examples, batch_size) == epochs
+    steps = -(-examples // batch_size)
+    assert epochs in (20, 200) or (epochs - 1) * steps < 2_000 <= epochs * steps
+
+
 def test_a_run_is_trained_evaluated_sampled_resumed_and_reported(files, capsys, monkeypatch):
     train = ["train", "rbm", "--epochs", "2", "--hidden", "8", "--out", "run", "--quiet"]
     assert run(train) == exits.DONE
@@ -259,9 +270,10 @@ def test_a_run_is_trained_evaluated_sampled_resumed_and_reported(files, capsys, 
     assert len((files / "run" / "metrics.jsonl").read_text().splitlines()) == 3
     assert read_settings(Path("run"))["epochs"] == 3  # of the next resume, and of the page
     assert run(["resume", "run", "--epochs", "0", "--quiet"]) == exits.USAGE
-    capsys.readouterr()
+    said = capsys.readouterr().out
     assert run(["evaluate", "run", "--json", "--quiet"]) == exits.DONE
     found = json.loads(capsys.readouterr().out)
+    assert f"on {found['data']}: {found['lower']:.2f} nats per example (exact)" in said
     assert found["kind"] == "exact"
     assert -60 < found["lower"] < -15
     assert "static binarisation" in found["data"]

@@ -18,7 +18,7 @@ OLDEST = {"gibbs_steps": 2, "persistent": True}  # what the first runs were reco
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("ppgen.cli.train.write_page", lambda *_: None)
+    monkeypatch.setattr("ppgen.cli.train.write_page", lambda *_: (None, None))
     return tmp_path
 
 

@@ -75,7 +75,7 @@ def test_half_of_the_units_are_hidden():
 
 
 def test_a_run_fills_in_held_out_digits(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("ppgen.cli.train.write_page", lambda *_: None)
+    monkeypatch.setattr("ppgen.cli.train.write_page", lambda *_: (None, None))
     place, found = tmp_path / "run", tmp_path / "nodir" / "x.npy"
     train = ["train", "rbm", "--hidden", "3", "--epochs", "1", "--out", str(place), "--quiet"]
     assert run(train) == exits.DONE

@@ -108,7 +108,7 @@ def test_a_hidden_label_is_drawn_given_the_pixels():
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("ppgen.cli.train.write_page", lambda *_: None)
+    monkeypatch.setattr("ppgen.cli.train.write_page", lambda *_: (None, None))
     return tmp_path
 
 

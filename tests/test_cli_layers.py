@@ -40,7 +40,7 @@ class Killed(BaseException):
 
 def test_a_run_killed_in_a_layer_ends_as_a_whole_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("ppgen.cli.train.write_page", lambda *_: None)
+    monkeypatch.setattr("ppgen.cli.train.write_page", lambda *_: (None, None))
     train = ["train", *DBM, "--hidden", "6", "--persistent", "--batch-size", "400", "--quiet"]
     assert run([*train, "--out", "whole"]) == exits.DONE
     replace, left = os.replace, iter(range(20))

@@ -71,7 +71,7 @@ def test_noise_and_scale_are_those_of_training_whatever_is_read_next():
 
 
 def test_a_run_is_trained_evaluated_sampled_and_resumed(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("ppgen.cli.train.write_page", lambda *_: None)
+    monkeypatch.setattr("ppgen.cli.train.write_page", lambda *_: (None, None))
     place = str(tmp_path / "run")
     assert run([*TRAIN, "--out", place]) == exits.DONE
     assert run(["resume", place, "--epochs", "2", "--quiet"]) == exits.DONE

@@ -17,7 +17,7 @@ QUICK = ["--data", "digits", "--epochs", "1", "--hidden", "8", "--latent", "3", 
 
 @pytest.fixture
 def train(tmp_path, monkeypatch):
-    monkeypatch.setattr("ppgen.cli.runs._THOROUGH", 2)  # the page is not looked at
+    monkeypatch.setattr("ppgen.cli.runs.THOROUGH", 2)  # the page is not looked at
 
     def run_folder(name, *options):
         place = tmp_path / name

@@ -11,6 +11,7 @@ from ppgen.cli.exits import DONE
 from ppgen.cli.labels import class_of, classification, label_column
 from ppgen.cli.options import Binarisation, Common, Run, Split
 from ppgen.cli.runs import (
+    THOROUGH,
     chosen,
     default_place,
     draw_examples,
@@ -65,7 +66,7 @@ def evaluate(
             20 for molecules.
         thorough: so many examples get all the samples, the others a fiftieth, which is many times
             faster; the mean is corrected by what the full number adds on the former. All examples
-            get all when not given.
+            get all when not given, of a flow 100 do.
         anneal: on so many examples a VAE is also measured by annealed importance sampling of the
             code, which does not depend on the encoder: it says how far the other bounds are off.
         chains: of annealed importance sampling; 100 when not given for a Boltzmann machine too
@@ -89,6 +90,8 @@ def evaluate(
         story = restored(settings, examples, run).to(common.device)
         if samples is None and settings["model"] not in MACHINES:
             samples = molecules.SAMPLES if settings["model"] == "molecules" else 5000
+        if thorough is None and settings["model"] == "flow":
+            thorough = THOROUGH  # some layers take many minutes else
         found = held_out_likelihood(
             story, examples, common, samples, chains or 100, temperatures or 1000, thorough,
             raise_chains=raise_chains or 0,
@@ -202,6 +205,6 @@ def report(run: Run, /, *, common: Common | None = None) -> int:
     with common.active():
         examples = load_data(settings, "train")
         story = restored(settings, examples, run)
-        path = write_page(story, settings, read_metrics(run), run, common)
+        path, _ = write_page(story, settings, read_metrics(run), run, common)
     common.print(f"report: {path}", {"report": str(path)})
     return DONE

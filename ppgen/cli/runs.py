@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 LIKELIHOODS = "likelihood.jsonl"  # of a run that was measured while it was trained
 
 
-_THOROUGH = 100  # examples whose importance sampling is not cut short on a run's page
+THOROUGH = 100  # examples whose importance sampling is not cut short on a run's page
 
 
 def read_settings(run: Path) -> dict[str, Any]:
@@ -243,8 +243,12 @@ def write_page(
     history: dict[str, list[Any]],
     out: Path,
     common: Common,
-) -> Path:
-    """The run's report.html, and samples.png where the data are images; returns its place."""
+) -> tuple[Path, str | None]:
+    """The run's report.html, and samples.png where the data are images.
+
+    Returns:
+        Its place, and what is known of the likelihood of examples that were held out.
+    """
     import torch
 
     from ppgen import plots
@@ -263,7 +267,7 @@ def write_page(
         note("no test split: the likelihood is that of the tenth held out for validation")
     found: Likelihood | None = None
     try:
-        draws, thorough = None, _THOROUGH
+        draws, thorough = None, THOROUGH
         if settings["model"] == "molecules":
             draws, thorough = molecules.SAMPLES, None
         found = held_out_likelihood(story, examples, common, draws, thorough=thorough)
@@ -283,10 +287,13 @@ def write_page(
         pictures.append(Picture(figure, "Measured while it was trained, by short annealing."))
     facts = {k: v for k, v in settings.items() if k not in ("tokenizer", "properties", "standard")}
     facts["evaluated on"] = examples.describe()
+    said = None if found is None else f"{examples.describe()}: {found}"
     if found is not None and has_real_units(settings):
-        facts["the likelihood is"] = real_units.density(found, settings)[0].strip()
+        text = real_units.density(found, settings)[0].strip()
+        said, facts["the likelihood is"] = f"{said}\n{text}", text
     elif found is not None and settings.get("labels"):
         text = classification(story, found, examples.x, examples.split)[0].strip()
+        said = f"{said}\n{text}"
         facts["the likelihood is"], facts["it classifies with"] = text.split("\n")
     elif found is not None:
         facts |= bits_per_dimension(found, settings, examples.x.shape[1])
@@ -306,4 +313,4 @@ def write_page(
         more.append(Section("Samples", tables=[table]))
     title = f"{settings['model']} on {settings['data']}"
     page = run_page(title, history, found, pictures, facts, more=more, curves=curves)
-    return page.save(out / "report.html")
+    return page.save(out / "report.html"), said

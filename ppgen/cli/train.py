@@ -32,6 +32,7 @@ from ppgen.cli.training import (
     hold_out,
     optimisation,
     quick_mean_field,
+    usual_epochs,
     usual_rate,
 )
 
@@ -58,7 +59,7 @@ def train(
     data: str = "digits",
     folder: Path | None = None,
     binarisation: Binarisation | None = None,
-    epochs: int = 20,
+    epochs: int | None = None,
     batch_size: int = 100,
     learning_rate: float | None = None,
     hidden: Annotated[list[int] | None, Parameter(consume_multiple=True, negative="")] = None,
@@ -96,7 +97,8 @@ def train(
         binarisation: how grey images become 0 and 1: static draws each pixel once, with its grey
             level as probability, dynamic anew each epoch; threshold cuts at a half. Static for the
             named data sets, none for grey --pixels, when not given.
-        epochs: passes over the training data.
+        epochs: passes over the training data; 20 when not given, and on few examples as many as
+            make 2,000 steps, up to 200.
         batch_size: examples of one step; all of them, where there are fewer.
         learning_rate: 0.05 for an RBM, 0.1 for a DBM, 0.02 for a DBN (0.05 for its layers before),
             0.003 for a flow, for sentences and for an RBM of real numbers, 0.002 for molecules,
@@ -148,13 +150,15 @@ def train(
     settings["learning_rate"] = learning_rate or usual_rate(settings)
     if settings.get("pixels") in GREY or has_real_units(settings):
         settings["binarisation"] = binarisation or "none"
-    _check_gibbs_steps(machine.gibbs_steps, epochs, machine.compile)
     if model in MACHINES:
         settings["top_alone"] = trains_top_alone(settings)
     with common.active():
         if is_text(settings):  # goes into the run, whatever becomes of the file
             settings["tokenizer"] = tokenizer_of(settings).as_dict()
         examples = load_data(settings, "train")
+        if epochs is None:
+            settings["epochs"] = usual_epochs(len(hold_out(examples)[0]), batch_size)
+        _check_gibbs_steps(machine.gibbs_steps, settings["epochs"], machine.compile)
         return _train(settings, examples, out, common, overwrite=overwrite)
 
 
@@ -336,15 +340,18 @@ def _train(
         return INTERRUPTED
     if result.stopped == "diverged":
         return NOT_PASSED
-    page = write_page(result.story, settings, result.history, out, common)
+    page, said = write_page(result.story, settings, result.history, out, common)
     more, numbers = "", {}
     if settings["model"] == "sentences":
         held_out = held_out_likelihood(result.story, validation, common, _TEXT_DRAWS)
         more, numbers = beside_ngrams(held_out, kept, validation, tokenizer_of(settings).vocabulary)
+        said = None  # of the same, but words are what counts there
     text = (
         f"{settings['model']}: {result.epochs} epochs, {result.steps} steps, {result.seconds:.1f} s"
         f"{more}{latent_sentence(result.story, validation, common)}"
     )
+    if said is not None:
+        text, numbers = f"{text}\non {said}", {**numbers, "held_out": said}
     common.print(
         f"{text}\nrun: {out}\nreport: {page}",
         {"run": str(out), "report": str(page), "epochs": result.epochs, "steps": result.steps,

@@ -247,7 +247,7 @@ COMMON = ["--data", "small.csv", "--epochs", "1", "--batch-size", "9"]
 @pytest.mark.slow  # 3 s
 def test_every_option_of_the_command_line_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("ppgen.cli.train.write_page", lambda *_: None)
+    monkeypatch.setattr("ppgen.cli.train.write_page", lambda *_: (None, None))
     lines = [",".join("abcdef"), *["1,0,0,0,1,0", "0,1,0,1,0,0", "0,0,1,0,0,1"] * 10]
     (tmp_path / "small.csv").write_text("\n".join(lines) + "\n")
     for command in COMMANDS:
