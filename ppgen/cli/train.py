@@ -29,6 +29,7 @@ from ppgen.cli.training import (
     arguments,
     build,
     has_real_units,
+    held_out,
     hold_out,
     optimisation,
     quick_mean_field,
@@ -157,7 +158,7 @@ def train(
             settings["tokenizer"] = tokenizer_of(settings).as_dict()
         examples = load_data(settings, "train")
         if epochs is None:
-            settings["epochs"] = usual_epochs(len(hold_out(examples)[0]), batch_size)
+            settings["epochs"] = usual_epochs(len(examples) - held_out(examples), batch_size)
         _check_gibbs_steps(machine.gibbs_steps, settings["epochs"], machine.compile)
         return _train(settings, examples, out, common, overwrite=overwrite)
 

@@ -180,8 +180,12 @@ def arguments(examples: Dataset, settings: dict[str, Any]) -> Any:
 
 def hold_out(examples: Dataset) -> tuple[Dataset, Dataset]:
     """What is trained on, and what the validation curve is of."""
-    held = max(1, round(_HELD_OUT * len(examples)))
-    return examples.hold_out(held)
+    return examples.hold_out(held_out(examples))
+
+
+def held_out(examples: Dataset) -> int:
+    """How many of them are not trained on."""
+    return max(1, round(_HELD_OUT * len(examples)))
 
 
 def _in_parts(epochs: int, epoch: int, *, steps: tuple[int, ...]) -> int:
