@@ -9,11 +9,13 @@ from contextlib import suppress
 from typing import Any
 
 import torch
+from pyro.distributions.constraints import ordered_vector
 from torch import Tensor
+from torch.distributions import constraints
 
-from ppgen.anatomy import Anatomy
+from ppgen.anatomy import Anatomy, innermost
 from ppgen.inputs import tensors
-from ppgen.story import not_finite, outside_domain
+from ppgen.story import not_finite, visited_sites
 from ppgen.types import Story
 
 
@@ -31,7 +33,7 @@ def warn_of_domains(
     """
     found: dict[str, str] = {}
     for z in rows:
-        found = {**outside_domain(model, anatomy, z, args, kwargs), **found}
+        found = {**_outside_domain(model, anatomy, z, args, kwargs), **found}
     if found:
         sites = ", ".join(f"{parameter} at site {site}" for site, parameter in found.items())
         warnings.warn(
@@ -80,3 +82,40 @@ def culprits(
     sites = not_finite(model, anatomy, z, args, kwargs)
     named = [f"; the log density of {site} is {value} there" for site, value in sites.items()]
     return "".join([*named, *data])
+
+
+def _outside_domain(
+    model: Story, anatomy: Anatomy, z: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, str]:
+    """Sites whose distribution gets a parameter outside its domain at `z`, and its value.
+
+    Such as a negative scale. Pyro's validation would raise; a recording gives NaN, or a number
+    that means nothing.
+    """
+    found = {}
+    for msg in visited_sites(model, anatomy, z, args, kwargs):
+        base: Any = innermost(msg["fn"])
+        for name, domain in getattr(base, "arg_constraints", {}).items():
+            value = base.__dict__.get(name)
+            if not isinstance(value, Tensor) or not value.isfinite().all():
+                continue
+            wrong = _outside(domain, value)
+            if bool(wrong.any()):
+                place = f"'{msg['name']}' ({anatomy.sites[msg['name']].distribution})"
+                first = value[wrong][0]
+                shown = ", ".join(f"{number:.3g}" for number in first.flatten().tolist())
+                found[place] = f"{name} {f'[{shown}]' if first.dim() else shown}"
+    return found
+
+
+def _outside(domain: Any, value: Tensor) -> Tensor:
+    """Where a parameter is outside its domain by more than rounding, ``(*batch)``."""
+    nowhere = value.new_zeros(value.shape, dtype=torch.bool)
+    margin = 1e-6 * (1 + value.abs())
+    if domain is ordered_vector:
+        return (value.diff() < -margin[..., 1:]).any(-1)
+    while isinstance(domain, constraints.independent):
+        domain = domain.base_constraint
+    if constraints.is_dependent(domain) or domain.is_discrete or domain.event_dim:
+        return nowhere
+    return ~(domain.check(value - margin) | domain.check(value + margin))

@@ -18,7 +18,6 @@ from pyro.infer.enum import config_enumerate
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.distributions import constraints
 from torch.nn import Parameter
 
 from ppgen.anatomy import Anatomy, Site, Subsample, innermost
@@ -305,59 +304,26 @@ def _log_prob(msg: Any) -> Tensor:
     return fn.log_prob(value, *msg["args"], **msg["kwargs"])
 
 
+def visited_sites(
+    model: Story, anatomy: Anatomy, z: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> list[Any]:
+    """Pyro's messages of the sites of one run at the unconstrained point `z`."""
+    handler = _Evaluate(anatomy, z)
+    with torch.no_grad(), handler:
+        model(*args, **kwargs)
+    return handler.visited
+
+
 def not_finite(
     model: Story, anatomy: Anatomy, z: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> dict[str, str]:
     """Sites whose log density is not finite at the unconstrained point `z`, with that value."""
-    handler = _Evaluate(anatomy, z)
-    with torch.no_grad(), handler:
-        model(*args, **kwargs)
     found = {}
-    for msg in handler.visited:
+    for msg in visited_sites(model, anatomy, z, args, kwargs):
         total = float(_direct_term(anatomy, msg).log_density.sum())
         if not math.isfinite(total):
             found[f"'{msg['name']}' ({anatomy.sites[msg['name']].distribution})"] = str(total)
     return found
-
-
-def outside_domain(
-    model: Story, anatomy: Anatomy, z: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> dict[str, str]:
-    """Sites whose distribution gets a parameter outside its domain at `z`, and its value.
-
-    Such as a negative scale. Pyro's validation would raise; a recording gives NaN, or a number
-    that means nothing.
-    """
-    handler = _Evaluate(anatomy, z)
-    with torch.no_grad(), handler:
-        model(*args, **kwargs)
-    found = {}
-    for msg in handler.visited:
-        base: Any = innermost(msg["fn"])
-        for name, domain in getattr(base, "arg_constraints", {}).items():
-            value = base.__dict__.get(name)
-            if not isinstance(value, Tensor) or not value.isfinite().all():
-                continue
-            wrong = _outside(domain, value)
-            if bool(wrong.any()):
-                place = f"'{msg['name']}' ({anatomy.sites[msg['name']].distribution})"
-                first = value[wrong][0]
-                shown = ", ".join(f"{number:.3g}" for number in first.flatten().tolist())
-                found[place] = f"{name} {f'[{shown}]' if first.dim() else shown}"
-    return found
-
-
-def _outside(domain: Any, value: Tensor) -> Tensor:
-    """Where a parameter is outside its domain by more than rounding, ``(*batch)``."""
-    nowhere = value.new_zeros(value.shape, dtype=torch.bool)
-    margin = 1e-6 * (1 + value.abs())
-    if domain is dist.constraints.ordered_vector:
-        return (value.diff() < -margin[..., 1:]).any(-1)
-    while isinstance(domain, constraints.independent):
-        domain = domain.base_constraint
-    if constraints.is_dependent(domain) or domain.is_discrete or domain.event_dim:
-        return nowhere
-    return ~(domain.check(value - margin) | domain.check(value + margin))
 
 
 def _direct_term(anatomy: Anatomy, msg: Any) -> Term:
