@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ppgen.inference.guides import Family, FlatGuide, FullRank, standard_normal
 from ppgen.networks.masked import MADE
-from ppgen.networks.mlp import MLP
+from ppgen.networks.mlp import conditioner
 from ppgen.transforms.planar import Planar
 from ppgen.transforms.radial import Radial
 from ppgen.transforms.rational_quadratic import RationalQuadratic
@@ -53,11 +53,7 @@ class _Coupling(nn.Module):
         self.register_buffer("moves", moves)
         self.scalar_map = scalar_map
         dim = len(moves)
-        self.network = MLP((dim, *hidden, dim * scalar_map.parameters), nn.Tanh)
-        last = self.network[-1]
-        if isinstance(last, nn.Linear):
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+        self.network = conditioner((dim, *hidden, dim * scalar_map.parameters), nn.Tanh)
 
     def forward_with_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
         y, log_slope = self.scalar_map.to_data(x, self._raw(x))

@@ -9,6 +9,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from ppgen.networks.initial import he_
+
 
 class ConvolutionalEncoder(nn.Module):
     """Convolutions that halve the image at each layer, and a linear one at the end.
@@ -48,6 +50,7 @@ class ConvolutionalEncoder(nn.Module):
             layers += [nn.Conv2d(inputs, outputs, 4, stride=2, padding=1), activation()]
         self.body = nn.Sequential(*layers, nn.Flatten())
         self.head = nn.Sequential(nn.Linear(channels[-1] * height * width, features), activation())
+        he_(*layers[1:], *self.head)
 
     def forward(self, x: Tensor) -> Tensor:
         rows = self.body(x.reshape(math.prod(x.shape[:-1]), *self.shape))
@@ -92,6 +95,7 @@ class ConvolutionalDecoder(nn.Module):
                 layers += [activation(), nn.Conv2d(outputs, outputs, 3, padding=1)]
         if refine:
             layers += [activation(), nn.Conv2d(channels[0], numbers, 3, padding=1)]
+        he_(*layers[1:-1])
         self.body = nn.Sequential(*layers)
 
     def forward(self, z: Tensor) -> Tensor:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 from torch import nn
+
+from ppgen.networks.initial import he_
 
 
 class MLP(nn.Sequential):
@@ -14,6 +17,8 @@ class MLP(nn.Sequential):
     Args:
         widths: ``(inputs, hidden, ..., outputs)``; at least two numbers.
         activation: builds the nonlinearity, e.g. ``nn.ReLU``.
+        he: whether the layers from hidden units to hidden units start from the weights of `he_`;
+            else from torch's.
 
     Shapes: ``(*, widths[0]) -> (*, widths[-1])``.
 
@@ -24,7 +29,11 @@ class MLP(nn.Sequential):
     """
 
     def __init__(
-        self, widths: Sequence[int], activation: Callable[[], nn.Module] = nn.ReLU
+        self,
+        widths: Sequence[int],
+        activation: Callable[[], nn.Module] = nn.ReLU,
+        *,
+        he: bool = True,
     ) -> None:
         if len(widths) < 2 or min(widths) < 1:
             raise ValueError(
@@ -34,12 +43,33 @@ class MLP(nn.Sequential):
         for inputs, outputs in pairwise(widths):
             layers += [nn.Linear(inputs, outputs), activation()]
         super().__init__(*layers[:-1])
+        if he:
+            he_(*layers[2:-2])
+
+    def __getitem__(self, index: int | slice) -> Any:
+        """A layer, or those of a slice as a network; a slice of widths would be none."""
+        found = list(self)[index]
+        return nn.Sequential(*found) if isinstance(found, list) else found
 
 
 def hidden_layers(
     widths: Sequence[int], activation: Callable[[], nn.Module] = nn.ReLU
 ) -> nn.Module:
     """An MLP whose last layer has its nonlinearity too; the identity where there is none."""
-    return (
-        nn.Sequential(MLP(widths, activation), activation()) if len(widths) > 1 else nn.Identity()
-    )
+    if len(widths) == 1:
+        return nn.Identity()
+    layers = MLP(widths, activation)
+    he_(*layers[2:])
+    return nn.Sequential(layers, activation())
+
+
+def conditioner(widths: Sequence[int], activation: Callable[[], nn.Module] = nn.ReLU) -> MLP:
+    """An MLP that says 0 at first, so that a flow's layer starts as the identity.
+
+    Its hidden layers start from torch's own weights: with those of `he_` coupling layers of splines
+    were half a nat worse on the 8x8 digits, in training as well.
+    """
+    network = MLP(widths, activation, he=False)
+    for parameter in network[-1].parameters():
+        nn.init.zeros_(parameter)
+    return network

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from pyro.distributions.torch_transform import TransformModule
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import constraints
 
-from ppgen.networks.mlp import MLP
+from ppgen.networks.mlp import conditioner
 from ppgen.transforms.bijection import Bijection
 from ppgen.transforms.circle import angle
 from ppgen.transforms.scalar import ScalarMap
@@ -70,11 +70,7 @@ class Coupling(Bijection, TransformModule):
         self.register_buffer("back", order.argsort(), persistent=False)
         self.periodic = scalar_map.domain is angle
         seen = (2 if self.periodic else 1) * len(stay)
-        self.conditioner = MLP((seen, *hidden, len(move) * scalar_map.parameters))
-        last = self.conditioner[-1]
-        if isinstance(last, nn.Linear):  # zeros: the layer starts as the identity
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+        self.conditioner = conditioner((seen, *hidden, len(move) * scalar_map.parameters))
 
     def forward_with_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self._move(self.scalar_map.to_data, x)

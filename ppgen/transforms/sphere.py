@@ -11,7 +11,7 @@ from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ppgen.networks.mlp import MLP
+from ppgen.networks.mlp import conditioner
 from ppgen.transforms.bijection import Bijection
 from ppgen.transforms.circle import CircularSpline, wrap
 from ppgen.transforms.rational_quadratic import RationalQuadratic
@@ -239,11 +239,7 @@ class Recursive(SphereMap):
         self.longitude = CircularSpline(16) if longitude is None else longitude
         self.shape = nn.Parameter(torch.zeros(self.height.parameters))
         self.register_buffer("waves", math.pi * torch.arange(1, waves + 1))
-        self.conditioner = MLP((waves, *hidden, self.longitude.parameters), nn.SiLU)
-        last = self.conditioner[-1]
-        if isinstance(last, nn.Linear):  # zeros: the layer starts as the identity
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+        self.conditioner = conditioner((waves, *hidden, self.longitude.parameters), nn.SiLU)
 
     def inverse_with_log_det(self, y: Tensor) -> tuple[Tensor, Tensor]:
         up, turn = _cylinder(y)

@@ -1,9 +1,13 @@
+import math
+
 import pytest
 import torch
 from torch import nn
 
+from ppgen.networks.convolutional import ConvolutionalDecoder, ConvolutionalEncoder
+from ppgen.networks.initial import he_
 from ppgen.networks.masked import MADE
-from ppgen.networks.mlp import MLP
+from ppgen.networks.mlp import MLP, conditioner, hidden_layers
 from ppgen.networks.posteriors import DiagonalNormal
 
 
@@ -46,9 +50,62 @@ def test_log_variance_is_bounded_and_the_scale_finite():
     assert scale.max() < 148.5
 
 
+def test_a_slice_of_an_mlp_is_a_network():
+    mlp, x = MLP((3, 5, 4, 2)), torch.randn(6, 3)
+    assert torch.equal(mlp[-1](mlp[:-1](x)), mlp(x))
+
+
 def test_mlp_refuses_one_width():
     with pytest.raises(ValueError, match="input and an output width"):
         MLP((3,))
+
+
+@pytest.mark.parametrize(
+    ("build", "shape"),
+    [
+        (lambda: nn.Linear(200, 300), (500, 200)),
+        (lambda: nn.Conv2d(20, 300, 3), (4, 20, 18, 18)),
+        (lambda: nn.Conv2d(20, 300, 4, stride=2), (4, 20, 18, 18)),
+        # its border, of fewer summands, is cut off
+        (lambda: nn.ConvTranspose2d(40, 300, 4, stride=2, padding=3), (4, 40, 9, 9)),
+    ],
+)
+def test_layers_keep_the_size_of_what_a_rectifier_gives(build, shape):
+    torch.manual_seed(0)
+    layer = build()
+    he_(layer)
+    size = layer(math.sqrt(2) * torch.randn(shape).relu()).square().mean()
+    assert abs(size.item() - 2) < 0.1  # whose positive half has a mean square of 1 again
+
+
+def sizes(network):
+    """Largest weight of each layer, in units of the bound of torch's own."""
+    layers = [m for m in network.modules() if hasattr(m, "weight")]
+    return [(m.weight.abs().max() * m.weight[0].numel() ** 0.5).item() for m in layers]
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: MLP((30, 80, 90, 7)),
+        lambda: ConvolutionalDecoder((1, 8, 8), 5),
+        lambda: ConvolutionalDecoder((1, 8, 8), 5, refine=0, parameters_each=2),
+        lambda: nn.Sequential(hidden_layers((30, 80, 90)), nn.Linear(90, 7)),
+        lambda: nn.Sequential(ConvolutionalEncoder((1, 8, 8), 90), nn.Linear(90, 7)),
+    ],
+)
+def test_layers_between_nonlinearities_start_larger_than_the_first_and_the_last(build):
+    first, *between, last = sizes(build())
+    assert max(first, last) <= 1.0
+    assert min(between) > 1.5
+
+
+def test_a_conditioner_says_nothing_at_first_and_learns():
+    network = conditioner((3, 8, 8, 2))
+    assert not network(torch.randn(5, 3)).any()
+    assert max(sizes(network)) <= 1.0
+    (network(torch.randn(5, 3)) - 1).square().sum().backward()
+    assert network[-1].weight.grad.any()
 
 
 @pytest.mark.parametrize(
