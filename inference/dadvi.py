@@ -188,7 +188,7 @@ def judge(objective: Objective, ascent: Ascent, dense: bool) -> Fit:
     unknown = torch.full_like(mean, torch.nan)
     limit = _SETTLED.get(eta.dtype, 1e-2)
     if not dense:
-        left = float(gradient.square().sum())  # nats of a gradient step: the frame is whitened
+        left = 0.5 * float(gradient.square().sum())  # where the curvature is one: it is whitened
         said = () if left < limit else (_unsettled(left),)
         return Fit(mean, independent_precision, unknown, said)
     hessian = objective.curved(eta, torch.eye(2 * dim).to(eta))

@@ -121,6 +121,23 @@ def test_the_optimiser_ends_where_the_gradient_vanishes():
     torch.testing.assert_close(ascent.elbo[-1], -objective(ascent.eta[None])[0][0])
 
 
+@pytest.mark.parametrize("dense", [True, False])
+def test_an_optimiser_that_stops_early_says_how_far_from_the_minimum(dense):
+    """On a standard normal the objective of antithetic draws is quadratic in the mean."""
+    half = torch.randn(5, 2)
+    frame = Frame(torch.zeros(2), torch.ones(2))
+    objective = Objective(
+        lambda z: (-0.5 * z.square().sum(-1), -z), frame, torch.cat([half, -half])
+    )
+    best = minimise(objective, 100)
+    off = torch.tensor([0.4, -0.5, 0.0, 0.0])
+    gap = float(objective((best.eta + off)[None])[0] - objective(best.eta[None])[0])
+    assert gap == pytest.approx(0.205)
+    assert judge(objective, best, dense).complaints == ()
+    (said,) = judge(objective, best._replace(eta=best.eta + off), dense).complaints
+    assert said == "the optimiser stopped 0.21 nats above the minimum of the objective"
+
+
 def test_the_error_of_the_fixed_draws_is_what_their_choice_does_to_the_mean():
     """The spread of the means over 40 choices, against the errors that are reported.
 
