@@ -141,6 +141,8 @@ def test_ranks_are_among_as_many_draws_as_a_chain_is_worth():
     found = ppgen.calibrate(STORY.model, Sticky(), X, simulations=10, draws=100)
     # the smallest of several estimates of 40, each by ten steps of four chains
     assert 5 < found.independent.min() <= found.independent.max() < 80
+    ends = f"{found.independent.min()} to {found.independent.max()}"
+    assert f"10 data sets from the prior, ranks among {ends} draws" in found.rests_on()
 
 
 @pytest.mark.slow  # 60 s
@@ -237,6 +239,47 @@ def test_all_data_sets_share_one_recording():
         replicate = simulator.with_data(simulator.draw())
         replicate.log_density(torch.zeros(3, 2))
         assert (replicate.seconds_recording > 0) == (k == 0)
+
+
+@dataclass(frozen=True)
+class Moody:
+    """Draws of the prior; raises on every third data set and says on others that it is unsure."""
+
+    runs: list
+
+    def run(self, model):
+        self.runs.append(1)
+        if len(self.runs) % 3 == 0:
+            raise ValueError("no luck")
+        mu = torch.randn(1, 50)
+        unsure = len(self.runs) % 3 == 1
+        return Posterior({"mu": mu}, "Moody", "independent", converged=not unsure,
+                         unconstrained=mu[..., None])  # fmt: skip
+
+
+def test_fits_that_fail_or_are_unsure_are_counted():
+    found = ppgen.calibrate(NormalNormal(0.0, 1.0, 1.0).model, Moody([]), X, simulations=12)
+    assert (found.simulations, found.unconverged, found.failures) == (8, 4, ("no luck",) * 4)
+    assert not found.passed
+    assert "4 fits failed (no luck)" in found.verdict()
+    assert "4 fits said that they had not converged" in found.verdict()
+
+
+@pytest.mark.parametrize(
+    ("ranks", "reading"),
+    [
+        (lambda u: u, ""),
+        (lambda u: u**0.5, "draws too low"),  # true values high among the draws
+        (lambda u: 1 - u**0.5, "draws too high"),
+        (lambda u: 0.5 + 0.4 * np.sign(u - 0.5) + 0.2 * (2 * u % 1 - 0.5), "draws too narrow"),
+        (lambda u: 0.5 + (u - 0.5) / 2, "draws too wide"),
+        (lambda u: 0.5 + np.sign(u - 0.5) / 12**0.5, "ranks uneven"),  # mean and variance right
+    ],
+)
+def test_ranks_are_read_as_what_is_wrong_with_the_draws(ranks, reading):
+    pit = ranks((np.arange(200) + 0.5) / 200)
+    found = Calibration("s", "e", 0.01, 1.0, {"mu": pit}, np.full(200, 50), "independent")
+    assert found.reading("mu") == reading
 
 
 def test_saves_numbers_and_a_picture(tmp_path):

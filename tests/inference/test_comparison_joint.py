@@ -10,7 +10,7 @@ import torch
 
 from ppgen.inference.compare_text import joint_lines
 from ppgen.inference.comparison.coordinates import coordinates, of_program, same_scale
-from ppgen.inference.comparison.joint import Joint, joint
+from ppgen.inference.comparison.joint import Joint, _sandwich, joint
 from ppgen.inference.flow_guides import flow_guide
 from ppgen.inference.guides import full_rank_guide, low_rank_guide, mean_field_guide
 from ppgen.inference.laplace import Laplace
@@ -60,6 +60,19 @@ def test_the_evidence_is_bounded_from_both_sides_and_the_gap_is_kl_both_ways():
     assert found.gap == pytest.approx(forward + backward, abs=0.4)
     assert 0.005 < found.elbo_error < 0.05
     assert 0.005 < found.eubo_error < 0.2
+
+
+def test_the_error_of_the_upper_bound_knows_that_chains_remember():
+    """An autoregression of .9, whose squares correlate by .81^t."""
+    z = P.sample((8, 500))
+    for t in range(1, 500):
+        z[:, t] = 0.9 * z[:, t - 1] + math.sqrt(1 - 0.9**2) * z[:, t]
+    chains = posterior(z, "chains", log_density=P.log_prob(z) + LOG_Z)
+    free = posterior(z, "independent", log_density=P.log_prob(z) + LOG_Z)
+    q = approximation()
+    slow, fast = (_sandwich(q, p, coordinates(q, p), None, []).eubo_error for p in (chains, free))
+    # every second draw is used, of which squares correlate by .66^t: sqrt(1.66 / .34) = 2.2
+    assert 1.5 < slow / fast < 3
 
 
 def test_only_the_upper_bound_sees_a_missed_mode():

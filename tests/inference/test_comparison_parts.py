@@ -17,9 +17,9 @@ from ppgen.inference.compare import comparison
 from ppgen.inference.comparison.consequences import _crps, consequences, of_quantities
 from ppgen.inference.comparison.cost import cost
 from ppgen.inference.comparison.repairs import NON_CENTRED, ladder
-from ppgen.inference.comparison.trust import optimiser_trust, reference_trust
+from ppgen.inference.comparison.trust import _promise, optimiser_trust, reference_trust
 from ppgen.inference.point import as_program
-from ppgen.inference.verdict import marginals
+from ppgen.inference.verdict import marginals, verdict
 from ppgen.models import NormalNormal
 from ppgen.posterior import Cost, Posterior
 from ppgen.program import Program
@@ -85,6 +85,21 @@ def test_a_rising_elbo_has_not_settled_and_a_noisy_flat_one_has():
     # .01 x 400; a slope of batches of 20 with error .3 x 1.25 / sqrt(20) x sqrt(12 / 20) = .07
     assert gain == pytest.approx(4.0, abs=4.3 * 0.07 + 0.05)  # printed with two digits
     assert optimiser_trust(normal()) is None
+
+
+def test_the_promise_of_more_steps_is_a_regression_with_its_standard_error():
+    elbo = np.random.default_rng(0).standard_normal(20)  # as many as batches
+    line = stats.linregress((np.arange(20) + 0.5) / 20, elbo)
+    assert _promise(elbo) == pytest.approx((line.slope, line.stderr))
+
+
+def test_a_point_warns_and_fails_only_where_its_mean_is_off():
+    exact = normal()
+    for at, level in ((0.0, "warn"), (0.2, "warn"), (-0.5, "fail")):
+        point = Posterior({"a": torch.full((1, 1), at)}, "MAP", "point")
+        found = verdict(point, marginals(point, exact))
+        assert found.level == level
+        assert "a point estimate" in found.sentence
 
 
 # -- does it matter? -------------------------------------------------------------------------

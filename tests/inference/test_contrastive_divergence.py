@@ -396,6 +396,7 @@ def test_one_loss_belongs_to_one_machine():
         ({"chains": 5}, "persistent=True"),
         ({"weight_decay": -1.0}, "weight_decay"),
         ({"offset_rate": 0.0}, "offset_rate"),
+        ({"sparsity": 1.0, "sparsity_target": 1.0}, "sparsity_target"),
     ],
 )
 def test_wrong_options_are_refused(options, match):

@@ -1,5 +1,7 @@
 """Annealing of codes on a linear-Gaussian VAE, whose evidence is exact."""
 
+import math
+
 import pytest
 import torch
 from torch.distributions import MultivariateNormal
@@ -10,7 +12,7 @@ from ppgen.inference import (
     log_likelihood,
     simulated_likelihood,
 )
-from ppgen.inference.decoder_likelihood import _Path, sigmoid_schedule
+from ppgen.inference.decoder_likelihood import _log_mean_weight, _Path, sigmoid_schedule
 from ppgen.models import RBM, RBMVAE, VAE, ConditionalVAE
 from ppgen.networks.likelihoods import GaussianLikelihood
 
@@ -87,6 +89,11 @@ def test_the_schedule_ends_where_it_should():
     betas = sigmoid_schedule(10)
     assert (betas[0], betas[-1], len(betas)) == (0.0, 1.0, 11)
     assert sorted(betas) == betas
+
+
+def test_weights_of_one_chain_have_no_error():
+    log_w = torch.randn(1, 3)
+    assert _log_mean_weight(log_w) == (pytest.approx(log_w.mean().item()), math.inf)
 
 
 def test_what_cannot_be_annealed_is_refused(pca):

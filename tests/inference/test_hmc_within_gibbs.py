@@ -169,6 +169,17 @@ def test_draws_have_their_enumerated_law(case):
     assert min(run(case)) > FAILURE_RATE / 2
 
 
+def test_a_machine_without_a_known_log_z_counts_by_its_free_energy():
+    law, y = machine(), torch.tensor(1.8)
+    joint = discrete_joint.Joint(with_machine, (law, y), {})
+    points = torch.randn(6, 5)
+    points[:, joint.columns["x"]] = torch.bernoulli(torch.full((6, 4), 0.5))
+    x, mu = (joint.draws(points)[name] for name in ("x", "mu"))
+    expected = dist.Normal(0.0, 1.0).log_prob(mu) - law.free_energy(x)
+    expected += dist.Normal(mu + x.sum(-1), NOISE).log_prob(y)
+    torch.testing.assert_close(joint.program.log_density(points), expected)
+
+
 Joint, Sweeps, Hold = (
     hmc_within_gibbs.Joint, hmc_within_gibbs.Sweeps, discrete_joint._Hold,
 )  # fmt: skip

@@ -48,6 +48,7 @@ def test_chains_apart_by_numbers_alone_are_told_so():
 def test_the_order_is_that_of_one_scalar_of_a_component():
     numbered = Numbered(mixture, Components(3, (("mu", -2), ("w", -1))), "mu", (1,), 1.0)
     assert numbered.key == "mu[.,1]"
+    assert Numbered(mixture, Components(3, (("mu", -1),)), "mu", (1,), 1.0).key == "mu[1,.]"
     mu = torch.tensor([[[0.0, 5.0], [1.0, 4.0], [2.0, 6.0]]])
     ordered = numbered.canonical({"mu": mu, "w": torch.tensor([[0.2, 0.3, 0.5]])})
     assert ordered["mu"][..., 1].tolist() == [[4.0, 5.0, 6.0]]

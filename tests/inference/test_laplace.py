@@ -7,9 +7,11 @@ import pyro.distributions as dist
 import pytest
 import torch
 
+from ppgen.inference.independent import Clock
 from ppgen.inference.laplace import Laplace
 from ppgen.inference.mode import Batched, hessian
 from ppgen.inference.psis import repair
+from ppgen.posterior import Cost
 from ppgen.program import Program
 
 pytestmark = pytest.mark.usefixtures("silent")
@@ -33,6 +35,18 @@ def regression_data():
 def evidence(x, y):
     covariance = 100.0 * x @ x.T + 0.25 * torch.eye(len(x))
     return dist.MultivariateNormal(torch.zeros(len(x)), covariance).log_prob(y)
+
+
+def test_the_phases_of_a_run_are_told_apart():
+    program = Program(regression, *regression_data())
+    now = 0.0
+    program.now, program.seconds_recording = lambda: now, 0.5
+    clock = Clock(program)
+    now, program.seconds_recording = 5.0, 2.5
+    clock.fitted(compiling=1.0)
+    now, program.seconds_recording = 9.0, 3.5
+    expected = Cost(recording=3.0, compiling=1.0, adapting=2.0, sampling=3.0, gradients=7)
+    assert clock.cost(7) == expected
 
 
 def test_is_exact_on_a_conjugate_regression():

@@ -1,6 +1,7 @@
 """Importance resampling: exact where the weights are, and a refusal where they hold nothing."""
 
 import math
+from dataclasses import replace
 
 import pyro
 import pyro.distributions as dist
@@ -112,6 +113,8 @@ def test_what_cannot_be_repaired_is_refused():
         repair(HMC(chains=2, draws=5, warmup=20).run(gamma))
     with pytest.raises(ValueError, match="MAP: a point"):
         repair(MAP().run(gamma))
+    with pytest.raises(ValueError, match="draws without the log density of a guide"):
+        repair(replace(proposal(1.5), log_guide=None))
     with pytest.raises(ValueError, match="at least 25 weights"):
         repair(proposal(1.5, count=10))
     with pytest.raises(ValueError, match="draws must be at least 1"):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from pyro.infer import autoguide
 from pyro.nn import PyroModule, PyroParam, pyro_method
+from scipy import stats
 from torch.distributions import constraints
 from torch.distributions.transforms import SigmoidTransform
 
@@ -16,11 +17,11 @@ from ppgen.inference.flow_guides import flow_guide
 from ppgen.inference.frame import Frame
 from ppgen.inference.guides import full_rank_guide, low_rank_guide, mean_field_guide
 from ppgen.inference.mode import Batched
-from ppgen.inference.stochastic_ascent import Ascent, Schedule, Step, ascend
+from ppgen.inference.stochastic_ascent import Ascent, Schedule, Step, _rising, ascend
 from ppgen.inference.vi import VI, _disagreement
 from ppgen.inference.vi_fit import Fit
 from ppgen.inference.vi_pyro import _Fit
-from ppgen.inference.vi_start import low_rank_optimum
+from ppgen.inference.vi_start import find_frame, low_rank_optimum
 from ppgen.program import Program
 from ppgen.progress import Interrupt, Progress
 from ppgen.story import sandbox
@@ -113,6 +114,19 @@ def test_a_low_rank_normal_begins_as_the_nearest_to_the_local_one(columns):
     assert -1e-9 < divergence < 0.1  # nats; of independent normals 3.8 and 6.4
 
 
+def test_a_mode_at_a_wall_leaves_a_frame_to_start_from():
+    """An exponential law: beyond the wall there is no density, and at it no curvature."""
+
+    def value_and_grad(z):
+        beyond = (z < 0).any(-1)
+        value = torch.where(beyond, torch.nan, -z.sum(-1))
+        return value, torch.where(beyond[:, None], torch.nan, -torch.ones_like(z))
+
+    frame = find_frame(value_and_grad, 4 * torch.rand(16, 2), dense=True)
+    assert frame.centre.isfinite().all()
+    assert frame.factor.isfinite().all()
+
+
 @pytest.mark.slow  # 2 s
 def test_a_low_rank_normal_fits_badly_scaled_sites():
     covariance = factors(2)
@@ -146,6 +160,8 @@ def test_a_recorded_step_is_the_step(family, path, compile):
     assert (recorded.seconds_compiling > 0) == compile
     for parameter in flat.parameters():  # they are inputs, not constants
         parameter.data += 0.2 * torch.randn_like(parameter)
+    z, log_q = plain.sample(5)
+    torch.testing.assert_close(plain.log_prob(z), log_q, rtol=1e-8, atol=1e-8)
     steps = []
     for fit in (plain, recorded):
         torch.manual_seed(5)
@@ -153,6 +169,14 @@ def test_a_recorded_step_is_the_step(family, path, compile):
     (slopes, value), (found, elbo) = steps
     assert elbo == pytest.approx(value, rel=1e-9)
     torch.testing.assert_close(list(found), list(slopes), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["affine", "spline", "autoregressive"])
+def test_a_flow_with_networks_starts_as_the_standard_normal(kind):
+    guide, noise = flow_guide(kind).build(3).double(), torch.randn(20, 3)
+    u, log_q = guide(noise)
+    assert torch.allclose(u, noise)
+    assert torch.allclose(log_q, dist.Normal(0.0, 1.0).log_prob(noise).sum(-1))
 
 
 def test_compiling_is_for_families_on_all_rows():
@@ -266,6 +290,41 @@ def test_a_hand_written_guide_finds_the_conjugate_posterior():
     assert not list(store.keys())  # the fit leaves nothing behind
 
 
+def test_many_draws_of_a_guide_at_once_have_its_laws():
+    """Random numbers come out of place under vmap, whatever way a distribution asks for them."""
+    laws = {
+        "a": dist.Normal(torch.tensor([1.0, 2.0]), 3.0).to_event(1),
+        "b": dist.Uniform(-1.0, 2.0),
+        "c": dist.Exponential(4.0),
+        "d": dist.Laplace(1.0, 2.0),
+    }
+
+    def guide():
+        shift = pyro.param("shift", torch.tensor(0.0))
+        for name, law in laws.items():
+            pyro.sample(name, law)
+        pyro.sample("e", dist.Normal(shift, 1.0))
+
+    def story():
+        for name, law in (*laws.items(), ("e", dist.Normal(0.0, 1.0))):
+            pyro.sample(name, law)
+
+    with sandbox(torch.float64):
+        fit = _Fit(story, guide, (), {}, Program(story), particles=1)
+        values, log_q = fit.sample(2000)
+    parts = [law.log_prob(values[name]) for name, law in laws.items()]
+    parts.append(dist.Normal(0.0, 1.0).log_prob(values["e"]))
+    torch.testing.assert_close(log_q, sum(parts).detach())
+    known = {
+        "a": stats.norm([1.0, 2.0], 3.0), "b": stats.uniform(-1, 3), "c": stats.expon(scale=0.25),
+        "d": stats.laplace(1, 2), "e": stats.norm(),
+    }  # fmt: skip
+    for name, law in known.items():
+        ranks = law.cdf(values[name].detach().numpy()).reshape(2000, -1)
+        for column in ranks.T:
+            assert stats.kstest(column, "uniform").pvalue > FAILURE_RATE / 6
+
+
 def test_an_earlier_fit_is_neither_a_start_nor_touched():
     with torch.no_grad():
         for name in ("a", "b"):
@@ -305,6 +364,27 @@ def test_two_guides_of_one_class_both_train():
         VI(guide=owner.guide, draws=10, max_steps=300).run(waiting, WAITS)
         assert abs(float(owner.loc.detach()) + 0.14) < 0.1
         assert 0.3 < float(owner.scale.detach()) < 0.6
+
+
+def test_the_gradient_of_a_reparameterised_guide_is_that_of_the_elbo_in_closed_form():
+    def guide(k):
+        scale = pyro.param("log_scale", torch.tensor(-0.4)).exp()
+        pyro.sample("rate", dist.LogNormal(pyro.param("loc", torch.tensor(0.2)), scale))
+
+    with sandbox(torch.float64):
+        fit = _Fit(waiting, guide, (WAITS,), {}, Program(waiting, WAITS), particles=200)
+        assert fit.function is not None
+        log_scale, loc = (p.detach().clone().requires_grad_() for p in fit.parameters)
+        steps, evaluated = [fit.step() for _ in range(20)], fit.evaluate()
+    mean = (loc + (2 * log_scale).exp() / 2).exp()  # of the rate, whose prior is 9 r exp(-3 r)
+    joint = math.log(9) + (1 + len(WAITS)) * loc - (3 + WAITS.sum()) * mean
+    elbo = joint + loc + log_scale + 0.5 * math.log(2 * math.pi * math.e)
+    truth = torch.stack(torch.autograd.grad(elbo, (log_scale, loc)))
+    slopes = torch.stack([torch.stack(gradients) for gradients, _ in steps])
+    elbos = torch.tensor([value for _, value in steps])
+    for found, expected in ((slopes, truth), (elbos, elbo.detach()), (evaluated, elbo.detach())):
+        error = found.std(0) / len(found) ** 0.5
+        assert bool(((found.mean(0) - expected).abs() < 6.2 * error).all())  # t of 19, three times
 
 
 def test_the_parameters_of_the_story_are_not_trained():
@@ -583,6 +663,16 @@ def test_the_ascent_settles_through_noise_that_hides_the_slope():
     assert ascent.settled
     # within the tolerance of the optimum: x^2 / 2 < 1e-3, and as much again for the last level
     assert abs(float(x.detach())) < math.sqrt(4e-3)
+
+
+@pytest.mark.parametrize("share", [0.9, 1.1])
+def test_windows_rise_where_their_slope_exceeds_its_standard_error(share):
+    """Quantiles of a normal around a line: medians err by sqrt(pi / 2) sd / sqrt(n)."""
+    sd, size = 3.0, 1001
+    grid = dist.Normal(0.0, sd).icdf((torch.arange(size) + 0.5) / size)
+    error = math.sqrt(math.pi / 2 / size) * sd / math.sqrt(2)  # of a slope of three windows
+    windows = [(-700 + share * error * k + grid).tolist() for k in range(6)]
+    assert _rising(windows, tolerance=1e-6) == (share > 1)
 
 
 def test_an_objective_that_is_not_finite_is_reported():

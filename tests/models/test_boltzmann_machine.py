@@ -40,6 +40,7 @@ def test_it_meets_the_protocols():
 def test_energy_and_conditionals_are_those_of_the_pairs():
     made, x = machine(), states(4)
     W = made.weight
+    torch.testing.assert_close(made.log_partition(), (-made.energy(x)).logsumexp(0), **EXACT)
     pairs = sum(W[i, j] * x[:, i] * x[:, j] for i in range(4) for j in range(i))
     torch.testing.assert_close(made.energy(x), -pairs - x @ made.visible_bias, **EXACT)
     for i in range(4):

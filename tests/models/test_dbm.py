@@ -400,8 +400,9 @@ def test_loss_writes_a_contiguous_gradient_that_adds_up():
 # The pair
 
 
-def test_elbo_of_the_pair_is_the_mean_field_bound_on_average():
-    dbm = machine((4, 3, 2))
+@pytest.mark.parametrize("hidden", [(3, 2), (2, 2, 2, 2)])
+def test_elbo_of_the_pair_is_the_mean_field_bound_on_average(hidden):
+    dbm = machine((4, *hidden))
     x = torch.tensor([[1.0, 0, 1, 1]]).expand(20_000, 4)
     drawn = pyro.poutine.trace(dbm.guide).get_trace(x)
     scored = pyro.poutine.trace(pyro.poutine.replay(dbm.model, trace=drawn)).get_trace(x)

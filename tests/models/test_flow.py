@@ -23,6 +23,7 @@ from ppgen.models.torus_flow import TorusFlow
 from ppgen.transforms.autoregressive import Autoregressive
 from ppgen.transforms.circle import TURN
 from ppgen.transforms.coupling import Coupling
+from ppgen.transforms.cube import ToCube
 from ppgen.transforms.scalar import Affine, LinearSpline
 
 LOSSES = [Trace_ELBO, TraceMeanField_ELBO, ELBO]
@@ -160,6 +161,11 @@ def test_samples_are_whole_levels():
     assert torch.equal(x, x.floor())
     assert x.min() >= 0
     assert x.max() <= 16
+    walls = torch.tensor([[0.0, 1.0]])  # which floats can reach
+    assert Cell(walls, 17).sample().tolist() == [[0.0, 16.0]]
+    back, log_det = ToCube([2]).inverse_with_log_det(walls)
+    assert back.isfinite().all()
+    assert log_det.isfinite().all()
 
 
 @pytest.mark.parametrize("levels", [2, 17, 256])

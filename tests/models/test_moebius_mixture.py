@@ -102,6 +102,9 @@ def test_the_pair_trains_and_refuses_what_lies_off_the_sphere():
         MoebiusMixture.from_data(2 * x, 2)
     with pytest.raises(ValueError, match="31 components begin at as many points; got 30"):
         MoebiusMixture.from_data(x, 31)
+    for shape in ((), (1,)):
+        with pytest.raises(ValueError, match="at least 2 coordinates"):
+            SphericalCauchy(torch.zeros(shape))
     with pytest.raises(ValueError, match="inside the unit ball"):
         SphericalCauchy(torch.tensor([0.0, 0.0, 1.5]))
     with pytest.raises(ValueError, match="components=0"):

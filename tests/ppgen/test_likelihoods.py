@@ -66,6 +66,9 @@ def test_draws_pass_the_check_and_parameters_stay_with_their_pixel(name):
     assert x.shape == (3, 4)
     assert likelihood.check(x) is x
     assert likelihood.network_input(x).shape == (3, 4)
+    if hasattr(likelihood, "levels"):
+        ends = likelihood.network_input(torch.tensor([0.0, likelihood.levels - 1]))
+        assert ends.tolist() == [-1.0, 1.0]
     law.base_dist.log_prob(x)[1, 2].backward()
     touched = raw.grad.unflatten(-1, (4, -1)).abs().sum(-1) > 0
     assert touched.nonzero().tolist() == [[1, 2]]

@@ -106,6 +106,9 @@ def test_density_mean_entropy_and_divergence_by_quadrature(dim, kappa):
     assert (mass * theta.cos()).sum().item() == pytest.approx(law.mean_length.item(), abs=1e-11)
     entropy = -(mass * law.log_prob(x)).sum().item()
     assert law.entropy().item() == pytest.approx(entropy, abs=1e-10)
+    uniform = SphereUniform(dim, (2,))
+    assert torch.allclose(uniform.entropy(), -uniform.log_prob(x[0]))
+    assert torch.equal(uniform.mean, torch.zeros(2, dim + 1))
     divergence = kl_divergence(law, SphereUniform(dim)).item()
     assert divergence == pytest.approx(log_area(dim) - entropy, abs=1e-10)
     if kappa == 0:

@@ -18,7 +18,7 @@ from ppgen.transforms.moebius import Moebius as MoebiusMap
 from ppgen.transforms.pushforward import Pushforward
 from ppgen.transforms.rational_quadratic import RationalQuadratic
 from ppgen.transforms.scalar import LinearSpline
-from ppgen.transforms.sphere import ExponentialMap, Recursive, Rotation
+from ppgen.transforms.sphere import ExponentialMap, Recursive, Rotation, _series
 from ppgen.transforms.stereographic import Stereographic, sphere
 
 FAILURE_RATE = 2e-5  # as in tests/conftest.py
@@ -41,6 +41,22 @@ SPHERES = {
     **{f"Moebius on S^{n}": lambda n=n: MoebiusMap(n) for n in (1, 2, 3, 5)},
     "rotation": lambda: Rotation(torch.linalg.qr(torch.randn(3, 3))[0]),
 }
+
+
+def test_trigonometry_of_short_walks_is_the_power_series():
+    """On both sides of where it changes to cosines: sums of (-s)^k times a rational number."""
+    s = torch.tensor([0.0, 1e-12, 1e-6, 5e-4, 9.99e-4, 1.01e-3])
+    found = _series(s)
+    ways = (
+        lambda k: 1 / math.factorial(2 * k),
+        lambda k: 1 / math.factorial(2 * k + 1),
+        lambda k: -2 * (k + 1) / math.factorial(2 * k + 3),
+    )
+    for value, coefficient, last in zip(found, ways, (1e-15, 1e-15, 1e-12), strict=True):
+        expected = sum((-s) ** k * coefficient(k) for k in range(8))
+        error = (value - expected).abs()
+        assert error[:-1].max() < 1e-15
+        assert error[-1] < last  # the difference of two numbers near 1, over 1e-3
 
 
 def points(transform, count):
