@@ -72,7 +72,12 @@ def _number(value: float, column: str) -> str:
 
 
 def json_ready(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The same with None for numbers that JSON does not know: NaN and infinity."""
+    """The same with None for numbers that JSON does not know: NaN and infinity.
+
+    Example:
+        >>> json_ready({"mean": 0.5, "rhat": math.inf, "draws": 10})
+        {'mean': 0.5, 'rhat': None, 'draws': 10}
+    """
     return {
         k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()
     }

@@ -1,6 +1,7 @@
 """The tuner. Its faults leave the target intact: only efficiency and closed forms show them."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -310,6 +311,17 @@ def test_a_narrow_peak_without_mass_does_not_attract_the_chains():
         state, _, moved = hmc_warmup.starts(z, spike, "auto")
         assert moved == peak
         assert (state.z < 15).all()
+
+
+def test_starts_are_resampled_by_their_tempered_mass():
+    """Ten dimensions: 3 nats count as one. Evenly spaced quantiles are off by one at most."""
+    elbo = torch.cat([torch.zeros(500), torch.full((498,), -3.0), torch.full((2,), -1e3)])
+    paths = SimpleNamespace(at=torch.zeros(1000, 10), elbo=elbo)
+    source, lost = hmc_starts.choose_paths(paths)
+    assert lost == 2
+    share = 500 / (500 + 498 * math.exp(-1))
+    assert int((source < 500).sum()) == pytest.approx(1000 * share, abs=1)
+    assert int(source.max()) < 998
 
 
 def test_curvature_is_minus_the_hessian():

@@ -19,7 +19,7 @@ from ppgen.inference.comparison.cost import cost
 from ppgen.inference.comparison.repairs import NON_CENTRED, ladder
 from ppgen.inference.comparison.trust import _promise, optimiser_trust, reference_trust
 from ppgen.inference.point import as_program
-from ppgen.inference.verdict import marginals, verdict
+from ppgen.inference.verdict import _judge, marginals, verdict
 from ppgen.models import NormalNormal
 from ppgen.posterior import Cost, Posterior
 from ppgen.program import Program
@@ -85,6 +85,12 @@ def test_a_rising_elbo_has_not_settled_and_a_noisy_flat_one_has():
     # .01 x 400; a slope of batches of 20 with error .3 x 1.25 / sqrt(20) x sqrt(12 / 20) = .07
     assert gain == pytest.approx(4.0, abs=4.3 * 0.07 + 0.05)  # printed with two digits
     assert optimiser_trust(normal()) is None
+
+
+def test_what_has_no_number_is_not_judged():
+    assert _judge(math.nan, 0.1, 1.0, 0.1) == "unknown"
+    assert _judge(0.0, 0.1, math.nan, 0.1) == "unknown"
+    assert _judge(0.0, 0.1, math.nan, math.nan) == "pass"  # a point has no width
 
 
 def test_the_promise_of_more_steps_is_a_regression_with_its_standard_error():

@@ -11,6 +11,7 @@ import ppgen
 from ppgen.inference import DADVI, HMC, MAP, VI, Laplace, full_rank_guide, low_rank_guide
 from ppgen.inference.comparison.repairs import DECORRELATED
 from ppgen.inference.decorrelate import along_axes, decorrelated
+from ppgen.posterior import Posterior
 from ppgen.program import Program
 
 pytestmark = pytest.mark.usefixtures("silent")
@@ -43,6 +44,19 @@ def test_the_new_density_is_the_old_one_with_its_jacobian():
     z = found.frame.push(u)
     there = old.log_density(z) + torch.linalg.slogdet(found.frame.factor)[1]
     torch.testing.assert_close(new.log_density(u), there, rtol=1e-9, atol=1e-9)
+    normal = torch.distributions.Normal(0.0, 1.0)
+    drawn = Posterior.from_program(
+        new, u[None], engine="test", kind="independent", converged=False,
+        log_density=new.log_density(u)[None], log_guide=normal.log_prob(u).sum(-1)[None],
+        guide_log_prob=lambda u: normal.log_prob(u).sum(-1),
+    )  # fmt: skip
+    back = found.restored(drawn)
+    pushed = normal.log_prob(u).sum(-1) - torch.linalg.slogdet(found.frame.factor)[1]
+    torch.testing.assert_close(back.unconstrained[0], z)
+    torch.testing.assert_close(back.log_guide[0], pushed)
+    torch.testing.assert_close(back.guide_log_prob(z), pushed)
+    torch.testing.assert_close(back.log_density[0], old.log_density(z))
+    assert not back.converged
     # which is that of the standard normal
     torch.testing.assert_close(
         new.log_density(u) - new.log_density(u[:1]),

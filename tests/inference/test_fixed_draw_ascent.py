@@ -40,7 +40,7 @@ def fit(guide, function):
     return Fit(guide.double(), frame, function, True)
 
 
-@pytest.mark.parametrize("count", [2 * DIM, 4 * DIM, 1024])
+@pytest.mark.parametrize("count", [4, 2 * DIM, 4 * DIM, 1024])
 def test_matched_draws_have_exact_moments(count):
     noise = matched_normal(count, torch.zeros(DIM).double(), DIM)
     assert noise.shape == (count, DIM)

@@ -46,6 +46,8 @@ def test_a_normal_keeps_its_variances_whatever_the_correlation(guide):
     truth = torch.tensor(CORRELATED)
     if guide is None:
         truth = truth.diagonal().diag()
+    # weights lie below 1 / .8 of their mean, and so does the mean of their squares
+    assert 0.8 < float(posterior.history["ess"][-1]) / posterior.options["particles"] <= 1
     size = float(posterior.history["importance_ess"])
     # sd of a variance over itself: sqrt(2 / n); of a covariance over the sds: at most the same
     unit = truth.diagonal().sqrt()

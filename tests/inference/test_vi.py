@@ -103,6 +103,11 @@ def factors(columns):
     return scale[:, None] * (torch.eye(5) + columns @ columns.mT) * scale
 
 
+def test_the_default_rank_is_the_root_of_the_dimensions():
+    for rank, dim, columns in ((None, 9, 3), (None, 1, 1), (5, 9, 5), (5, 3, 3)):
+        assert low_rank_guide(rank).build(dim).columns.shape == (dim, columns)
+
+
 @pytest.mark.parametrize("columns", [1, 2])
 def test_a_low_rank_normal_begins_as_the_nearest_to_the_local_one(columns):
     covariance = factors(columns)
@@ -680,6 +685,22 @@ def test_an_objective_that_is_not_finite_is_reported():
     ascent = run_ascent(lambda: Step([x * torch.nan], math.nan), lambda: torch.zeros(1), x)
     assert not ascent.settled
     assert "not finite" in ascent.message
+
+
+@pytest.mark.parametrize(("slope", "value"), [(math.nan, 0.0), (1.0, -math.inf)])
+def test_a_step_that_is_not_finite_is_left_out(slope, value):
+    x = torch.tensor(1.0, requires_grad=True)
+    calls = iter(range(100_000))
+
+    def objective():
+        if next(calls) == 0:
+            return Step([torch.tensor(slope)], value)
+        return Step([-x.detach()], float(-x.detach().square() / 2))
+
+    ascent = run_ascent(objective, lambda: (-x.detach().square() / 2).repeat(2), x)
+    assert ascent.settled
+    assert math.isfinite(min(ascent.history))
+    assert abs(float(x.detach())) < math.sqrt(4e-3)
 
 
 def test_an_objective_without_maximum_does_not_settle():

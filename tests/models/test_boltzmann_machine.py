@@ -293,6 +293,15 @@ def test_data_that_is_no_state_of_the_machine_is_refused():
         SingleSiteDivergence().loss_and_grads(machine.model, machine.guide, 14 * grey)
 
 
+def test_the_contrast_is_the_difference_of_mean_energies():
+    """Units that are all but fixed at one: where the sweep ends is known."""
+    made = FullyVisibleBoltzmannMachine(3).requires_grad_(False)
+    made.pairs.zero_()
+    made.visible_bias.fill_(60.0)
+    found = SingleSiteDivergence().loss(made.model, made.guide, torch.zeros(5, 3))
+    assert found == pytest.approx(180.0)
+
+
 def test_another_story_is_refused_by_name():
     rbm = RBM(4, 2)
     with pytest.raises(TypeError, match="ContrastiveDivergence"):

@@ -6,15 +6,27 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from torch.distributions import MultivariateNormal, Normal
+from torch.distributions import (
+    Beta,
+    HalfCauchy,
+    HalfNormal,
+    LogNormal,
+    MultivariateNormal,
+    Normal,
+)
 
+from ppgen.inference.vi_sites import is_latent
 from ppgen.models import (
     banana,
     bayesian_neural_network,
     correlated_gaussian,
+    eight_schools,
+    eight_schools_centred,
     gaussian_process,
     hierarchical_regression,
     item_response,
+    linear_regression,
+    logistic_regression,
     neals_funnel,
     poisson_gaussian_process,
     stochastic_volatility,
@@ -37,6 +49,94 @@ def likelihood(program, z):
 
 def normal(mean, covariance):
     return MultivariateNormal(mean, covariance)
+
+
+ANSWERS = {"person": torch.tensor([0, 2]), "item": torch.tensor([1, 0]), "persons": 3, "items": 2}
+PRIORS = {  # arguments, and laws of the latent sites as the page writes them, given all draws
+    linear_regression: (
+        lambda: {"x": torch.ones(3, 2), "scale": 7.0},
+        lambda at: {
+            "intercept": Normal(0.0, 7.0),
+            "slope": Normal(0.0, 7.0),
+            "noise": HalfNormal(7.0),
+        },
+    ),
+    logistic_regression: (
+        lambda: {"x": torch.ones(3, 2), "scale": 7.0},
+        lambda at: {"intercept": Normal(0.0, 7.0), "slope": Normal(0.0, 7.0)},
+    ),
+    hierarchical_regression: (
+        lambda: {"x": torch.ones(3, 1), "group": torch.tensor([0, 1, 1]), "groups": 2},
+        lambda at: {
+            "mean": Normal(0.0, 5.0),
+            "spread": HalfNormal(5.0),
+            "noise": HalfNormal(5.0),
+            "beta": Normal(at["mean"], at["spread"]),
+        },
+    ),
+    eight_schools: (
+        lambda: {"sigma": torch.ones(3)},
+        lambda at: {"mu": Normal(0.0, 5.0), "tau": HalfCauchy(5.0), "eta": Normal(0.0, 1.0)},
+    ),
+    eight_schools_centred: (
+        lambda: {"sigma": torch.ones(3)},
+        lambda at: {
+            "mu": Normal(0.0, 5.0),
+            "tau": HalfCauchy(5.0),
+            "theta": Normal(at["mu"], at["tau"]),
+        },
+    ),
+    bayesian_neural_network: (
+        lambda: {"x": torch.ones(3, 4), "hidden": 9, "scale": 3.0},
+        lambda at: {
+            "weight": Normal(0.0, 3.0 / 2),
+            "bias": Normal(0.0, 3.0),
+            "readout": Normal(0.0, 1 / 3),
+            "offset": Normal(0.0, 1.0),
+            "noise": HalfNormal(1.0),
+        },
+    ),
+    poisson_gaussian_process: (
+        lambda: {"x": torch.linspace(0.0, 6.0, 5)},
+        lambda at: {
+            "rho": LogNormal(math.log(6.0 / 4), 1.0),
+            "alpha": HalfNormal(2.0),
+            "mean": Normal(0.0, 2.0),
+            "f_tilde": Normal(0.0, 1.0),
+        },
+    ),
+    stochastic_volatility: (
+        lambda: {"y": torch.ones(5)},
+        lambda at: {
+            "mu": Normal(0.0, 3.0),
+            "persistence": Beta(20.0, 1.5),
+            "sigma": HalfNormal(1.0),
+            "first": Normal(at["mu"], at["sigma"] / (1 - at["phi"] ** 2).sqrt()),
+            "innovation": Normal(0.0, 1.0),
+        },
+    ),
+    item_response: (
+        lambda: ANSWERS,
+        lambda at: {
+            "ability": Normal(0.0, 1.0),
+            "difficulty": Normal(0.0, 2.0),
+            "discrimination": LogNormal(0.0, 0.5),
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("story", PRIORS, ids=lambda story: story.__name__)
+def test_priors_are_those_that_the_pages_give(story):
+    given, laws = PRIORS[story]
+    trace = pyro.poutine.trace(story).get_trace(**given())
+    drawn = {name: node["value"] for name, node in trace.nodes.items() if "fn" in node}
+    expected = laws(drawn)
+    latent = {name for name in trace.stochastic_nodes if is_latent(trace.nodes[name])}
+    assert latent - {"y", "k"} == set(expected)
+    for name, law in expected.items():
+        found = trace.nodes[name]["fn"].log_prob(drawn[name])
+        torch.testing.assert_close(found.sum(), law.log_prob(drawn[name]).sum())
 
 
 def test_integrating_the_coefficients_of_groups_out_leaves_a_normal():

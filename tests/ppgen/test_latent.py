@@ -273,6 +273,7 @@ YES = torch.tensor([True, False])
         (lambda: latent.linear(torch.zeros(2), torch.ones(2), 1), "at least 2"),
         (lambda: latent.spherical(torch.zeros(2), torch.ones(2)), "length 0"),
         (lambda: latent.spherical(torch.ones(2), -torch.ones(2)), "opposite directions"),
+        (lambda: latent.spherical(VECTORS, VECTORS * (1 - 2 * YES[:, None].float())), "opposite"),
         (lambda: latent.traverse(torch.zeros(3), [3], [0.0]), "dimensions 0 to 2"),
         (lambda: latent.traverse(VECTORS, [0], [0.0]), "one code"),
         (lambda: latent.manifold(0), "at least 1"),
