@@ -65,13 +65,12 @@ def psis(log_weights: Any, relative_ess: float = 1.0) -> tuple[Array, float]:
         ValueError: on NaN, on a weight of plus infinity, or on fewer than 25 weights.
     """
     raw = as_array(log_weights)
-    weights = raw.ravel() - raw.max(initial=-np.inf)
-    if weights.size < 25 or not np.isfinite(raw.max()) or np.isnan(weights).any():
+    if raw.size < 25 or not np.isfinite(raw.max()):
         raise ValueError(
-            f"log_weights: expected at least 25 values, none NaN or +inf, got {weights.size} "
+            f"log_weights: expected at least 25 values, none NaN or +inf, got {raw.size} "
             f"of which {int((~np.isfinite(raw)).sum())} not finite"
         )
-    size = weights.size
+    weights, size = raw.ravel() - raw.max(), raw.size
     tail = int(3 * (size / relative_ess) ** 0.5) if size * relative_ess > 225 else size // 5
     order = np.argsort(weights)
     largest = order[-tail:]

@@ -282,6 +282,12 @@ def test_ranks_are_read_as_what_is_wrong_with_the_draws(ranks, reading):
     assert found.reading("mu") == reading
 
 
+def test_the_level_is_shared_by_all_quantities():
+    found = Calibration("s", "e", 0.01, 1.0, {n: np.zeros(9) for n in "abc"}, np.ones(9), "chains")
+    vars(found)["p"] = {"a": 0.0034, "b": 0.0033, "c": 0.0001}
+    assert found.flagged == ("c", "b")
+
+
 def test_saves_numbers_and_a_picture(tmp_path):
     found = ppgen.calibrate(STORY.model, Twisted(scale=0.5), X, simulations=60)
     assert isinstance(found, Calibration)

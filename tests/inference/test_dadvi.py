@@ -8,9 +8,10 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from ppgen.inference.dadvi import DADVI, judge, minimise
+from ppgen.inference.dadvi import DADVI, Fit, _error_note, judge, minimise
 from ppgen.inference.fixed_draws import Objective
 from ppgen.inference.frame import Frame
+from ppgen.program import Program
 
 pytestmark = pytest.mark.usefixtures("silent")
 
@@ -179,6 +180,15 @@ def test_the_error_is_reported_for_the_worst_site():
     easy, skewed = posterior.history["fixed_draw_error"]
     assert easy < 1e-6  # a normal's mean does not depend on antithetic draws
     assert skewed > 0.01
+
+
+def test_errors_of_means_are_in_their_own_standard_deviations():
+    program = Program(normal(torch.eye(DIM)))
+    precision = torch.diag(torch.tensor([1.0, 1.0, 25.0, 1.0]))  # an sd of .2
+    error = torch.tensor([0.001, 0.001, 0.01, 0.002])
+    (said,) = _error_note(program, Fit(torch.zeros(DIM), precision, error, ()), 10)
+    assert "up to 0.05 sd in means (x)" in said
+    assert _error_note(program, Fit(torch.zeros(DIM), precision, error * math.nan, ()), 10) == ()
 
 
 @pytest.mark.parametrize(

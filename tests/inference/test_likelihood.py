@@ -10,7 +10,7 @@ from torch import nn
 from ppgen.data import Dataset
 from ppgen.inference.likelihood import log_likelihood
 from ppgen.inference.peak_memory import peak_memory
-from ppgen.models import VAE, ConditionalVAE, DequantizedFlow
+from ppgen.models import VAE, ConditionalVAE, DequantizedFlow, Flow
 from ppgen.models.base_rate import BaseRate
 from ppgen.networks.likelihoods import GaussianLikelihood
 
@@ -202,6 +202,13 @@ def test_log_weights_of_a_wrong_shape_are_refused(story, x):
 
     with pytest.raises(ValueError, match="must return"):
         log_likelihood(Wrong(), x, samples=3)
+
+
+def test_options_that_have_no_meaning_are_refused(story, x):
+    with pytest.raises(TypeError, match=r"an exact density takes no options; got \['memory'\]"):
+        log_likelihood(Flow(6), x, memory=1e6)
+    with pytest.raises(ValueError, match="samples must be at least 1"):
+        log_likelihood(story, x, samples=0)
 
 
 def test_a_few_thorough_examples_stand_for_all(story, x):

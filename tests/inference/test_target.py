@@ -24,7 +24,10 @@ def test_rows_whose_factorisation_fails_have_density_zero_and_leave_the_others_a
     with pytest.raises(torch.linalg.LinAlgError):
         target(torch.full((7, 2), 5.0))  # no point is known yet where it works
     target(z)
+    target.value(z)
     slope = target.slope_like(z)
+    slope(z)
+    assert target.gradients == 4 * 7
     z[bad, 0] = torch.tensor([4.5, -5.0, 30.0])
     value, gradient = target(z)
     a = z[:, 0]
@@ -35,6 +38,7 @@ def test_rows_whose_factorisation_fails_have_density_zero_and_leave_the_others_a
     torch.testing.assert_close(gradient, slopes)
     torch.testing.assert_close(target.value(z), expected)
     torch.testing.assert_close(slope(z), slopes)
+    assert target.gradients == 7 * 7
 
 
 @pytest.mark.parametrize("count", [1, 4, 6])

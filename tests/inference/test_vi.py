@@ -428,6 +428,14 @@ def test_sites_that_do_not_match_are_named():
         VI(guide=guide).run(waiting, WAITS)
 
 
+def test_sites_of_another_shape_are_named():
+    def guide(k):
+        pyro.sample("rate", dist.LogNormal(pyro.param("loc", torch.zeros(2)), 1.0).to_event(1))
+
+    with pytest.raises(ValueError, match=r"'rate': the guide draws shape \(2,\), the story \(\)"):
+        VI(guide=guide).run(waiting, WAITS)
+
+
 def test_a_guide_without_parameters_is_refused():
     def guide(k):
         pyro.sample("rate", dist.Gamma(5.0, 5.2))

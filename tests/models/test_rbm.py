@@ -209,6 +209,7 @@ def test_an_estimate_holds_until_a_parameter_moves():
         torch.testing.assert_close(
             rbm.marginal().log_prob(x), torch.full((2,), -30 * math.log(2)), **EXACT
         )
+    rbm.weight.requires_grad_(False)  # the biases are trained still
     with pytest.raises(ValueError, match="has no gradient"):
         rbm.marginal().log_prob(x)
     with torch.no_grad():

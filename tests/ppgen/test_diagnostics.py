@@ -216,6 +216,11 @@ def test_nested_rhat_sees_starts_that_are_not_forgotten_and_refuses_unequal_grou
     assert np.isnan(d.nested_rhat(np.full((8, 5), np.inf), 4))
     with pytest.raises(ValueError, match=r"equal size, got sizes \[3, 3, 2\]"):
         d.nested_rhat(x[:8], 3)
+    with pytest.raises(ValueError, match=r"each of 8 chains, got shape \(3,\)"):
+        d.nested_rhat(x[:8], [0, 1, 2])
+    for superchains, each in ((1, 4), (4, 1)):
+        with pytest.raises(ValueError, match="two superchains of two chains"):
+            d.nested_rhat_limit(superchains, each)
 
 
 @pytest.mark.parametrize("relative_ess", [1.0, 0.3])
@@ -266,6 +271,12 @@ def test_importance_ess_is_that_of_the_raw_weights():
 )
 def test_bad_weights_are_never_ok(log_weights):
     assert not d.pareto_k(log_weights).ok
+
+
+@pytest.mark.parametrize("wrong", [np.zeros(24), np.r_[np.zeros(50), np.nan], [np.inf] * 50])
+def test_weights_that_cannot_be_smoothed_are_refused(wrong):
+    with pytest.raises(ValueError, match="at least 25 values, none NaN or"):
+        d.psis(wrong)
 
 
 def test_the_hot_path_imports_no_arviz_and_no_matplotlib_and_pictures_no_pyplot():

@@ -161,6 +161,9 @@ def test_whitened_extremes_name_the_direction():
         (lambda: d.ks([], [1.0]), r"n >= 1, got \(0,\)"),
         (lambda: d.whitened_extremes(np.eye(2), np.ones((2, 2))), "not positive definite"),
         (lambda: d.whitened_extremes(np.eye(2), np.eye(3)), r"two \(d, d\) covariances"),
+        (lambda: d.whitened_extremes(np.eye(2) * np.nan, np.eye(2)), "not finite"),
+        (lambda: d.c2st(np.zeros((50, 2)), np.zeros((50, 3))), "samples of one width"),
+        (lambda: d.c2st(np.zeros((50, 2)), np.zeros((3, 2))), "or more rows"),
     ],
 )
 def test_errors_say_what_was_expected(call, message):

@@ -282,7 +282,9 @@ YES = torch.tensor([True, False])
         (lambda: latent.difference_of_means(VECTORS, ~YES & YES), "0 of 2 codes have"),
         (lambda: latent.difference_of_means(VECTORS, torch.tensor([3, 7])), "0 or 1"),
         (lambda: latent.difference_of_means(torch.zeros(2, 2), YES), "the same mean"),
+        (lambda: latent.difference_of_means(VECTORS, torch.zeros(3)), r"codes \(N, L\) and labels"),
         (lambda: latent.logistic_direction(VECTORS, YES, penalty=0), "penalty must be positive"),
+        (lambda: latent.logistic_direction(torch.ones(2, 2), YES), "the same mean|no direction"),
         (
             lambda: latent.reconstruct(SentenceVAE(6, 4, 2, 5), torch.tensor([[4, 2, 0, 0]])),
             "Sentence, which SentenceVAE decodes to, has no mean",
