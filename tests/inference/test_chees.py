@@ -253,6 +253,12 @@ def test_the_metric_is_renewed_from_the_draws_whatever_was_in_force(kind):
         assert 1.0 <= spread < 1.1
 
 
+def test_the_metric_in_force_weighs_as_ten_draws():
+    current = Metric(torch.tensor([2.0, 3.0]))
+    renewed, _ = hmc_warmup.renew(current, torch.zeros(5, 6, 2), "diag")  # 30 without spread
+    torch.testing.assert_close(renewed.factor, current.factor / 2)
+
+
 def test_a_metric_that_few_draws_do_not_contradict_stays():
     """By Marchenko and Pastur 200 draws of 40 dimensions have eigenvalues from .31 to 2.09.
 

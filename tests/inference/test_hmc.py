@@ -243,6 +243,8 @@ def test_an_infinitely_dense_point_is_no_trap():
 def test_the_metric_whitens_what_it_pushes(metric):
     r = torch.randn(7, 2)
     torch.testing.assert_close(metric.whiten(metric.push(r)), r)
+    volume = torch.linalg.slogdet(metric.push(torch.eye(2)))[1]
+    torch.testing.assert_close(metric.log_det, volume)
     # pull is the transpose of push
     gradient = torch.randn(7, 2)
     left, right = (gradient * metric.push(r)).sum(-1), (metric.pull(gradient) * r).sum(-1)

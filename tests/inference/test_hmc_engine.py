@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+from types import SimpleNamespace
 
 import pyro
 import pyro.distributions as dist
@@ -10,8 +11,9 @@ import pytest
 import torch
 
 from ppgen import diagnostics
-from ppgen.inference.hmc_engine import HMC
-from ppgen.inference.hmc_warmup import Stage, hopeless
+from ppgen.inference.hmc import Metric, State
+from ppgen.inference.hmc_engine import HMC, _Chains, _Record
+from ppgen.inference.hmc_warmup import Stage, Tuned, hopeless
 from ppgen.inference.target import Target
 from ppgen.models.eight_schools import data, eight_schools, eight_schools_centred
 from ppgen.program import Program
@@ -124,6 +126,25 @@ def test_a_draw_of_several_transitions_counts_them_all():
     assert posterior.stats["acceptance_rate"].max() <= 1
     lp = Program(heavy).log_density(posterior.unconstrained)
     torch.testing.assert_close(posterior.stats["lp"], lp)
+
+
+def test_the_statistics_of_a_draw_are_those_of_all_its_transitions():
+    state = State(torch.zeros(2, 1), torch.zeros(2), torch.zeros(2, 1))
+    tuned = Tuned(state, Metric(torch.ones(1)), 0.1, 4.0, 0, thin=2)
+    record = _Record.allocate(3, state)
+    for t, accepted in ((0, [0.2, 1.0]), (0, [0.6, 1.0]), (1, [0.5, 0.0]), (1, [0.1, 0.0])):
+        share = torch.tensor(accepted)
+        info = SimpleNamespace(acceptance=share, energy=share, energy_error=-share,
+                               diverging=share == 0.2)  # fmt: skip
+        record.put(t, info, leapfrogs=3)
+    _, stats = record.read(2, tuned)
+    torch.testing.assert_close(stats["acceptance_rate"], torch.tensor([[0.4, 0.3], [1.0, 0.0]]))
+    assert stats["diverging"].tolist() == [[True, False], [False, False]]
+    assert stats["n_steps"].tolist() == [[6, 6]] * 2
+    torch.testing.assert_close(stats["int_time"], torch.full((2, 2), 0.6))
+    for limit, said in ((30, 0), (29, 1)):  # 3/4 of 4.0 in steps of 0.1
+        chains = SimpleNamespace(tuned=tuned._replace(thin=1), max_leapfrog=limit)
+        assert len(_Chains.messages(chains, stats)) == said
 
 
 def test_the_same_seed_gives_the_same_draws():

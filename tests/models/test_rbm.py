@@ -218,6 +218,12 @@ def test_an_estimate_holds_until_a_parameter_moves():
             rbm.marginal().log_prob(x)
 
 
+def test_states_that_are_all_but_certain_are_drawn():
+    """Weights beyond the exponent of a float: both units are on, in both of its sides."""
+    law = RestrictedBoltzmann(torch.full((2, 2), 400.0), torch.zeros(2), torch.zeros(2))
+    assert torch.equal(law.sample((3,)), torch.ones(3, 2))
+
+
 def test_what_is_too_large_says_what_to_do_instead():
     law = RBM(30, 25).marginal()
     with pytest.raises(ValueError, match="annealed importance sampling"):

@@ -139,6 +139,7 @@ def test_the_middle_of_a_line_is_less_probable_by_the_length_it_loses():
         found = latent.midpoint_likelihood(Mirror(noise), a, b, path=path, samples=3)
         # minus E|x|^2 / (2 variance), of which E|x|^2 = |z|^2 + D noise^2
         expected = (square - radius**2) / (2 * variance)
+        assert found.lost.shape == (count,)
         error = float(found.lost.std()) / math.sqrt(count)
         assert float(found.lost.mean()) == pytest.approx(expected, abs=Z * error)
 
