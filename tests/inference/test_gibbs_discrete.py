@@ -403,6 +403,18 @@ def test_rows_that_are_masked_out_may_be_missing():
     assert posterior["a"].shape == (2, 2, 2)
 
 
+def test_rows_under_a_mask_may_be_missing_in_part():
+    def story(x):
+        with pyro.plate("data", 2), pyro.poutine.mask(mask=torch.tensor([True, False])):
+            pyro.sample("x", dist.Bernoulli(torch.tensor([0.999, 0.001])).to_event(1), obs=x)
+
+    x = torch.tensor([[NAN, 0.0], [NAN, NAN]])
+    posterior = ppgen.fit(story, x, using=Gibbs(chains=50, draws=1, warmup=3))
+    # 50 draws of .999: no more than five differ, but for 2e-9
+    assert posterior["x"][:, 0, 0, 0].sum() >= 45
+    assert posterior["x"][:, 0, 0, 1].sum() == 0
+
+
 def test_units_have_the_dtype_of_their_law():
     """Whatever else the story holds: here numbers of float32, of which it makes float64."""
     weight = torch.ones(3, 2, dtype=torch.float32)

@@ -298,8 +298,9 @@ def test_the_contrast_is_the_difference_of_mean_energies():
     made = FullyVisibleBoltzmannMachine(3).requires_grad_(False)
     made.pairs.zero_()
     made.visible_bias.fill_(60.0)
-    found = SingleSiteDivergence().loss(made.model, made.guide, torch.zeros(5, 3))
-    assert found == pytest.approx(180.0)
+    x = torch.tensor([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [1.0, 1.0, 1.0]])  # 0, -60, -180 nats
+    found = SingleSiteDivergence().loss(made.model, made.guide, x)
+    assert found == pytest.approx(-80.0 + 180.0)
 
 
 def test_another_story_is_refused_by_name():

@@ -175,6 +175,10 @@ def test_coupling_over_circle_maps_is_a_normalised_flow_on_the_torus(f):
     x, log_det = layers[0].inverse_with_log_det(y)
     assert around(layers[0](x), y).max() < 1e-10
     assert torch.allclose(layers[0].log_abs_det_jacobian(x, y), -log_det, atol=1e-7)
+    # an angle is told from its reflections, which have one coordinate of it each
+    t = torch.tensor([0.5, math.pi - 0.5, TURN - 0.5])
+    moved = layers[0](torch.stack([t, torch.ones(3)], -1))[:, 1]
+    assert (moved[1:] - moved[0]).abs().min() > 1e-6
 
 
 # --- spheres
