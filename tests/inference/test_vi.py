@@ -184,6 +184,18 @@ def test_a_flow_with_networks_starts_as_the_standard_normal(kind):
     assert torch.allclose(log_q, dist.Normal(0.0, 1.0).log_prob(noise).sum(-1))
 
 
+def test_the_bounds_of_an_exact_guide_are_the_evidence():
+    def story():
+        pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.factor("evidence", torch.tensor(3.0))
+
+    frame = Frame(torch.zeros(2), torch.ones(2))
+    fit = Fit(mean_field_guide().build(2).double(), frame, Batched(Program(story), 8), True)
+    bounds = fit.bounds()
+    torch.testing.assert_close(bounds, torch.full_like(bounds, 3.0))
+    assert fit.spread() < 1e-9
+
+
 def test_compiling_is_for_families_on_all_rows():
     case = Conjugate()
     with pytest.raises(ValueError, match="all rows at once"):

@@ -34,13 +34,20 @@ def test_constants_are_those_of_the_literature():
 def test_energies_at_points_worked_out_by_hand():
     z = torch.tensor([1.0, 0.5])
     assert math.isclose(RezendeMohamed(2).energy(z), 0.5 * (0.5 / 0.4) ** 2)
-    # w2(1) = 3 and w3(1) = 1.5
-    for number, widths, fork in [(3, (0.35, 0.35), 3.0), (4, (0.4, 0.35), 1.5)]:
+    # w2(1) = 3 and w3(1) = 1.5; at 1.3 they are one half and one of their widths further
+    w2, w3 = 3 * math.exp(-0.125), 3 / (1 + math.exp(-1))
+    for number, widths, first, fork in [
+        (3, (0.35, 0.35), 1.0, 3.0),
+        (3, (0.35, 0.35), 1.3, w2),
+        (4, (0.4, 0.35), 1.0, 1.5),
+        (4, (0.4, 0.35), 1.3, w3),
+    ]:
         bumps = [
-            math.exp(-0.5 * ((0.5 - 1 + shift) / width) ** 2)
+            math.exp(-0.5 * ((0.5 - math.sin(math.pi * first / 2) + shift) / width) ** 2)
             for shift, width in zip((0.0, fork), widths, strict=True)
         ]
-        assert math.isclose(RezendeMohamed(number).energy(z), -math.log(sum(bumps)))
+        energy = RezendeMohamed(number).energy(torch.tensor([first, 0.5]))
+        assert math.isclose(energy, -math.log(sum(bumps)))
     ring = 0.5 * ((math.sqrt(1.25) - 2) / 0.4) ** 2
     moons = math.exp(-0.5 * (1 / 0.6) ** 2) + math.exp(-0.5 * (3 / 0.6) ** 2)
     assert math.isclose(RezendeMohamed(1).energy(z), ring - math.log(moons))
