@@ -19,7 +19,7 @@ from ppgen.inference.comparison.cost import cost
 from ppgen.inference.comparison.repairs import NON_CENTRED, ladder
 from ppgen.inference.comparison.trust import _promise, optimiser_trust, reference_trust
 from ppgen.inference.point import as_program
-from ppgen.inference.verdict import _judge, marginals, verdict
+from ppgen.inference.verdict import _judge, _moments, marginals, verdict
 from ppgen.models import NormalNormal
 from ppgen.posterior import Cost, Posterior
 from ppgen.program import Program
@@ -85,6 +85,16 @@ def test_a_rising_elbo_has_not_settled_and_a_noisy_flat_one_has():
     # .01 x 400; a slope of batches of 20 with error .3 x 1.25 / sqrt(20) x sqrt(12 / 20) = .07
     assert gain == pytest.approx(4.0, abs=4.3 * 0.07 + 0.05)  # printed with two digits
     assert optimiser_trust(normal()) is None
+
+
+def test_errors_of_moments_are_those_of_independent_normals():
+    found = normal(kind="independent", sd=3.0, shape=(1, 4000))
+    mean, sd, mean_error, sd_error = _moments(found, found["a"].numpy()[..., None])
+    # the kurtosis of so many draws is known to sqrt(24 / 4000) = .08 of 2
+    assert sd_error == pytest.approx(3 / math.sqrt(2 * 4000), rel=4.3 * 0.04)
+    assert mean_error == pytest.approx(3 / math.sqrt(4000), rel=4.3 / math.sqrt(8000))
+    assert abs(mean) < 4.3 * mean_error
+    assert abs(sd - 3) < 4.3 * sd_error
 
 
 def test_what_has_no_number_is_not_judged():

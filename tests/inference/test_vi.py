@@ -392,7 +392,9 @@ def test_the_gradient_of_a_reparameterised_guide_is_that_of_the_elbo_in_closed_f
         fit = _Fit(waiting, guide, (WAITS,), {}, Program(waiting, WAITS), particles=200)
         assert fit.function is not None
         log_scale, loc = (p.detach().clone().requires_grad_() for p in fit.parameters)
-        steps, evaluated = [fit.step() for _ in range(20)], fit.evaluate()
+        steps = [fit.step() for _ in range(20)]
+        assert fit.gradients == 20 * 200
+        evaluated = fit.evaluate()
     mean = (loc + (2 * log_scale).exp() / 2).exp()  # of the rate, whose prior is 9 r exp(-3 r)
     joint = math.log(9) + (1 + len(WAITS)) * loc - (3 + WAITS.sum()) * mean
     elbo = joint + loc + log_scale + 0.5 * math.log(2 * math.pi * math.e)
