@@ -6,6 +6,7 @@ import torch
 from scipy import integrate, stats
 
 from ppgen import diagnostics as d
+from ppgen.diagnostics.kernels import _discrepancies
 
 FAILURE_RATE = 2e-5
 Z = float(stats.norm.isf(FAILURE_RATE / 2))  # two-sided, 4.26
@@ -68,6 +69,18 @@ def uniform(p):
     """Chi-square goodness of fit of p-values to uniform, in ten equal classes."""
     counts = np.histogram(p, np.linspace(0, 1, 11))[0]
     return stats.chisquare(counts).pvalue
+
+
+def test_discrepancies_are_means_over_pairs():
+    kernel = normals(7, 7)
+    kernel = kernel + kernel.T
+    np.fill_diagonal(kernel, 0)
+    first = np.array([[1, 0, 1, 1, 0, 0, 0], [0, 1, 0, 0, 1, 1, 1]], dtype=float).T
+    for found, of in zip(_discrepancies(kernel, first, 1 - first), first.T > 0, strict=True):
+        within = [
+            k[~np.eye(len(k), dtype=bool)].mean() for k in (kernel[of][:, of], kernel[~of][:, ~of])
+        ]
+        assert found == pytest.approx(sum(within) - 2 * kernel[of][:, ~of].mean())
 
 
 def test_mmd_p_values_are_uniform_when_nothing_is_wrong():
