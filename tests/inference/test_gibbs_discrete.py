@@ -410,7 +410,7 @@ def test_rows_under_a_mask_may_be_missing_in_part():
 
     x = torch.tensor([[NAN, 0.0], [NAN, NAN]])
     posterior = ppgen.fit(story, x, using=Gibbs(chains=50, draws=1, warmup=3))
-    # 50 draws of .999: no more than five differ, but for 2e-9
+    # 50 draws of .999: no more than five differ, but for 2e-11
     assert posterior["x"][:, 0, 0, 0].sum() >= 45
     assert posterior["x"][:, 0, 0, 1].sum() == 0
 
