@@ -180,6 +180,9 @@ def test_quantities_of_the_user_are_judged_like_scalars():
     # E[a^2] = 1 against .25, in the sd of a chi-square, sqrt(2)
     assert rows["square"].shift == pytest.approx(-0.75 / math.sqrt(2), abs=0.1)
     assert rows["square"].level == "fail"
+    of_them = verdict(good, marginals(good, normal()), None, tuple(rows.values()))
+    assert of_them.level == "fail"
+    assert "quantity square off by" in of_them.sentence
     found = comparison(
         {"one": normal(), "q": good}, "one", quantities={"far": lambda s: s["a"] ** 2}
     )

@@ -401,6 +401,7 @@ def test_rows_that_are_masked_out_may_be_missing():
 
     posterior = ppgen.fit(story, torch.tensor([0.9, NAN]), using=Gibbs(chains=2, draws=2))
     assert posterior["a"].shape == (2, 2, 2)
+    assert not any("nothing is observed" in message for message in posterior.messages)
 
 
 def test_rows_under_a_mask_may_be_missing_in_part():

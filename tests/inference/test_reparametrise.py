@@ -10,6 +10,7 @@ import torch
 import ppgen
 from ppgen import diagnostics
 from ppgen.inference import HMC, NUTS, Laplace
+from ppgen.inference.fit import _failed
 from ppgen.inference.hierarchies import hierarchies, non_centred
 from ppgen.inference.reparametrise import reparametrised
 from ppgen.models.eight_schools import data, eight_schools, eight_schools_centred
@@ -57,6 +58,30 @@ def hierarchy(family):
         pyro.sample("x", FAMILIES[family](m, s))
 
     return story
+
+
+def test_what_is_observed_cannot_be_written_non_centred():
+    def story():
+        m = pyro.sample("m", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(m, 1.0), obs=torch.tensor(0.3))
+
+    with pytest.raises(ValueError, match=r"'y' \(Normal\) cannot be written non-centred"):
+        Program(non_centred(story, {"y": 0.0}))
+
+
+def test_draws_that_say_of_themselves_that_they_are_wrong_have_failed():
+    def weighted(scale, **fields):
+        x = scale * torch.randn(1, 4000)
+        standard = dist.Normal(0.0, 1.0).log_prob(x)
+        guide = dist.Normal(0.0, scale).log_prob(x)
+        return Posterior({"x": x}, "q", log_density=standard, log_guide=guide, **fields)
+
+    assert not _failed(weighted(1.1, kind="independent"))
+    assert _failed(weighted(0.1, kind="independent"))  # a k-hat near one, of hardly any worth
+    assert _failed(weighted(1.1, kind="independent", converged=False))
+    chains = {"x": torch.randn(4, 100)}
+    assert not _failed(Posterior(chains, "HMC", "chains"))
+    assert _failed(Posterior(chains, "HMC", "chains", converged=False))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch.func import vmap
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from ppgen.simplify import keep_apart, mutates, tidy
 from ppgen.tape import Unrecordable, trace, trace_step
@@ -152,6 +153,21 @@ def test_tidying_keeps_the_layout_that_views_rest_on():
     graph.recompile()
     z = torch.randn(3, 4)
     torch.testing.assert_close(graph(z), function(z))
+
+
+def test_a_graph_that_writes_is_left_as_it_is():
+    """To compute equal things once would take what was written for what was there before."""
+
+    def function(z):
+        double = z * 2
+        double.add_(1.0)
+        return double + z * 2
+
+    z = torch.randn(3)
+    graph = make_fx(function)(z)
+    tidy(graph.graph)
+    graph.recompile()
+    torch.testing.assert_close(graph(z), 4 * z + 1)
 
 
 def test_tidying_draws_the_same_numbers_and_leaves_no_write():
