@@ -18,7 +18,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from ppgen.hyperparameters import require_positive
+from ppgen.arguments import require_positive
 
 
 def data() -> dict[str, Tensor]:
@@ -39,7 +39,7 @@ class BetaBernoulli:
     b: float = 1.0
 
     def __post_init__(self) -> None:
-        require_positive(self, "a", "b")
+        require_positive(self, a=self.a, b=self.b)
 
     def model(self, x: Tensor) -> None:
         theta = pyro.sample("theta", dist.Beta(self.a, self.b))

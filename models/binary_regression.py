@@ -12,7 +12,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from ppgen.hyperparameters import require_positive
+from ppgen.arguments import require_positive
 from ppgen.moments import square_length
 
 
@@ -27,7 +27,7 @@ class BinaryRegression(ABC):
     scale: float = 2.5
 
     def __post_init__(self) -> None:
-        require_positive(self, "scale")
+        require_positive(self, scale=self.scale)
 
     def model(self, x: Tensor, y: Tensor | None = None) -> None:
         w = pyro.sample("w", dist.Normal(x.new_zeros(x.shape[1]), self.scale).to_event(1))

@@ -9,6 +9,8 @@ from pyro.distributions import TorchDistribution
 from pyro.nn import PyroModule
 from torch import Tensor
 
+from ppgen.arguments import require_finite, require_whole
+from ppgen.data.errors import check_rows
 from ppgen.distributions.restricted_boltzmann import KnownLogPartition, RestrictedBoltzmann
 from ppgen.distributions.units import Binary, Gaussian, HiddenUnits, Units, sample_units
 from ppgen.types import Statistics
@@ -90,6 +92,7 @@ class Bipartite(PyroModule):
     def normalise(self, log_partition: float) -> None:
         """Take `log_partition` for log Z (nats) until a parameter moves."""
         copies = tuple(p.detach().clone() for p in self._sides())
+        require_finite("normalise", log_partition=log_partition)
         self._known = KnownLogPartition(float(log_partition), copies)
 
     @torch.no_grad()
@@ -174,6 +177,17 @@ def affine(side: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
             f"expected units of shape (..., {weight.shape[0]}), got {tuple(side.shape)}"
         )
     return torch.addmm(bias, side, weight) if side.dim() == 2 else side @ weight + bias
+
+
+def count_examples(x: Tensor | None, examples: int) -> int:
+    """How many examples a machine's `model` is about: those that it is given, or is to draw."""
+    require_whole("model", examples=examples)
+    if x is None:
+        return examples
+    rows = len(check_rows(x))
+    if examples not in (1, rows):  # 1 is what it is where nothing is said
+        raise ValueError(f"examples={examples}: x has {rows}; leave one of the two out")
+    return rows
 
 
 def require_rows(x: Tensor) -> None:

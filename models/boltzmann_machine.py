@@ -7,10 +7,10 @@ import torch
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 
-from ppgen.data.errors import check_rows
+from ppgen.arguments import require_nonnegative, require_whole
 from ppgen.distributions.boltzmann import Boltzmann
 from ppgen.distributions.units import base_rate_logits, softplus
-from ppgen.models.bipartite import affine, require_rows
+from ppgen.models.bipartite import affine, count_examples, require_rows
 
 
 class FullyVisibleBoltzmannMachine(PyroModule):
@@ -46,11 +46,9 @@ class FullyVisibleBoltzmannMachine(PyroModule):
     visible_bias: Tensor
 
     def __init__(self, visible: int, *, weight_scale: float = 0.01) -> None:
+        require_whole(self, least=2, visible=visible)
+        require_nonnegative(self, weight_scale=weight_scale)
         super().__init__()
-        if visible < 2:
-            raise ValueError(
-                f"FullyVisibleBoltzmannMachine: expected at least two units, got {visible}"
-            )
         self.visible = visible
         self.pairs = nn.Parameter(weight_scale * torch.randn(visible * (visible - 1) // 2))
         self.visible_bias = nn.Parameter(torch.zeros(visible))
@@ -67,7 +65,7 @@ class FullyVisibleBoltzmannMachine(PyroModule):
     @pyro_method
     def model(self, x: Tensor | None = None, *, examples: int = 1) -> Tensor:
         """Without `x`, draws `examples` of them, exactly (small machines)."""
-        with pyro.plate("data", examples if x is None else len(check_rows(x))):
+        with pyro.plate("data", count_examples(x, examples)):
             return pyro.sample("x", self.marginal(), obs=x)
 
     @pyro_method

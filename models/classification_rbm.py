@@ -9,6 +9,7 @@ from pyro.distributions import TorchDistribution
 from pyro.nn import pyro_method
 from torch import Tensor
 
+from ppgen.arguments import require_whole
 from ppgen.data.errors import check_rows
 from ppgen.distributions.units import Beside, Binary, OneHot, softplus
 from ppgen.models.bipartite import affine
@@ -47,12 +48,9 @@ class ClassificationRBM(RBM):
     def __init__(
         self, visible: int, hidden: int, *, classes: int, weight_scale: float = 0.01
     ) -> None:
+        require_whole(self, least=2, classes=classes)
+        require_whole(self, least=classes + 1, visible=visible)  # the classes, and a unit of x
         pixels = visible - classes
-        if classes < 2 or pixels < 1:
-            raise ValueError(
-                "ClassificationRBM: expected two classes or more and a unit of x beside them, got "
-                f"visible={visible} (both together), classes={classes}"
-            )
         units = Beside(((Binary(), pixels), (OneHot(classes), classes)))
         super().__init__(visible, hidden, weight_scale=weight_scale, units=units)
         self.pixels, self.classes = pixels, classes

@@ -10,6 +10,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 
+from ppgen.arguments import require_whole, require_widths
 from ppgen.data.errors import check_rows, refuse_where
 from ppgen.networks.likelihoods import BernoulliLikelihood, PixelLikelihood, pixel_law
 from ppgen.networks.mlp import MLP, hidden_layers
@@ -65,6 +66,8 @@ class ConditionalVAE(PyroModule):
         posterior: nn.Module | None = None,
         likelihood: PixelLikelihood | None = None,
     ) -> None:
+        require_whole(self, visible=visible, classes=classes, latent=latent)
+        require_widths(self, hidden=hidden)
         super().__init__()
         self.visible, self.classes, self.latent = visible, classes, latent
         self.register_buffer("zero", torch.zeros(()), persistent=False)

@@ -27,7 +27,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from ppgen.hyperparameters import require_positive
+from ppgen.arguments import require_positive
 from ppgen.moments import expected_log_gamma, expected_square, mean_log, square_length
 from ppgen.types import Coordinate, Factors
 
@@ -62,7 +62,7 @@ class ConjugateRegression:
     rate: float = 1.0
 
     def __post_init__(self) -> None:
-        require_positive(self, "scale", "shape", "rate")
+        require_positive(self, scale=self.scale, shape=self.shape, rate=self.rate)
 
     def model(self, x: Tensor, y: Tensor | None = None) -> None:
         tau = pyro.sample("tau", dist.Gamma(self.shape, self.rate))

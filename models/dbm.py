@@ -11,10 +11,11 @@ import torch
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 
+from ppgen.arguments import require_nonnegative, require_whole, require_widths
 from ppgen.data.errors import check_rows
 from ppgen.distributions.restricted_boltzmann import RestrictedBoltzmann
 from ppgen.distributions.units import base_rate_logits, softplus
-from ppgen.models.bipartite import Bipartite, affine, require_rows
+from ppgen.models.bipartite import Bipartite, affine, count_examples, require_rows
 from ppgen.models.duplicated_rbm import DuplicatedRBM
 from ppgen.models.rbm import RBM
 from ppgen.types import Statistics
@@ -67,15 +68,15 @@ class DBM(Bipartite):
         mean_field_steps: int = 30,
         tolerance: float = 1e-6,
     ) -> None:
+        require_whole(self, visible=visible, mean_field_steps=mean_field_steps)
+        require_widths(self, hidden=hidden)
+        require_nonnegative(self, weight_scale=weight_scale, tolerance=tolerance)
         super().__init__()
         self.sizes = (visible, *hidden)
-        if len(hidden) < 2 or min(self.sizes) < 1:
+        if len(hidden) < 2:
             raise ValueError(
-                "DBM: expected at least two hidden layers of at least one unit each, and a unit of "
-                f"x, got visible={visible}, hidden={tuple(hidden)}; with one layer use RBM"
+                f"DBM(hidden=...) must have at least two layers, got {tuple(hidden)}; one is an RBM"
             )
-        if mean_field_steps < 1:
-            raise ValueError(f"mean_field_steps: expected at least 1, got {mean_field_steps}")
         self.visible, self.hidden = visible, tuple(hidden)
         self.mean_field_steps, self.tolerance = mean_field_steps, tolerance
         for layer, (below, above) in enumerate(pairwise(self.sizes), start=1):
@@ -139,7 +140,7 @@ class DBM(Bipartite):
     @pyro_method
     def model(self, x: Tensor | None = None, *, examples: int = 1) -> Tensor:
         """Without `x`, draws `examples` of them, exactly (small machines)."""
-        with pyro.plate("data", examples if x is None else len(check_rows(x))):
+        with pyro.plate("data", count_examples(x, examples)):
             odd = pyro.sample("odd", self.hidden_marginal())
             given = self.visible_logits(odd)
             data, latent = given[..., : self.visible], given[..., self.visible :]

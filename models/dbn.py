@@ -12,9 +12,10 @@ from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from ppgen.arguments import require_nonnegative, require_whole, require_widths
 from ppgen.data.errors import check_rows
 from ppgen.distributions.units import sample_units
-from ppgen.models.bipartite import affine
+from ppgen.models.bipartite import affine, count_examples
 from ppgen.models.rbm import RBM
 
 
@@ -57,13 +58,13 @@ class DBN(PyroModule):
         weight_scale: float = 0.01,
         tied: bool = True,
     ) -> None:
+        require_whole(self, visible=visible)
+        require_widths(self, hidden=hidden)
+        require_nonnegative(self, weight_scale=weight_scale)
         super().__init__()
         self.sizes = (visible, *hidden)
-        if not hidden or min(self.sizes) < 1:
-            raise ValueError(
-                "DBN: expected at least one hidden layer and one unit in each, got "
-                f"visible={visible}, hidden={tuple(hidden)}"
-            )
+        if not hidden:
+            raise ValueError("DBN(hidden=...) must have at least one layer, got ()")
         self.visible, self.hidden, self.tied = visible, tuple(hidden), True
         for layer, (below, above) in enumerate(pairwise(self.sizes[:-1]), start=1):
             weight = weight_scale * torch.randn(below, above)
@@ -116,7 +117,7 @@ class DBN(PyroModule):
     @pyro_method
     def model(self, x: Tensor | None = None, *, examples: int = 1) -> Tensor:
         """Without `x`, draws `examples` of them, exactly (small machine on top)."""
-        with pyro.plate("data", examples if x is None else len(check_rows(x))):
+        with pyro.plate("data", count_examples(x, examples)):
             name = f"h{len(self.hidden) - 1}" if len(self.hidden) > 1 else "x"
             side = pyro.sample(name, self.top.marginal(), obs=x if name == "x" else None)
             for layer in range(len(self.hidden) - 1, 0, -1):

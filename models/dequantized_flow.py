@@ -15,6 +15,7 @@ from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from ppgen.arguments import require_whole
 from ppgen.data.errors import check_rows
 from ppgen.data.levels import whole_levels
 from ppgen.distributions.standard_normal import StandardNormal
@@ -81,9 +82,9 @@ class DequantizedFlow(PyroModule):
         dropout: float = 0.5,
         transforms: Sequence[TransformModule] | None = None,
     ) -> None:
+        require_whole(self, dim=dim, layers=layers)
+        require_whole(self, least=2, levels=levels)
         super().__init__()
-        if levels < 2:
-            raise ValueError(f"levels must be at least 2, the values 0 and 1; got {levels}")
         self.dim, self.levels = dim, levels
         if transforms is None:
             smooth = levels > MOST_STEPS
@@ -94,7 +95,7 @@ class DequantizedFlow(PyroModule):
                 for i in range(layers)
             ]
         if not transforms:
-            raise ValueError("a dequantised flow needs a layer at least; it has none")
+            raise ValueError(f"{type(self).__name__}(transforms=...) must hold a layer at least")
         self.transforms = nn.ModuleList(transforms)
         domain = getattr(transforms[0].domain, "base_constraint", None)
         self.into_cube = None if domain is constraints.unit_interval else ToCube([dim])

@@ -10,7 +10,7 @@ References:
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyro
@@ -18,6 +18,8 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
+
+from ppgen.arguments import require_positive
 
 
 def data() -> dict[str, Tensor]:
@@ -36,11 +38,13 @@ class DirichletCategorical:
     concentration: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)
 
     def __post_init__(self) -> None:
-        if len(self.concentration) < 2 or not all(0 < a < math.inf for a in self.concentration):
+        if not isinstance(self.concentration, Sequence) or len(self.concentration) < 2:
             raise ValueError(
                 "DirichletCategorical(concentration=...) must hold at least two positive numbers, "
                 f"got {self.concentration!r}"
             )
+        for alpha in self.concentration:
+            require_positive(self, concentration=alpha)
 
     def model(self, x: Tensor) -> None:
         theta = pyro.sample("theta", dist.Dirichlet(torch.tensor(self.concentration)))

@@ -11,6 +11,7 @@ from pyro.distributions.torch_transform import TransformModule
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 
+from ppgen.arguments import require_positive, require_whole
 from ppgen.data.errors import check_rows
 from ppgen.distributions.standard_normal import StandardNormal
 from ppgen.transforms.autoregressive import Autoregressive
@@ -97,6 +98,8 @@ class Flow(DensityFlow):
         bound: float = 4.0,
         transforms: Sequence[TransformModule] | None = None,
     ) -> None:
+        require_whole(self, dim=dim, layers=layers)
+        require_positive(self, bound=bound)
         super().__init__()
         self.dim = dim
         if transforms is None:

@@ -21,7 +21,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from ppgen.hyperparameters import require_positive
+from ppgen.arguments import require_positive
 
 
 def data() -> dict[str, Tensor]:
@@ -43,7 +43,7 @@ class GammaPoisson:
     rate: float = 1.0
 
     def __post_init__(self) -> None:
-        require_positive(self, "shape", "rate")
+        require_positive(self, shape=self.shape, rate=self.rate)
 
     def model(self, x: Tensor) -> None:
         lam = pyro.sample("lambda", dist.Gamma(self.shape, self.rate))

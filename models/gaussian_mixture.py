@@ -27,7 +27,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from ppgen.hyperparameters import require_finite, require_positive
+from ppgen.arguments import require_finite, require_positive, require_whole
 from ppgen.moments import (
     expected_log_dirichlet,
     expected_log_gamma,
@@ -70,10 +70,10 @@ class GaussianMixture:
     rate: float = 1.0
 
     def __post_init__(self) -> None:
-        require_finite(self, "mean")
-        require_positive(self, "components", "concentration", "scale", "shape", "rate")
-        if self.components != int(self.components):
-            raise ValueError(f"components must be a whole number, got {self.components!r}")
+        require_whole(self, components=self.components)
+        require_finite(self, mean=self.mean)
+        require_positive(self, concentration=self.concentration)
+        require_positive(self, scale=self.scale, shape=self.shape, rate=self.rate)
 
     def model(self, x: Tensor) -> None:
         rows = _rows(x)

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ppgen.arguments import require_positive, require_share
 from ppgen.distributions.boltzmann import Boltzmann
 from ppgen.distributions.restricted_boltzmann import shifted
 from ppgen.distributions.units import Binary, Gaussian, HiddenUnits, as_floats
@@ -66,8 +67,8 @@ class GaussianRBM(RBM):
         least_scale: float = 0.1,
         hidden_units: HiddenUnits = Binary(),  # noqa: B008 (it has no state)
     ) -> None:
-        if not 0 < least_scale < 1:
-            raise ValueError(f"least_scale: expected a number in (0, 1), got {least_scale}")
+        require_positive(self, least_scale=least_scale)
+        require_share(self, least_scale=least_scale)
         super().__init__(visible, hidden, weight_scale=weight_scale, hidden_units=hidden_units)
         self.units, self.least_scale = Gaussian(), least_scale
         start = math.log(1 - least_scale**2)  # sigma = 1

@@ -12,6 +12,7 @@ from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from ppgen.arguments import require_whole, require_widths
 from ppgen.data.errors import check_rows
 from ppgen.diagnostics.latent import LayeredUse, latent_use
 from ppgen.networks.likelihoods import BernoulliLikelihood, PixelLikelihood, pixel_law
@@ -79,6 +80,8 @@ class HierarchicalVAE(PyroModule):
         prior: nn.Module | None = None,
         likelihood: PixelLikelihood | None = None,
     ) -> None:
+        require_whole(self, visible=visible)
+        require_widths(self, latent=latent, hidden=hidden)
         super().__init__()
         if len(latent) != 2 or len(hidden) != 2:
             raise ValueError(

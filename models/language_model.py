@@ -7,8 +7,9 @@ import torch
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor
 
+from ppgen.arguments import require_whole
 from ppgen.data.errors import check_rows
-from ppgen.data.tokens import check_tokens
+from ppgen.data.tokens import SPECIAL, check_tokens
 from ppgen.distributions.sentence import Sentence
 from ppgen.networks.recurrent import RecurrentDecoder
 
@@ -45,6 +46,8 @@ class LanguageModel(PyroModule):
     def __init__(
         self, vocabulary: int, length: int, hidden: int = 128, *, embedding: int = 64
     ) -> None:
+        require_whole(self, least=len(SPECIAL), vocabulary=vocabulary)
+        require_whole(self, length=length)
         super().__init__()
         self.vocabulary, self.length = vocabulary, length
         self.register_buffer("zero", torch.zeros(()), persistent=False)

@@ -7,7 +7,10 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
+from ppgen.arguments import require_whole
+from ppgen.data.errors import check_rows
 from ppgen.distributions.spherical_cauchy import SphericalCauchy
+from ppgen.distributions.units import as_floats
 from ppgen.models.sphere_flow import DirectionalFlow
 from ppgen.transforms.moebius import FARTHEST, moebius
 
@@ -40,9 +43,8 @@ class MoebiusMixture(DirectionalFlow):
     """
 
     def __init__(self, dim: int = 2, components: int = 20) -> None:
+        require_whole(self, dim=dim, components=components)
         super().__init__()
-        if components < 1:
-            raise ValueError(f"a mixture has at least one component; got components={components}")
         self.dim = dim
         self.register_buffer("base", torch.zeros(dim + 1), persistent=False)
         self.logits = nn.Parameter(torch.zeros(components))
@@ -53,6 +55,8 @@ class MoebiusMixture(DirectionalFlow):
     @torch.no_grad()
     def from_data(cls, x: Tensor, components: int, *, sweeps: int = 200) -> MoebiusMixture:
         """Fitted by EM from random data points; the likelihood of `x` rises with each sweep."""
+        require_whole("from_data", least=0, sweeps=sweeps)
+        x = as_floats(check_rows(x))
         made = cls(x.shape[-1] - 1, components).to(x)
         x = made.check(x)
         if len(x) < components:

@@ -23,7 +23,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from ppgen.hyperparameters import require_finite, require_positive
+from ppgen.arguments import require_finite, require_positive
 from ppgen.moments import expected_log_gamma, mean_log, second_moment
 from ppgen.types import Coordinate, Factors
 
@@ -56,8 +56,8 @@ class NormalGamma:
     rate: float = 1.0
 
     def __post_init__(self) -> None:
-        require_finite(self, "mean")
-        require_positive(self, "count", "shape", "rate")
+        require_finite(self, mean=self.mean)
+        require_positive(self, count=self.count, shape=self.shape, rate=self.rate)
 
     def model(self, x: Tensor) -> None:
         tau = pyro.sample("tau", dist.Gamma(self.shape, self.rate))

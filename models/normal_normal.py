@@ -20,7 +20,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from ppgen.hyperparameters import require_finite, require_positive
+from ppgen.arguments import require_finite, require_positive
 
 
 def data() -> dict[str, Tensor]:
@@ -43,8 +43,8 @@ class NormalNormal:
     noise: float = 1.0
 
     def __post_init__(self) -> None:
-        require_finite(self, "mean")
-        require_positive(self, "scale", "noise")
+        require_finite(self, mean=self.mean)
+        require_positive(self, scale=self.scale, noise=self.noise)
 
     def model(self, x: Tensor) -> None:
         mu = pyro.sample("mu", dist.Normal(self.mean, self.scale))

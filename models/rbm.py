@@ -9,11 +9,12 @@ import torch
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 
+from ppgen.arguments import require_nonnegative, require_whole
 from ppgen.data.errors import check_rows
 from ppgen.distributions.hidden_units import UnitGaussian
 from ppgen.distributions.restricted_boltzmann import RestrictedBoltzmann
 from ppgen.distributions.units import Beside, Binary, Gaussian, HiddenUnits, Units
-from ppgen.models.bipartite import Bipartite, require_rows
+from ppgen.models.bipartite import Bipartite, count_examples, require_rows
 
 
 class RBM(Bipartite):
@@ -56,13 +57,12 @@ class RBM(Bipartite):
         units: Units = Binary(),  # noqa: B008 (it has no state)
         hidden_units: HiddenUnits = Binary(),  # noqa: B008
     ) -> None:
+        require_whole(self, visible=visible, hidden=hidden)
+        require_nonnegative(self, weight_scale=weight_scale)
         super().__init__()
         if isinstance(units, UnitGaussian | Gaussian):
             raise ValueError(f"units: expected discrete ones, got {units}; real data: GaussianRBM")
         self.units, self.hidden_units = units, hidden_units
-        for side, count in (("visible", visible), ("hidden", hidden)):
-            if count < 1:
-                raise ValueError(f"RBM: expected at least one {side} unit, got {count}")
         units.variables(visible)  # complains where there are no whole variables
         if not hasattr(hidden_units, "moments"):
             raise ValueError(
@@ -166,7 +166,7 @@ class RBM(Bipartite):
     @pyro_method
     def model(self, x: Tensor | None = None, *, examples: int = 1) -> Tensor:
         """Without `x`, draws `examples` of them, exactly (small machines)."""
-        with pyro.plate("data", examples if x is None else len(check_rows(x))):
+        with pyro.plate("data", count_examples(x, examples)):
             x = pyro.sample("x", self.marginal(), obs=x)
             pyro.sample("h", self.hidden_given_visible(x))
         return x

@@ -11,6 +11,7 @@ from pyro.distributions import TorchDistribution
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 
+from ppgen.arguments import require_whole, require_widths
 from ppgen.data.errors import check_rows
 from ppgen.distributions.units import sample_units
 from ppgen.models.base_rate import whole_levels
@@ -61,6 +62,8 @@ class RBMVAE(PyroModule):
         encoder: nn.Module | None = None,
         decoder: nn.Module | None = None,
     ) -> None:
+        require_whole(self, visible=visible)
+        require_widths(self, hidden=hidden)
         super().__init__()
         if not prior.units.binary:
             raise ValueError(f"prior: expected binary visible units, got {prior.units}")

@@ -12,6 +12,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 
+from ppgen.arguments import require_nonnegative, require_whole
 from ppgen.data.errors import check_rows
 from ppgen.models.conditional_vae import ConditionalVAE, one_of
 from ppgen.networks.likelihoods import PixelLikelihood
@@ -68,9 +69,9 @@ class SemiSupervisedVAE(PyroModule):
         classification: float = 0.0,
         likelihood: PixelLikelihood | None = None,
     ) -> None:
+        require_nonnegative(self, classification=classification)
+        require_whole(self, least=2, classes=classes)
         super().__init__()
-        if classification < 0:
-            raise ValueError(f"classification must not be negative; got {classification}")
         self.visible, self.classes, self.classification = visible, classes, classification
         self.conditional = ConditionalVAE(
             visible, classes, latent, hidden, activation=activation, likelihood=likelihood

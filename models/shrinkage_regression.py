@@ -22,7 +22,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from ppgen.hyperparameters import require_positive
+from ppgen.arguments import require_positive
 from ppgen.moments import (
     expected_log_gamma,
     expected_log_normal,
@@ -58,7 +58,7 @@ class ShrinkageRegression:
     noise_rate: float = 1.0
 
     def __post_init__(self) -> None:
-        require_positive(self, "weight_shape", "weight_rate", "noise_shape", "noise_rate")
+        require_positive(self, **vars(self))
 
     def model(self, x: Tensor, y: Tensor | None = None) -> None:
         alpha = pyro.sample("alpha", dist.Gamma(self.weight_shape, self.weight_rate))

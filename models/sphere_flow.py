@@ -9,6 +9,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor, nn
 
+from ppgen.arguments import require_whole
 from ppgen.distributions.sphere import SphereUniform
 from ppgen.models.flow import DensityFlow
 from ppgen.transforms.circle import CircularSpline
@@ -81,13 +82,12 @@ class SphereFlow(DirectionalFlow):
         waves: int = 8,
         transforms: Sequence[TransformModule] | None = None,
     ) -> None:
+        if layers is None:
+            layers = 2 if dim == 2 else 8
+        require_whole(self, dim=dim, layers=layers, bins=bins, waves=waves)
         super().__init__()
         self.dim = dim
         if transforms is None:
-            if layers is None:
-                layers = 2 if dim == 2 else 8
-            elif layers < 1:
-                raise ValueError(f"a flow needs a layer at least; got layers={layers}")
             transforms = _recursive(layers, hidden, bins, waves) if dim == 2 else [
                 ExponentialMap(dim, bins, start="data") for _ in range(layers)
             ]  # fmt: skip

@@ -10,8 +10,9 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor
 
+from ppgen.arguments import require_share, require_whole
 from ppgen.data.errors import check_rows
-from ppgen.data.tokens import check_tokens
+from ppgen.data.tokens import SPECIAL, check_tokens
 from ppgen.diagnostics.latent import LatentUse, latent_use, unit_divergences
 from ppgen.distributions.sentence import Sentence
 from ppgen.latent.paths import linear
@@ -47,9 +48,11 @@ class TokenVAE(PyroModule):
     def __init__(
         self, vocabulary: int, length: int, latent: int, *, word_dropout: float = 0.0
     ) -> None:
+        require_whole(self, least=len(SPECIAL), vocabulary=vocabulary)
+        require_whole(self, length=length, latent=latent)
+        # at 1 no token would be learned, and all are read later
+        require_share(self, word_dropout=word_dropout)
         super().__init__()
-        if not 0 <= word_dropout < 1:  # at 1 no token would be learned, and all are read later
-            raise ValueError(f"word_dropout must be a share, 0 <= p < 1; got {word_dropout}")
         self.vocabulary, self.length, self.latent = vocabulary, length, latent
         self.word_dropout = word_dropout
         self.register_buffer("zero", torch.zeros(()), persistent=False)

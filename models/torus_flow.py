@@ -10,6 +10,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor, nn
 
+from ppgen.arguments import require_whole
 from ppgen.models.flow import DensityFlow
 from ppgen.transforms.autoregressive import Autoregressive
 from ppgen.transforms.circle import TURN, CircularSpline
@@ -54,11 +55,8 @@ class TorusFlow(DensityFlow):
         scalar_map: ScalarMap | None = None,
         transforms: Sequence[TransformModule] | None = None,
     ) -> None:
+        require_whole(self, dim=dim, layers=layers)
         super().__init__()
-        if min(dim, layers) < 1:
-            raise ValueError(
-                f"a torus has an angle at least, and its flow a layer; got {dim} and {layers}"
-            )
         self.dim = dim
         if transforms is None:
             of_circle = scalar_map or CircularSpline(16)

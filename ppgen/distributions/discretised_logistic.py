@@ -10,6 +10,8 @@ from torch import Size, Tensor
 from torch.distributions import constraints
 from torch.nn.functional import logsigmoid
 
+from ppgen.arguments import require_whole
+
 _ONE = Size()
 
 
@@ -36,6 +38,7 @@ class DiscretisedLogistic(TorchDistribution):
     def __init__(
         self, loc: Tensor, scale: Tensor, levels: int = 256, *, validate_args: bool | None = None
     ) -> None:
+        require_whole(self, least=2, levels=levels)
         self.loc, self.scale = torch.broadcast_tensors(loc, scale)
         self.levels = levels
         super().__init__(self.loc.shape, validate_args=validate_args)

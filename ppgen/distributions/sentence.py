@@ -10,6 +10,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Size, Tensor
 from torch.nn.functional import cross_entropy
 
+from ppgen.arguments import require_share, require_whole
 from ppgen.data.tokens import BOS, EOS, PAD, UNK
 
 _NONE = Size()
@@ -54,6 +55,8 @@ class Sentence(TorchDistribution):
     def __init__(
         self, decoder: TokenDecoder, z: Tensor, length: int, *, word_dropout: float = 0.0
     ) -> None:
+        require_whole(self, length=length)
+        require_share(self, word_dropout=word_dropout)
         self.decoder, self.z, self.length, self.word_dropout = decoder, z, length, word_dropout
         super().__init__(z.shape[:-1], Size([length]), validate_args=False)
 

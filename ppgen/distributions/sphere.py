@@ -12,6 +12,7 @@ from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
 from torch.distributions import biject_to, constraints, register_kl, transform_to
 
+from ppgen.arguments import require_whole
 from ppgen.distributions.bessel import bessel_ratio, log_mean_exp
 from ppgen.transforms.stereographic import Sphere, Stereographic, sphere
 
@@ -57,8 +58,7 @@ class SphereUniform(TorchDistribution):
         device: torch.device | str | None = None,
         validate_args: bool | None = None,
     ) -> None:
-        if dim < 1:
-            raise ValueError(f"a sphere has dimension 1 (the circle) or more; got {dim}")
+        require_whole(self, dim=dim)  # 1 is the circle
         self.dim, self.dtype, self.device = dim, dtype, device
         super().__init__(Size(batch_shape), Size([dim + 1]), validate_args=validate_args)
 

@@ -20,6 +20,7 @@ import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
+from ppgen.arguments import require_whole
 from ppgen.distributions.unit_checks import refuse_where, require_binary, require_shape
 
 _FEW_UNITS = 4096  # below, seeding a generator costs more than it saves
@@ -182,8 +183,7 @@ class OneHot:
     support = constraints.boolean
 
     def __post_init__(self) -> None:
-        if self.categories < 2:
-            raise ValueError(f"OneHot: expected at least 2 categories, got {self.categories}")
+        require_whole(self, least=2, categories=self.categories)
 
     def statistics(self, x: Tensor) -> Tensor:
         return x
@@ -238,7 +238,10 @@ class Beside:
     support = constraints.boolean
 
     def __post_init__(self) -> None:
-        for kind, _ in self.parts:
+        if not self.parts:
+            raise ValueError("Beside(parts=...) must hold at least one kind of units, got ()")
+        for kind, count in self.parts:
+            require_whole(self, parts=count)
             if not kind.support.is_discrete:
                 raise ValueError(f"Beside: expected kinds of discrete units, got {kind}")
 

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding, pad
 
-from ppgen.data.tokens import EOS, PAD
+from ppgen.arguments import require_whole
+from ppgen.data.tokens import EOS, PAD, SPECIAL
 from ppgen.networks.mlp import MLP
 
 RECENT = 3  # tokens before that are read one by one
@@ -35,6 +36,8 @@ class AdditiveCode(nn.Module):
     """
 
     def __init__(self, vocabulary: int, length: int, latent: int) -> None:
+        require_whole(self, least=len(SPECIAL), vocabulary=vocabulary)
+        require_whole(self, length=length, latent=latent)
         super().__init__()
         self.vocabulary, self.length, self.latent = vocabulary, length, latent
         self.parts = nn.Parameter(torch.randn(length, vocabulary, latent) / math.sqrt(length))
@@ -84,6 +87,8 @@ class SubtractingDecoder(nn.Module):
     def __init__(
         self, code: AdditiveCode, hidden: int = 256, *, ahead: int = 2, counts: int = 64
     ) -> None:
+        require_whole(self, hidden=hidden, counts=counts)
+        require_whole(self, least=0, ahead=ahead)
         super().__init__()
         self.code, self.ahead = code, ahead
         self.outputs = outputs = code.vocabulary - EOS

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions.transforms import AffineTransform
 
+from ppgen.arguments import require_whole
 from ppgen.distributions.standard_normal import StandardNormal
 from ppgen.networks.posteriors import DiagonalNormal
 from ppgen.transforms.autoregressive import Autoregressive, InverseAutoregressive
@@ -49,6 +50,7 @@ class FlowPosterior(nn.Module):
     """
 
     def __init__(self, features: int, latent: int, vector_map: VectorMap) -> None:
+        require_whole(self, features=features, latent=latent)
         super().__init__()
         if vector_map.dim != latent:
             raise ValueError(
@@ -107,9 +109,8 @@ class AutoregressivePosterior(nn.Module):
         layers: int = 4,
         hidden: Sequence[int] = (128,),
     ) -> None:
+        require_whole(self, layers=layers)
         super().__init__()
-        if layers < 1:
-            raise ValueError(f"a flow posterior needs one layer or more; got layers={layers}")
         self.features = features
         self.base = DiagonalNormal(features, latent)
         orders = [range(latent), range(latent - 1, -1, -1)]

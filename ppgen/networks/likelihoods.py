@@ -9,6 +9,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
+from ppgen.arguments import require_positive, require_whole, require_widths
 from ppgen.data.errors import DataError, check_finite, refuse_where
 from ppgen.data.levels import whole_levels
 from ppgen.distributions.causal_bernoulli import CausalBernoulli
@@ -26,6 +27,7 @@ class PixelLikelihood(nn.Module):
     """
 
     def __init__(self, parameters_each: int = 1) -> None:
+        require_whole(self, parameters_each=parameters_each)
         super().__init__()
         self.parameters_each = parameters_each
 
@@ -90,12 +92,9 @@ class CausalBernoulliLikelihood(BernoulliLikelihood):
     """
 
     def __init__(self, image_shape: tuple[int, int], hidden: int = 15, reach: int = 3) -> None:
+        require_whole(self, hidden=hidden, reach=reach)
+        require_widths(self, image_shape=image_shape)
         super().__init__(1 + hidden)
-        if hidden < 1 or reach < 1:
-            raise ValueError(
-                "each pixel needs a hidden unit and a neighbour at least; got "
-                f"hidden={hidden}, reach={reach}"
-            )
         self.image_shape = image_shape
         neighbours = 2 * reach * (reach + 1)
         shape = (hidden, reach + 1, 2 * reach + 1)
@@ -151,9 +150,9 @@ class GaussianLikelihood(PixelLikelihood):
         learned: bool = False,
         log_variance_bound: float = 10.0,
     ) -> None:
+        require_positive(self, scale=1.0 if scale is None else scale)
+        require_positive(self, log_variance_bound=log_variance_bound)
         super().__init__(2 if scale is None else 1)
-        if scale is not None and scale <= 0:
-            raise ValueError(f"the scale of a Gaussian must be positive; got {scale}")
         if scale is None and learned:
             raise ValueError("a scale from the decoder is learned anyway: leave `learned` out")
         self.log_variance_bound = log_variance_bound
@@ -181,9 +180,9 @@ class DiscretisedLogisticLikelihood(PixelLikelihood):
     """
 
     def __init__(self, levels: int = 256, *, log_scale_bound: float = 7.0) -> None:
+        require_whole(self, least=2, levels=levels)
+        require_positive(self, log_scale_bound=log_scale_bound)
         super().__init__(2)
-        if levels < 2:
-            raise ValueError(f"levels must be at least 2, the values 0 and 1; got {levels}")
         self.levels, self.log_scale_bound = levels, log_scale_bound
 
     def forward(self, raw: Tensor) -> TorchDistribution:
@@ -215,9 +214,8 @@ class CategoricalLikelihood(PixelLikelihood):
     """
 
     def __init__(self, levels: int) -> None:
+        require_whole(self, least=2, levels=levels)
         super().__init__(levels)
-        if levels < 2:
-            raise ValueError(f"levels must be at least 2, the values 0 and 1; got {levels}")
         self.levels = levels
 
     def forward(self, raw: Tensor) -> TorchDistribution:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ppgen.arguments import require_share, require_whole, require_widths
+
 
 class MaskedLinear(nn.Linear):
     """A linear layer some of whose weights are held at zero.
@@ -67,6 +69,11 @@ class MADE(nn.Module):
         dropout: float = 0.0,
         context: int = 0,
     ) -> None:
+        require_whole(self, dim=dim, parameters=parameters)
+        require_whole(self, least=0, context=context)
+        require_widths(self, hidden=hidden)
+        require_widths(self, least=0, order=() if order is None else order)
+        require_share(self, dropout=dropout)
         super().__init__()
         if context and not hidden:
             raise ValueError("a context needs hidden units, by which it reaches the outputs")

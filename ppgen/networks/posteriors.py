@@ -16,6 +16,8 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Size, Tensor, nn
 from torch.nn.functional import softplus
 
+from ppgen.arguments import require_nonnegative, require_positive, require_whole
+
 _ONE = Size()
 
 
@@ -32,6 +34,8 @@ class DiagonalNormal(nn.Module):
     """
 
     def __init__(self, features: int, latent: int, *, log_variance_bound: float = 10.0) -> None:
+        require_whole(self, features=features, latent=latent)
+        require_positive(self, log_variance_bound=log_variance_bound)
         super().__init__()
         self.features, self.log_variance_bound = features, log_variance_bound
         self.head = nn.Linear(features, 2 * latent)
@@ -51,6 +55,8 @@ class SharedScale(nn.Module):
     """
 
     def __init__(self, latent: int, *, scale: float = 0.1) -> None:
+        require_whole(self, latent=latent)
+        require_positive(self, scale=scale)
         super().__init__()
         self.features = latent
         self.log_scale = nn.Parameter(torch.full((latent,), math.log(scale)))
@@ -71,6 +77,8 @@ class FullNormal(nn.Module):
     below: Tensor
 
     def __init__(self, features: int, latent: int, *, smallest: float = 1e-3) -> None:
+        require_whole(self, features=features, latent=latent)
+        require_nonnegative(self, smallest=smallest)
         super().__init__()
         self.features, self.latent, self.smallest = features, latent, smallest
         rows, columns = torch.tril_indices(latent, latent, -1)

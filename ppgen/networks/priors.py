@@ -14,6 +14,8 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
+from ppgen.arguments import require_whole
+
 Encode = Callable[[Tensor], TorchDistribution]
 
 
@@ -28,6 +30,7 @@ class StandardNormal(nn.Module):
     ones: Tensor
 
     def __init__(self, latent: int) -> None:
+        require_whole(self, latent=latent)
         super().__init__()
         self.register_buffer("zeros", torch.zeros(latent), persistent=False)
         self.register_buffer("ones", torch.ones(latent), persistent=False)
@@ -45,6 +48,7 @@ class MixturePrior(nn.Module):
     """
 
     def __init__(self, latent: int, components: int = 10) -> None:
+        require_whole(self, latent=latent, components=components)
         super().__init__()
         self.logits = nn.Parameter(torch.zeros(components))
         self.loc = nn.Parameter(torch.randn(components, latent))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ppgen.data.tokens import EOS, token_counts
+from ppgen.arguments import require_whole
+from ppgen.data.tokens import EOS, SPECIAL, token_counts
 
 
 class RecurrentEncoder(nn.Module):
@@ -20,6 +21,7 @@ class RecurrentEncoder(nn.Module):
     """
 
     def __init__(self, vocabulary: int, embedding: int, hidden: int) -> None:
+        require_whole(self, vocabulary=vocabulary, embedding=embedding, hidden=hidden)
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, embedding)
         self.unit = nn.GRU(embedding, hidden, batch_first=True)
@@ -46,6 +48,9 @@ class RecurrentDecoder(nn.Module):
     """
 
     def __init__(self, vocabulary: int, embedding: int, hidden: int, code: int = 0) -> None:
+        require_whole(self, embedding=embedding, hidden=hidden)
+        require_whole(self, least=len(SPECIAL), vocabulary=vocabulary)
+        require_whole(self, least=0, code=code)
         super().__init__()
         self.vocabulary, self.hidden, self.code = vocabulary, hidden, code
         self.embedding = nn.Embedding(vocabulary, embedding)

@@ -43,7 +43,7 @@ class ActNorm(Bijection, TransformModule):
 
     def __init__(self, channels: int, *, event_dim: int = 1) -> None:
         super().__init__()
-        self.domain = self.codomain = per_channel(channels, event_dim)
+        self.domain = self.codomain = per_channel(self, channels, event_dim)
         self.spread = (channels, *[1] * (event_dim - 1))  # against the axes after the channels
         self.loc = nn.Parameter(torch.zeros(channels))
         self.log_scale = nn.Parameter(torch.zeros(channels))

@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.transforms import Transform
 
+from ppgen.arguments import require_whole
+
 
 class Bijection(Transform):
     """A transform that gives the value and the log-determinant together, in both directions.
@@ -46,14 +48,11 @@ class Bijection(Transform):
         return self.inverse_with_log_det(y)[0]
 
 
-def per_channel(channels: int, event_dim: int) -> Any:
+def per_channel(owner: object, channels: int, event_dim: int) -> Any:
     """The constraint of real vectors ``(*, C)`` or images ``(*, C, H, W)``.
 
     Raises:
-        ValueError: for fewer than one channel or event dimension.
+        ValueError: for fewer than one channel or event dimension of `owner`.
     """
-    if channels < 1 or event_dim < 1:
-        raise ValueError(
-            f"channels and event_dim must be at least 1, got {channels} and {event_dim}"
-        )
+    require_whole(owner, channels=channels, event_dim=event_dim)
     return constraints.independent(constraints.real, event_dim)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from ppgen.arguments import require_whole
 from ppgen.transforms.rational_quadratic import RationalQuadratic
 
 TURN = 2 * math.pi
@@ -49,8 +50,7 @@ class Moebius:
     domain = angle
 
     def __init__(self, components: int = 8) -> None:
-        if components < 1:
-            raise ValueError(f"a mean of at least one Moebius map is needed; got {components}")
+        require_whole(self, components=components)
         self.components, self.parameters = components, 3 * components + 1
         self._start = 0.0 if components == 1 else _START
 

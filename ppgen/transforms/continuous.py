@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ppgen.arguments import require_positive, require_whole
 from ppgen.transforms.hyperbolic import tanh_slope
 from ppgen.transforms.vector import times
 
@@ -47,11 +48,8 @@ class Continuous:
     def __init__(
         self, dim: int, hidden: int = 32, *, steps: int | None = None, tolerance: float = 1e-8
     ) -> None:
-        if min(dim, hidden, 1 if steps is None else steps) < 1 or tolerance <= 0:
-            raise ValueError(
-                "a continuous flow needs dim, hidden and steps of at least 1 and a tolerance above "
-                f"0; got dim={dim}, hidden={hidden}, steps={steps}, tolerance={tolerance}"
-            )
+        require_whole(self, dim=dim, hidden=hidden, steps=1 if steps is None else steps)
+        require_positive(self, tolerance=tolerance)
         self.dim, self.hidden, self.steps, self.tolerance = dim, hidden, steps, tolerance
         self._sizes = [hidden * dim, hidden * dim, hidden, hidden]
         self.parameters = sum(self._sizes)

@@ -10,6 +10,7 @@ from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor
 from torch.distributions import constraints
 
+from ppgen.arguments import require_whole, require_widths
 from ppgen.networks.mlp import conditioner
 from ppgen.transforms.bijection import Bijection
 from ppgen.transforms.circle import angle
@@ -50,13 +51,15 @@ class Coupling(Bijection, TransformModule):
         *,
         fixed: Sequence[int] | None = None,
     ) -> None:
+        require_whole(self, least=2, dim=dim)
+        require_widths(self, hidden=hidden)
+        require_widths(self, least=0, fixed=() if fixed is None else fixed)
         super().__init__()
-        stay = sorted(set(range(0, dim, 2) if fixed is None else fixed))
+        stay = sorted({int(i) for i in (range(0, dim, 2) if fixed is None else fixed)})
         move = [i for i in range(dim) if i not in stay]
-        if not stay or not move or stay[0] < 0 or stay[-1] >= dim:
+        if not stay or not move or stay[-1] >= dim:
             raise ValueError(
-                f"coupling needs coordinates that stay and some that move, of {dim}; "
-                f"those that stay: {stay}"
+                f"coupling needs coordinates that stay and some that move, of {dim}; fixed={stay}"
             )
         self.scalar_map = scalar_map
         self.domain = self.codomain = constraints.independent(scalar_map.domain, 1)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.nn import functional as F
 
+from ppgen.arguments import require_widths
 from ppgen.transforms.bijection import Bijection
 
 _EDGE = 1e-6  # how near the cube's walls a point may be: their images are infinite
@@ -28,6 +29,7 @@ class ToCube(Bijection):
     codomain = constraints.independent(constraints.unit_interval, 1)
 
     def __init__(self, shape: Sequence[int]) -> None:
+        require_widths(self, shape=shape)
         super().__init__()
         self.shape = torch.Size(shape)
         self.domain = constraints.independent(constraints.real, len(self.shape))

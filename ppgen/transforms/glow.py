@@ -10,6 +10,7 @@ from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from ppgen.arguments import require_whole, require_widths
 from ppgen.transforms.actnorm import ActNorm
 from ppgen.transforms.bijection import Bijection
 from ppgen.transforms.invertible_linear import InvertibleLinear
@@ -62,13 +63,15 @@ class Glow(Bijection, TransformModule):
         hidden: int = 64,
         scalar_map: ScalarMap | None = None,
     ) -> None:
+        require_whole(self, scales=scales, steps=steps, hidden=hidden)
+        require_widths(self, shape=shape)
         super().__init__()
-        channels, height, width = shape
-        if min(scales, steps, channels) < 1 or height % 2**scales or width % 2**scales:
+        if len(shape) != 3 or shape[1] % 2**scales or shape[2] % 2**scales:
             raise ValueError(
-                f"{scales} scales need heights and widths divisible by {2**scales}, and at least "
-                f"one step and channel; got shape {tuple(shape)}, steps={steps}"
+                f"{scales} scales need images (channels, height, width) of heights and widths "
+                f"divisible by {2**scales}; got shape {tuple(shape)}"
             )
+        channels, height, width = shape
         self.shape = torch.Size(shape)
         self.scales = nn.ModuleList()
         self.noise_shapes: list[torch.Size] = []  # of what leaves at each scale
@@ -136,8 +139,9 @@ class ImageCoupling(nn.Module):
     """
 
     def __init__(self, channels: int, hidden: int, scalar_map: ScalarMap) -> None:
+        require_whole(self, channels=channels, hidden=hidden)
         super().__init__()
-        if channels < 2 or channels % 2:
+        if channels % 2:
             raise ValueError(f"a coupling of channels needs an even number of them, got {channels}")
         self.scalar_map = scalar_map
         moving = channels // 2

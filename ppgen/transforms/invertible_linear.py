@@ -38,7 +38,7 @@ class InvertibleLinear(Bijection, TransformModule):
 
     def __init__(self, channels: int, *, event_dim: int = 1) -> None:
         super().__init__()
-        self.domain = self.codomain = per_channel(channels, event_dim)
+        self.domain = self.codomain = per_channel(self, channels, event_dim)
         rotation = torch.linalg.qr(torch.randn(channels, channels)).Q
         P, L, U = torch.linalg.lu(rotation)
         self.register_buffer("order", P.argmax(1))  # row i of P L is row order[i] of L

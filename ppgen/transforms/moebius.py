@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ppgen.arguments import require_whole
 from ppgen.transforms.sphere import SphereMap
 
 FARTHEST = 1 - 1e-4  # of a centre that is learned: there bumps are 1e-4 radians wide
@@ -49,8 +50,7 @@ class Moebius(SphereMap):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        if dim < 1:
-            raise ValueError(f"a Moebius map needs a sphere of dimension 1 or more, got dim={dim}")
+        require_whole(self, dim=dim)
         self.dim = dim
         self.raw = nn.Parameter(torch.zeros(dim + 1))  # the identity
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ppgen.arguments import require_whole
 from ppgen.transforms.hyperbolic import tanh_root, tanh_slope
 from ppgen.transforms.ridge import Ridges, push
 from ppgen.transforms.vector import RAW_ONE, positive, unit
@@ -38,8 +39,7 @@ class Planar:
     """
 
     def __init__(self, dim: int) -> None:
-        if dim < 1:
-            raise ValueError(f"a planar flow needs a dimension of at least 1, got {dim}")
+        require_whole(self, dim=dim)
         self.dim, self.parameters = dim, 2 * dim + 1
 
     def initial(self) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ppgen.arguments import require_whole
 from ppgen.transforms.vector import RAW_ONE, positive
 
 
@@ -33,8 +34,7 @@ class Radial:
     """
 
     def __init__(self, dim: int) -> None:
-        if dim < 1:
-            raise ValueError(f"a radial flow needs a dimension of at least 1, got {dim}")
+        require_whole(self, dim=dim)
         self.dim, self.parameters = dim, dim + 2
 
     def initial(self) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.nn import functional as F
 
+from ppgen.arguments import require_positive, require_whole
 from ppgen.transforms.scalar import below_one
 
 MIN_BIN, MIN_SLOPE = 1e-3, 1e-3  # a bin's share of the interval; the slope at a knot
@@ -34,11 +35,14 @@ class RationalQuadratic:
     """
 
     def __init__(self, bins: int = 8, bound: float | None = 3.0) -> None:
-        if not 1 <= bins < 1 / MIN_BIN or (bound is not None and bound <= 0):
+        require_whole(self, bins=bins)
+        if bins >= 1 / MIN_BIN:
             raise ValueError(
-                f"a spline needs 1 to {round(1 / MIN_BIN) - 1} bins and a positive bound; "
-                f"got bins={bins}, bound={bound}"
+                f"RationalQuadratic(bins=...) must be below {round(1 / MIN_BIN)}, as each takes "
+                f"{MIN_BIN} of the interval at least; got {bins}"
             )
+        if bound is not None:
+            require_positive(self, bound=bound)
         self.bins, self.bound = bins, bound
         self.parameters = 3 * bins + (1 if bound is None else -1)
         self.domain = constraints.unit_interval if bound is None else constraints.real

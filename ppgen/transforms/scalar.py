@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from ppgen.arguments import require_nonnegative, require_positive, require_share, require_whole
+
 
 class ScalarMap(Protocol):
     """An increasing map between data and base, elementwise.
@@ -50,6 +52,7 @@ class Affine:
     parameters = 2
 
     def __init__(self, bound: float = 7.0) -> None:
+        require_positive(self, bound=bound)
         self.bound = bound
 
     def to_base(self, y: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,6 +73,8 @@ class Chain:
     """Several maps, one after the other, from base to data."""
 
     def __init__(self, maps: Sequence[ScalarMap]) -> None:
+        if not maps:
+            raise ValueError("a chain needs one map or more; got none")
         self.maps = list(maps)
         self.sizes = [m.parameters for m in self.maps]
         self.parameters = sum(self.sizes)
@@ -108,6 +113,9 @@ class LinearSpline:
     domain = constraints.unit_interval
 
     def __init__(self, bins: int, *, floor: float = 1e-6) -> None:
+        require_whole(self, bins=bins)
+        require_nonnegative(self, floor=floor)
+        require_share(self, floor=bins * floor)  # of all steps together
         self.parameters, self.floor = bins, floor
 
     def to_base(self, y: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:

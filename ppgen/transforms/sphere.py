@@ -11,6 +11,7 @@ from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ppgen.arguments import require_whole, require_widths
 from ppgen.networks.mlp import conditioner
 from ppgen.transforms.bijection import Bijection
 from ppgen.transforms.circle import CircularSpline, wrap
@@ -58,12 +59,8 @@ class ExponentialMap(SphereMap):
     """
 
     def __init__(self, dim: int, components: int = 8, *, start: Side = "base") -> None:
+        require_whole(self, dim=dim, components=components)
         super().__init__()
-        if dim < 1 or components < 1:
-            raise ValueError(
-                "an exponential-map flow needs a sphere of dimension 1 or more and at least one "
-                f"component; got dim={dim}, components={components}"
-            )
         if start not in ("base", "data"):
             raise ValueError(f"start must be 'base' or 'data', the side of x; got {start!r}")
         self.dim, self.start = dim, start
@@ -234,6 +231,8 @@ class Recursive(SphereMap):
         *,
         waves: int = 8,
     ) -> None:
+        require_whole(self, waves=waves)
+        require_widths(self, hidden=hidden)
         super().__init__()
         self.height = RationalQuadratic(16, None) if height is None else height
         self.longitude = CircularSpline(16) if longitude is None else longitude
@@ -268,12 +267,16 @@ class Rotation(SphereMap):
 
     def __init__(self, matrix: Tensor) -> None:
         super().__init__()
-        size = matrix.shape[-1]
-        off = (matrix @ matrix.mT - torch.eye(size, dtype=matrix.dtype)).abs().max()
-        if matrix.shape != (size, size) or off > 1e-5:
+        size = len(matrix) if matrix.ndim == 2 else 0
+        if not size or matrix.shape != (size, size):
             raise ValueError(
-                f"a rotation needs an orthogonal matrix, (n + 1, n + 1); got {tuple(matrix.shape)},"
-                f" whose rows are off by {float(off):.1e}"
+                "Rotation(matrix=...) must be orthogonal, (n + 1, n + 1); "
+                f"got {tuple(matrix.shape)}"
+            )
+        off = (matrix @ matrix.mT - torch.eye(size).to(matrix)).abs().max()
+        if not off <= 1e-5:
+            raise ValueError(
+                f"Rotation(matrix=...) must be orthogonal; its rows are off by {float(off):.1e}"
             )
         self.register_buffer("matrix", matrix)
 

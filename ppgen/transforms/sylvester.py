@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ppgen.arguments import require_whole
 from ppgen.transforms.hyperbolic import tanh_root, tanh_slope
 from ppgen.transforms.ridge import Ridges, push
 from ppgen.transforms.vector import RAW_ONE, positive, times
@@ -57,11 +58,10 @@ class Sylvester:
         self.dim, self.columns = dim, dim if columns is None else columns
         self.reflections = self.columns if reflections is None else reflections
         self.flip = flip
-        if not 1 <= self.columns <= dim or self.reflections < 0:
-            raise ValueError(
-                "a Sylvester flow needs 1 to dim columns and no fewer than 0 reflections; got "
-                f"dim={dim}, columns={columns}, reflections={reflections}"
-            )
+        require_whole(self, dim=dim, columns=self.columns)
+        require_whole(self, least=0, reflections=self.reflections)
+        if self.columns > dim:
+            raise ValueError(f"Sylvester(columns=...) must be at most dim={dim}, got {columns}")
         above = self.columns * (self.columns - 1) // 2
         self._sizes = [self.reflections * dim, above, above, *[self.columns] * 3]
         self.parameters = sum(self._sizes)

@@ -269,7 +269,7 @@ def test_likelihood_and_predictive_are_exact():
 @pytest.mark.parametrize(
     ("call", "match"),
     [
-        (lambda: FullyVisibleBoltzmannMachine(1), "at least two units"),
+        (lambda: FullyVisibleBoltzmannMachine(1), "at least 2, got 1"),
         (lambda: machine(21).log_prob(torch.ones(21)), "21 units, and at most 20"),
         (lambda: machine().energy(torch.ones(2, 5)), "expected units"),
         (lambda: SingleSiteGibbs(machine(), torch.ones(4)), "start"),

@@ -116,7 +116,10 @@ def test_it_trains_generatively_and_discriminatively():
 @pytest.mark.parametrize(
     ("call", "match"),
     [
-        (lambda: ClassificationRBM(3, 2, classes=3), "a unit of x beside"),
+        (
+            lambda: ClassificationRBM(3, 2, classes=3),
+            "a whole number of at least 4, got 3",
+        ),
         (lambda: labelled(torch.ones(2, 3), torch.tensor([0, 3]), 3), "0 to 2, got 3"),
     ],
 )

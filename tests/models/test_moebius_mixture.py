@@ -107,5 +107,13 @@ def test_the_pair_trains_and_refuses_what_lies_off_the_sphere():
             SphericalCauchy(torch.zeros(shape))
     with pytest.raises(ValueError, match="inside the unit ball"):
         SphericalCauchy(torch.tensor([0.0, 0.0, 1.5]))
-    with pytest.raises(ValueError, match="components=0"):
-        MoebiusMixture(2, 0)
+    for wrong in (torch.tensor([1.0, 0.0, 0.0]), torch.ones(3, 1), x[:0]):
+        with pytest.raises(ValueError, match=r"one example a row|dim=|no examples"):
+            MoebiusMixture.from_data(wrong, 1)
+
+
+def test_directions_may_be_whole_numbers():
+    axes = torch.eye(3, dtype=torch.long)
+    found = MoebiusMixture.from_data(axes, 2)
+    assert found.raw.dtype == torch.get_default_dtype()
+    assert found.log_prob(axes).isfinite().all()

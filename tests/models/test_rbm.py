@@ -250,8 +250,6 @@ def test_log_density_is_convex_so_that_a_grey_score_would_flatter():
 @pytest.mark.parametrize(
     "call",
     [
-        lambda: RBM(0, 3),
-        lambda: RBM(4, -1),
         lambda: RBM(4, 2, units=Gaussian()),
         lambda: RBM(4, 2, units=UnitGaussian()),
         lambda: RBM.from_data(torch.ones(4), 2),

@@ -235,7 +235,7 @@ def test_the_classifier_learns_from_labels_with_the_extra_term_alone():
         learned = vae.classifier[0].weight.grad
         assert (learned is not None and learned.abs().max() > 0) == bool(weight)
         assert math.isfinite(value)
-    with pytest.raises(ValueError, match="negative"):
+    with pytest.raises(ValueError, match="at least 0, got -1"):
         SemiSupervisedVAE(3, 4, classification=-1.0)
 
 

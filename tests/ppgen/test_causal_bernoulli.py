@@ -74,8 +74,6 @@ def test_shapes_expansion_and_the_mean():
 def test_wrong_sizes_are_refused():
     with pytest.raises(ValueError, match="3 by 3 has 9 pixels; got log-odds of 8"):
         CausalBernoulliLikelihood(SHAPE, 4)(torch.zeros(40))
-    with pytest.raises(ValueError, match="a neighbour at least"):
-        CausalBernoulliLikelihood(SHAPE, 4, 0)
 
 
 def test_the_law_has_gradients_for_its_neighbours():

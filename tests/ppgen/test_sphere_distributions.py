@@ -246,7 +246,7 @@ def test_what_is_no_direction_is_refused():
         VonMisesFisher(torch.tensor([1.0, 1.0]), 1.0)
     with pytest.raises(ValueError, match="at least 2 coordinates"):
         VonMisesFisher(torch.ones(1), 1.0)
-    with pytest.raises(ValueError, match="dimension 1"):
+    with pytest.raises(ValueError, match="dim="):
         SphereUniform(0)
     with pytest.raises(ValueError, match="support"):
         SphereUniform(2).log_prob(torch.ones(3))

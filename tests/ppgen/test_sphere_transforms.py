@@ -386,10 +386,10 @@ def test_the_stereographic_chart_in_a_flow_is_normalised_and_without_its_log_det
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: ExponentialMap(0), "dimension 1"),
         (lambda: ExponentialMap(2, 3, start="middle"), "'base' or 'data'"),
         (lambda: Rotation(torch.ones(3, 3)), "orthogonal"),
-        (lambda: Moebius(0), "at least one"),
+        (lambda: Rotation(torch.eye(3)[:2]), r"got \(2, 3\)"),
+        (lambda: Rotation(torch.full((3, 3), math.nan)), "orthogonal"),
         (lambda: Autoregressive(2, CircularSpline(4)), "use Coupling"),
     ],
 )

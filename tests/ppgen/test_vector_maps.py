@@ -239,11 +239,7 @@ def test_complaints_say_what_was_expected():
         ConditionedTransform(Planar(3), torch.zeros(4, 6))
     with pytest.raises(ValueError, match="of 3 dimensions, the last axis"):
         VectorTransform(Planar(3)).inverse_with_log_det(torch.zeros(4, 2))
-    with pytest.raises(ValueError, match="1 to dim columns"):
+    with pytest.raises(ValueError, match="at most dim=3"):
         Sylvester(3, 4)
     with pytest.raises(ValueError, match="all of the same dimension"):
         VectorChain([Planar(2), Radial(3)])
-    with pytest.raises(ValueError, match="at least 1"):
-        Planar(0)
-    with pytest.raises(ValueError, match="at least 1"):
-        Radial(0)
