@@ -82,6 +82,19 @@ class _Autoregressive(nn.Module):
         y, log_slope = self.scalar_map.to_data(x, self.network(x))
         return y, log_slope.sum(-1)
 
+    def inverse_with_log_det(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The noise side of `y`, one coordinate after the other, and ``log |det dx/dy|``."""
+        columns, total = {}, y.new_zeros(y.shape[:-1])
+
+        def make(i: int, raw: Tensor) -> Tensor:
+            nonlocal total
+            columns[i], log_slope = self.scalar_map.to_base(y[..., i], raw)
+            total = total + log_slope
+            return columns[i]
+
+        self.network.generate(make, y.shape[:-1])
+        return torch.stack([columns[i] for i in range(y.shape[-1])], -1), total
+
 
 class _Flow(FlatGuide):
     """Noise through layers, then through an affine map of full rank.
@@ -105,7 +118,11 @@ class _Flow(FlatGuide):
         return self.outer.loc + noise @ self.outer.factor().mT, log_q
 
     def log_prob(self, u: Tensor) -> Tensor:
-        """Log density of any points, ``(K, D) -> (K,)``, nats."""
+        """Log density of any points, ``(K, D) -> (K,)``, nats, by the way back to the noise.
+
+        Of couplings and radial maps that is a formula; planar and Sylvester maps find the roots of
+        equations of one unknown, and autoregressive layers go through the D coordinates in turn.
+        """
         centred = (u - self.outer.loc).mT
         x = torch.linalg.solve_triangular(self.outer.factor(), centred, upper=False).mT
         log_q = -self.outer.log_diagonal.sum()
@@ -143,7 +160,7 @@ class CouplingFlow(_Flow):
 class AutoregressiveFlow(_Flow):
     """Inverse autoregressive layers in alternating order, under a full-rank affine map."""
 
-    has_score = False  # the way back takes D passes
+    has_score = False  # the way back takes D steps, one after the other
 
     def __init__(self, dim: int, layers: int, hidden: Sequence[int]) -> None:
         super().__init__(dim)
