@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from ppgen.arguments import require_nonnegative, require_whole
 from ppgen.distributions.unit_checks import require_levels
 from ppgen.inference.phase_gradient import Gradient, Offsets, difference, positive_phase, shapes_of
 from ppgen.inference.svi_loss import SVILoss, show_parameters
@@ -186,14 +187,11 @@ class ContrastiveDivergence(SVILoss):
         sampler: Sampler | None = None,
     ) -> None:
         first = gibbs_steps(0) if callable(gibbs_steps) else gibbs_steps
-        for name, number in (("gibbs_steps", first), ("chains", chains)):
-            if number is not None:
-                _require_count(name, number)
+        require_whole(self, gibbs_steps=first, chains=1 if chains is None else chains)
+        require_whole(self, least=0, posterior_sweeps=posterior_sweeps)
+        require_nonnegative(self, weight_decay=weight_decay, sparsity=sparsity)
         if chains is not None and not persistent:
             raise ValueError("chains: only persistent chains have a number; set persistent=True")
-        for name, cost in (("weight_decay", weight_decay), ("sparsity", sparsity)):
-            if cost < 0:
-                raise ValueError(f"{name}: expected 0 or more, got {cost}")
         if not 0 < sparsity_target < 1:
             raise ValueError(f"sparsity_target: expected a number in (0, 1), got {sparsity_target}")
         if not 0 < offset_rate <= 1:
@@ -206,7 +204,6 @@ class ContrastiveDivergence(SVILoss):
             "weight_decay": weight_decay,
         }
         if posterior_sweeps:  # so that runs without it resume as they were recorded
-            _require_count("posterior_sweeps", posterior_sweeps)
             self.options["posterior_sweeps"] = posterior_sweeps
         if sparsity:
             self.options |= {"sparsity": sparsity, "sparsity_target": sparsity_target}
@@ -229,7 +226,7 @@ class ContrastiveDivergence(SVILoss):
         """Take the number of sweeps of this epoch, where it is a function of that."""
         steps: int | Callable[[int], int] = self.options["gibbs_steps"]
         self._steps = steps(epoch) if callable(steps) else steps
-        _require_count(f"gibbs_steps of epoch {epoch}", self._steps)
+        require_whole(f"epoch {epoch}: {type(self).__name__}", gibbs_steps=self._steps)
 
     def loss_and_grads(self, model: Callable, guide: Callable | None, batch: Tensor) -> float:
         machine = _machine(model, guide)
@@ -384,11 +381,6 @@ def _checked(batch: Tensor, machine: BoltzmannMachine) -> Tensor:
             f"{tuple(batch.shape)}"
         )
     return batch.to(machine.visible_bias)
-
-
-def _require_count(name: str, number: Any) -> None:
-    if not isinstance(number, int) or number < 1:
-        raise ValueError(f"{name}: expected a whole number, at least 1, got {number!r}")
 
 
 def _why_not_finite(batch: Tensor) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppgen.arguments import require_whole
 from ppgen.distributions.unit_checks import require_binary, require_levels
 from ppgen.distributions.units import Binary
 from ppgen.inference import single_site_gibbs
@@ -28,9 +29,8 @@ class _Loss:
     reduction = "mean"
 
     def check_data(self, machine: Any, batch: Tensor, *_: Tensor) -> None:
-        """Refuse what is no data; grey levels may stand for the means of binary draws."""
-        machine, batch = _checked(type(self).__name__, machine, batch)
-        require_levels(batch, Binary(), type(self).__name__)
+        """Refuse what is no data of the machine."""
+        self._checked(machine, batch)
 
     def __call__(self, model: Callable, guide: Callable | None, batch: Tensor) -> float:
         """What SVI calls; without gradients (`SVI.evaluate_loss`) nothing moves."""
@@ -47,9 +47,26 @@ class _Loss:
         """The number alone: no gradient, nothing moves."""
         return self._observe(*self._checked(model, batch))
 
-    def _checked(self, model: Callable, batch: Tensor) -> tuple[PairwiseMachine, Tensor]:
-        self.check_data(model, batch)
-        return _checked(type(self).__name__, model, batch)
+    def _checked(self, model: Any, batch: Tensor) -> tuple[PairwiseMachine, Tensor]:
+        """The machine that `model` belongs to, and the batch in its dtype, of the right shape."""
+        name, machine = type(self).__name__, getattr(model, "__self__", model)
+        if not isinstance(machine, PairwiseMachine):
+            raise TypeError(
+                f"{name}: expected the `model` of a FullyVisibleBoltzmannMachine, got {model!r}; "
+                "an RBM, DBM or DBN has ContrastiveDivergence, other stories an ELBO"
+            )
+        if batch.dim() != 2 or batch.shape[1] != machine.visible or len(batch) == 0:
+            raise ValueError(
+                f"{name}: expected a batch of shape (B, {machine.visible}) with B > 0, got "
+                f"{tuple(batch.shape)}"
+            )
+        batch = batch.to(machine.visible_bias)
+        self._require(batch)
+        return machine, batch
+
+    def _require(self, batch: Tensor) -> None:
+        """Refuse what is neither states of the units nor means of states."""
+        require_levels(batch, Binary(), type(self).__name__)
 
     def _accumulate(self, machine: PairwiseMachine, batch: Tensor) -> float:
         raise NotImplementedError
@@ -74,8 +91,7 @@ class SingleSiteDivergence(_Loss):
     """
 
     def __init__(self, gibbs_steps: int = 1, persistent: bool = False) -> None:
-        if gibbs_steps < 1:
-            raise ValueError(f"gibbs_steps: expected at least 1, got {gibbs_steps}")
+        require_whole(self, gibbs_steps=gibbs_steps)
         self.gibbs_steps, self.persistent = gibbs_steps, persistent
         self.chains: Tensor | None = None  # states, (C, D)
 
@@ -124,10 +140,9 @@ class PseudoLikelihood(_Loss):
           (Hyvärinen, 2006)
     """
 
-    def check_data(self, machine: Any, batch: Tensor, *_: Tensor) -> None:
+    def _require(self, batch: Tensor) -> None:
         """Refuse all but 0 and 1: the law of a unit given grey levels is none of the machine's."""
-        machine, batch = _checked(type(self).__name__, machine, batch)
-        require_binary(batch, machine.visible)
+        require_binary(batch, batch.shape[1])
 
     def _accumulate(self, machine: PairwiseMachine, batch: Tensor) -> float:
         loss = -machine.pseudo_log_likelihood(batch).mean()
@@ -136,18 +151,3 @@ class PseudoLikelihood(_Loss):
 
     def _observe(self, machine: PairwiseMachine, batch: Tensor) -> float:
         return -machine.pseudo_log_likelihood(batch).mean().item()
-
-
-def _checked(name: str, model: Any, batch: Tensor) -> tuple[PairwiseMachine, Tensor]:
-    machine = getattr(model, "__self__", model)
-    if not isinstance(machine, PairwiseMachine):
-        raise TypeError(
-            f"{name}: expected the `model` of a FullyVisibleBoltzmannMachine, got {model!r}; an "
-            "RBM, DBM or DBN has ContrastiveDivergence, other stories an ELBO"
-        )
-    if batch.dim() != 2 or batch.shape[1] != machine.visible or len(batch) == 0:
-        raise ValueError(
-            f"{name}: expected a batch of shape (B, {machine.visible}) with B > 0, got "
-            f"{tuple(batch.shape)}"
-        )
-    return machine, batch.to(machine.visible_bias)

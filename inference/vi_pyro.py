@@ -40,7 +40,7 @@ from ppgen.inference.vi_sites import (
 from ppgen.posterior import Cost, Posterior
 from ppgen.program import Program
 from ppgen.progress import Progress, interruptible
-from ppgen.story import sandbox
+from ppgen.story import Frozen, sandbox
 from ppgen.supports import unconstrained_view
 from ppgen.types import Story
 
@@ -348,7 +348,7 @@ def _fields(ascent: Ascent, unknown: str, options: dict[str, Any]) -> dict[str, 
 
 def _subsampled(model: Story, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     scope = pyro.get_param_store().scope()
-    with scope, pyro.validation_enabled(False), torch.random.fork_rng(devices=[]):
+    with scope, pyro.validation_enabled(False), torch.random.fork_rng(devices=[]), Frozen():
         return bool(subsampled_plates(traced(model, args, kwargs)))
 
 

@@ -390,11 +390,13 @@ def test_one_loss_belongs_to_one_machine():
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"gibbs_steps": 0}, "gibbs_steps: expected a whole number, at least 1, got 0"),
-        ({"gibbs_steps": 1.5}, "gibbs_steps: expected a whole number, at least 1, got 1.5"),
-        ({"persistent": True, "chains": 0}, "chains: expected a whole number, at least 1"),
+        ({"gibbs_steps": 0}, r"gibbs_steps=...\) must be a whole number of at least 1, got 0"),
+        ({"gibbs_steps": 1.5}, r"gibbs_steps=...\) must be a whole number of at least 1, got 1.5"),
+        ({"gibbs_steps": lambda epoch: True}, "gibbs_steps=.*, got True"),
+        ({"persistent": True, "chains": 0}, r"chains=...\) must be a whole number of at least 1"),
         ({"chains": 5}, "persistent=True"),
         ({"weight_decay": -1.0}, "weight_decay"),
+        ({"sparsity": math.nan}, "sparsity"),
         ({"offset_rate": 0.0}, "offset_rate"),
         ({"sparsity": 1.0, "sparsity_target": 1.0}, "sparsity_target"),
     ],

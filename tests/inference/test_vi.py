@@ -22,6 +22,7 @@ from ppgen.inference.vi import VI, _disagreement
 from ppgen.inference.vi_fit import Fit
 from ppgen.inference.vi_pyro import _Fit
 from ppgen.inference.vi_start import _frames, low_rank_optimum
+from ppgen.models.rbm import RBM
 from ppgen.program import Program
 from ppgen.progress import Interrupt, Progress
 from ppgen.story import sandbox
@@ -741,6 +742,15 @@ def test_the_same_seed_gives_the_same_draws():
         torch.manual_seed(7)
         runs.append(case.fit(max_steps=150, draws=50)["beta"])
     assert torch.equal(*runs)
+
+
+def test_a_guide_that_is_refused_leaves_frozen_parameters_frozen():
+    rbm = RBM(4, 3)
+    rbm.weight.requires_grad_(False)
+    with pytest.raises(ValueError, match="'h' is Bernoulli"):
+        VI(guide=rbm.guide).run(rbm.model, torch.ones(2, 4))
+    assert not rbm.weight.requires_grad
+    assert rbm.visible_bias.requires_grad
 
 
 @pytest.mark.parametrize(

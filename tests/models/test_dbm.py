@@ -326,7 +326,7 @@ def test_a_sampled_positive_phase_needs_layers_that_depend_on_each_other():
     rbm, x = machine((4, 3)), states(4)
     with pytest.raises(ValueError, match="posterior_sweeps: all latent units"):
         ContrastiveDivergence(posterior_sweeps=1).loss_and_grads(rbm.model, rbm.guide, x)
-    with pytest.raises(ValueError, match="posterior_sweeps: expected a whole number"):
+    with pytest.raises(ValueError, match=r"posterior_sweeps=.*a whole number"):
         ContrastiveDivergence(posterior_sweeps=-1)
 
 
