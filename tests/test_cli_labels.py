@@ -68,6 +68,41 @@ def test_labels_of_a_table_are_those_of_training():
         labels.beside_labels(replace(table, labels=torch.ones(4).long()), {})
 
 
+def test_words_are_known_by_themselves_and_not_by_their_places(here):
+    settings = {"labels": True}
+    some = Dataset(torch.ones(3, 2), labels=torch.tensor([1, 0, 1]), words=("cat", "dog"))
+    rows = labels.beside_labels(some, settings)
+    assert settings["classes"] == ["cat", "dog"]
+    assert rows.x[:, 2:].argmax(1).tolist() == [1, 0, 1]
+    # of other data, in which "dog" is the first and only word
+    other = replace(some, labels=torch.tensor([0, 0, 0]), words=("dog",))
+    assert labels.beside_labels(other, settings).x[:, 2:].argmax(1).tolist() == [1, 1, 1]
+    bird = replace(some, words=("bird", "dog"))
+    for wrong in (bird, replace(some, words=None)):
+        with pytest.raises(DataError, match=r"row \d: no label of the .* which has cat, dog"):
+            labels.beside_labels(wrong, settings)
+    column = labels.label_column(rows.x.numpy(), settings)
+    assert column[:, -1].tolist() == [1, 0, 1]
+
+
+def test_a_run_of_words_is_sampled_by_a_word(here, capsys):
+    rows = ["1,0,dog", "0,1,cat", "1,1,dog", "0,0,cat", "1,0,dog"]
+    (here / "pets.csv").write_text("\n".join(["tail,purrs,label", *rows]))
+    assert run([*TRAIN, "--data", "pets.csv", "--epochs", "1", "--out", "pets"]) == exits.DONE
+    assert read_settings(here / "pets")["classes"] == ["cat", "dog"]
+    sample = ["sample", "pets", "--count", "3", "--gibbs-steps", "2", "--quiet", "--out", "x.npy"]
+    assert run([*sample, "--label", "dog"]) == exits.DONE
+    assert np.load("x.npy")[:, -1].tolist() == [1, 1, 1]
+    (here / "more.csv").write_text("tail,purrs,label\n1,0,dog\n0,1,dog\n")
+    assert run(["evaluate", "pets", "--data", "more.csv", "--split", "train"]) == exits.DONE
+    capsys.readouterr()
+    assert run([*sample, "--label", "0"]) == exits.USAGE
+    assert "--label 0: this run has the labels cat, dog" in capsys.readouterr().err
+    (here / "pets.csv").write_text("\n".join(["tail,purrs,label", *rows, "1,0,"]))
+    assert run(["evaluate", "pets", "--split", "train"]) == exits.BAD_DATA
+    assert "row 7, column label: missing value" in capsys.readouterr().err
+
+
 def test_classification_and_likelihood_are_those_of_the_enumerated_joint():
     story, rows = machine(), everything()[torch.tensor([0, 4, 4, 5, 11])]
     log_p = story.marginal().log_prob(everything()).reshape(4, 3)

@@ -146,7 +146,7 @@ def sample(
     *,
     count: int = 64,
     gibbs_steps: int = 1000,
-    label: int | None = None,
+    label: str | None = None,
     out: Path | None = None,
     common: Common | None = None,
 ) -> int:
@@ -160,10 +160,11 @@ def sample(
     Args:
         count: how many. Real units of a machine are shown as their means, without noise.
         gibbs_steps: of a Boltzmann machine's chains, which begin at examples of the training data.
-        label: of a run with --labels, draw given it: its units stay where they are in every chain.
+        label: of a run with --labels, a number or a word, draw given it: its units stay where they
+            are in every chain.
         out: a .png or .npy file; samples.png in the run folder when not given. Sentences are
             printed, or written to a .txt file. With --labels a .npy file has the label drawn with
-            each example as its last column.
+            each example as its last column, a word as its place in the order of the alphabet.
     """
     common = common or Common()
     settings = read_settings(run)

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 def beside_labels(examples: Dataset, settings: dict[str, Any]) -> Dataset:
     """The examples with one-hot labels after their own columns: ``(N, D) -> (N, D + K)``.
 
-    Which labels there are goes into `settings` with the first data that are read.
+    Which labels there are, numbers or words, goes into `settings` with the first data that are
+    read.
 
     Raises:
         DataError: for data without labels, with one label only, or with one that the data of the
@@ -34,13 +35,15 @@ def beside_labels(examples: Dataset, settings: dict[str, Any]) -> Dataset:
             "array labels",
             examples.name,
         )
-    known = settings.setdefault("classes", examples.labels.unique().tolist())
+    present, place = examples.labels.unique(return_inverse=True)
+    said = [n if examples.words is None else examples.words[n] for n in present.tolist()]
+    known = settings.setdefault("classes", said)
     if len(known) < 2:
         raise DataError(f"every label is {known[0]}: leave --labels out", examples.name)
-    classes = torch.tensor(known)
+    index = torch.tensor([known.index(label) if label in known else -1 for label in said])[place]
     among = f"no label of the training data, which has {', '.join(map(str, known))}"
-    refuse_where(~torch.isin(examples.labels, classes), among, examples.name)
-    index, names = torch.searchsorted(classes, examples.labels), None
+    refuse_where(index < 0, among, examples.name)
+    names = None
     if examples.columns is not None:
         names = (*examples.columns, *(f"label {label}" for label in known))
     return replace(
@@ -61,18 +64,20 @@ def own_columns(x: Any, settings: dict[str, Any]) -> Any:
 def label_column(x: Any, settings: dict[str, Any]) -> Any:
     """An array of examples with the label itself as the last column: ``(*, D + K) -> (*, D + 1)``.
 
-    Without `--labels` they stay as they are.
+    A word is its place among those of the run, from 0. Without `--labels` they stay as they are.
     """
     import numpy as np
 
     if not settings.get("labels"):
         return x
-    label = np.asarray(settings["classes"])[x[..., -len(settings["classes"]) :].argmax(-1)]
+    known = settings["classes"]
+    numbers = range(len(known)) if isinstance(known[0], str) else known
+    label = np.asarray(numbers)[x[..., -len(known) :].argmax(-1)]
     return np.concatenate([own_columns(x, settings), label[..., None].astype(x.dtype)], -1)
 
 
-def class_of(label: int, settings: dict[str, Any]) -> int:
-    """The place of a label among those of a run.
+def class_of(label: str, settings: dict[str, Any]) -> int:
+    """The place of a label, a number or a word, among those of a run.
 
     Raises:
         ValueError: where the run has no labels, or not this one.
@@ -82,10 +87,10 @@ def class_of(label: int, settings: dict[str, Any]) -> int:
             f"--label {label}: this run knows no labels; train one that does: "
             "ppgen train rbm --labels"
         )
-    if label not in settings["classes"]:
-        known = ", ".join(map(str, settings["classes"]))
-        raise ValueError(f"--label {label}: this run has the labels {known}")
-    return settings["classes"].index(label)
+    known = [str(one) for one in settings["classes"]]
+    if label not in known:
+        raise ValueError(f"--label {label}: this run has the labels {', '.join(known)}")
+    return known.index(label)
 
 
 def classification(

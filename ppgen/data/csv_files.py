@@ -122,6 +122,22 @@ def _number(cell: str) -> float | None:
         return None
 
 
+def codes_of(parsed: Parsed, position: int, path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
+    """A column of texts as places, ``(N,)``, among those that there are, sorted.
+
+    Raises:
+        DataError: at the first missing one.
+    """
+    texts = parsed.texts[position]
+    name = parsed.columns[position] if parsed.columns else position
+    for line, text in zip(parsed.lines, texts, strict=True):
+        if is_missing(text):
+            raise DataError("missing value: remove or fill it", path, row=int(line), column=name)
+    kinds = sorted(set(texts))
+    code = {text: number for number, text in enumerate(kinds)}
+    return np.array([code[text] for text in texts]), tuple(kinds)
+
+
 def is_missing(cell: str) -> bool:
     """Whether a cell says that there is no value: empty, NA, nan, null, none, ``?``, ``.``."""
     return cell.lower() in _MISSING

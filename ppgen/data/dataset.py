@@ -29,6 +29,7 @@ class Dataset:
         grey: under dynamic binarisation the grey levels in [0, 1], shaped as `x`.
         white: the grey level of white in the file, by which its levels were divided.
         notes: what else must be said, as "checksum unknown".
+        words: where labels are texts, these texts, sorted; a label is a place among them.
     """
 
     x: Tensor
@@ -42,6 +43,7 @@ class Dataset:
     grey: Tensor | None = None
     white: float = 1.0
     notes: tuple[str, ...] = ()
+    words: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if (self.binarisation == "dynamic") != (self.grey is not None):

@@ -34,7 +34,7 @@ def load(
             the path of a .npy, .npz, .csv or IDX file (the latter also gzipped). Earthquakes are
             unit vectors, ``(N, 3)``. A .npz holds ``x`` and perhaps
             ``labels``, or ``x_train``, ``x_test``, ``labels_train``, ``labels_test``. A column
-            ``label`` or ``labels`` of a CSV file becomes the labels.
+            ``label`` or ``labels`` of a CSV file becomes the labels, numbers or words.
         split: ``"train"`` or ``"test"``; a file without splits is all train.
         binarisation: see `Dataset`; None: static for the named images, else none.
         seed: of the static or dynamic draw; train and test have streams of their own.
@@ -83,6 +83,7 @@ def load(
         grey=grey if binarisation == "dynamic" else None,
         white=level,
         notes=raw.notes + notes,
+        words=raw.words,
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppgen.data.csv_files import parse_csv
+from ppgen.data.csv_files import codes_of, parse_csv
 from ppgen.data.errors import DataError, refuse_where
 from ppgen.data.idx import read_idx
 from ppgen.data.numpy_files import MAGIC, read_npy, read_npz
@@ -100,7 +100,7 @@ def _from_csv(path: Path) -> Raw:
     parsed = parse_csv(path)
     names = parsed.columns
     label = next((c for c, n in enumerate(names or ()) if n.lower() in _LABELS[:2]), None)
-    labels = None
+    labels, words = None, None
     if label is not None and label in parsed.numbers:
         numbers = parsed.numbers.pop(label)
         bad = ~np.isfinite(numbers) | (numbers != np.round(numbers)) | (np.abs(numbers) > 2**53)
@@ -113,7 +113,8 @@ def _from_csv(path: Path) -> Raw:
         )
         labels = numbers.astype(np.int64)
     elif label is not None:
-        _, labels = np.unique(parsed.texts.pop(label), return_inverse=True)
+        labels, words = codes_of(parsed, label, path)
+        del parsed.texts[label]
     for c in parsed.texts:
         raise DataError(
             "text: expected numbers (only a column called label may hold text; read_table reads "
@@ -126,7 +127,7 @@ def _from_csv(path: Path) -> Raw:
     kept = sorted(parsed.numbers)
     values = np.stack([parsed.numbers[c] for c in kept], -1)
     columns = None if names is None else tuple(names[c] for c in kept)
-    return Raw(values, str(path), "csv", "all", labels, columns=columns, lines=parsed.lines)
+    return Raw(values, str(path), "csv", "all", labels, words, columns=columns, lines=parsed.lines)
 
 
 def tensor_of(raw: Raw) -> Tensor:

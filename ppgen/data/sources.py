@@ -31,6 +31,7 @@ class Raw:
     format: str  # "npy", "npz", "csv" or "idx"
     split: str = "all"
     labels: np.ndarray | None = None  # (N,)
+    words: tuple[str, ...] | None = None  # that the labels are places among, where they are texts
     white: float | None = None  # grey level of white, where the format or the set defines it
     columns: tuple[str, ...] | None = None
     lines: np.ndarray | None = None  # (N,) line numbers of a CSV file

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppgen.data.csv_files import Parsed, is_missing, parse_csv
+from ppgen.data.csv_files import codes_of, parse_csv
 from ppgen.data.errors import DataError, check_finite
 
 
@@ -78,18 +78,9 @@ def read_table(path: str | Path) -> Table:
         if position in parsed.numbers:
             columns[name] = torch.tensor(parsed.numbers[position], dtype=torch.get_default_dtype())
         else:
-            columns[name], categories[name] = _encode(parsed, position, path)
+            codes, categories[name] = codes_of(parsed, position, path)
+            columns[name] = torch.from_numpy(codes)
     return Table(columns, categories, path)
-
-
-def _encode(parsed: Parsed, position: int, path: Path) -> tuple[Tensor, tuple[str, ...]]:
-    texts, name = parsed.texts[position], (parsed.columns or {})[position]
-    for line, text in zip(parsed.lines, texts, strict=True):
-        if is_missing(text):
-            raise DataError("missing value: remove or fill it", path, row=int(line), column=name)
-    kinds = tuple(sorted(set(texts)))
-    code = {text: number for number, text in enumerate(kinds)}
-    return torch.tensor([code[text] for text in texts]), kinds
 
 
 def arguments_for(model: Callable[..., Any], table: Table) -> dict[str, Tensor]:
