@@ -107,6 +107,17 @@ _active: list[Interrupt] = []  # the blocks that are open, outermost first
 
 
 @contextmanager
+def noticing() -> Iterator[Interrupt]:
+    """Is told of a signal that a loop in here is asked to finish by; it catches none itself."""
+    interrupt = Interrupt()
+    _active.append(interrupt)
+    try:
+        yield interrupt
+    finally:
+        _active.remove(interrupt)
+
+
+@contextmanager
 def interruptible() -> Iterator[Interrupt]:
     """The first SIGINT or SIGTERM asks the loop to finish its step; the second stops at once.
 

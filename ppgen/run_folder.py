@@ -10,6 +10,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
@@ -28,11 +29,29 @@ except ImportError:  # no such locks on Windows: there the folder is not guarded
 FORMAT = "ppgen run"
 SCHEMA = 1
 
-_OWN = ("config.json", "metrics.jsonl", "metrics.csv", "ckpt", "lock")
+_FILES = ("metrics.jsonl", "metrics.csv", "likelihood.jsonl", "config.json")
+_OWN = (*_FILES, "ckpt", "lock")
 
 
 class RunFolderError(ValueError):
     """A run folder that cannot be used as asked, and what to do."""
+
+
+class CannotWriteError(OSError):
+    """What could not be written, and why; also where a folder of its path is not there."""
+
+
+class ConfigError(RunFolderError):
+    """A ``config.json`` that tells nothing: it is not there, damaged, or another program's.
+
+    Args:
+        message: which file, and what is wrong with it.
+        missing: whether there is no such file.
+    """
+
+    def __init__(self, message: str, *, missing: bool = False) -> None:
+        super().__init__(message)
+        self.missing = missing
 
 
 class RunFolder:
@@ -59,6 +78,7 @@ class RunFolder:
 
     def __init__(self, path: str | Path, *, resume: bool = False, overwrite: bool = False) -> None:
         self.path = Path(path)
+        self._made = not self.path.exists()
         if resume and overwrite:
             raise RunFolderError("resume and overwrite exclude each other: give one of them")
         if self.path.exists() and not self.path.is_dir():
@@ -91,6 +111,9 @@ class RunFolder:
         trace: TracebackType | None,
     ) -> None:
         self._lock.release()
+        if kind is not None and self._made:  # what ended before anything was written
+            with suppress(OSError):
+                self.path.rmdir()  # it stays where something is in it
 
     def _claim(self, resume: bool, overwrite: bool) -> None:
         names = {n for n in os.listdir(self.path) if not checkpoint.is_temporary(n)}
@@ -115,7 +138,7 @@ class RunFolder:
             )
         # config.json goes last: a removal that is cut short can be repeated.
         shutil.rmtree(self.checkpoints, ignore_errors=True)
-        for name in ("metrics.jsonl", "metrics.csv", "config.json"):
+        for name in _FILES:
             (self.path / name).unlink(missing_ok=True)
 
     def write_config(self, config: Mapping[str, Any]) -> None:
@@ -160,21 +183,23 @@ def read_config(path: str | Path) -> dict[str, Any]:
     """The ``config.json`` of a run folder.
 
     Raises:
-        RunFolderError: if there is none, or it is not one of a run, in one line.
+        ConfigError: if there is none, or it is not one of a run, in one line.
     """
     file = Path(path) / "config.json"
     try:
         config = json.loads(file.read_bytes())
     except FileNotFoundError:
-        raise RunFolderError(f"{path}: not a run folder: it holds no config.json") from None
+        raise ConfigError(
+            f"{path}: not a run folder: it holds no config.json", missing=True
+        ) from None
     except OSError as error:
-        raise RunFolderError(f"{file}: cannot be read: {error.strerror}") from error
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise RunFolderError(f"{file}: not JSON, or damaged") from error
+        raise ConfigError(f"{file}: not JSON, or damaged") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
-        raise RunFolderError(f"{file}: not the config.json of a run")
+        raise ConfigError(f"{file}: not the config.json of a run")
     if not isinstance(config.get("schema"), int) or config["schema"] > SCHEMA:
-        raise RunFolderError(
+        raise ConfigError(
             f"{file}: schema {config.get('schema')!r}; this ppgen reads {SCHEMA}: upgrade"
         )
     return checkpoint.decode(config)
@@ -256,4 +281,4 @@ def _csv_lines(rows: Sequence[Mapping[str, Any]], header: bool) -> str:
 
 
 def _one_line(error: OSError, what: str) -> OSError:
-    return OSError(error.errno or 0, f"{what}: {error.strerror or error}")
+    return CannotWriteError(error.errno or 0, f"{what}: {error.strerror or error}")

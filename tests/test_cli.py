@@ -44,7 +44,7 @@ def test_a_users_own_story_and_table_are_fitted(files, capsys):
     assert found["scalars"][0]["mean"] == pytest.approx(28.5 / 15, abs=0.13)  # 4.3 x .26 / 10
     assert (files / "out" / "report.html").is_file()
     assert (files / "out" / "posterior.nc").is_file()
-    assert run([*command, "--out", "out"]) == exits.USAGE
+    assert run([*command, "--out", "out"]) == exits.CANNOT_WRITE
     assert "not empty" in capsys.readouterr().err
 
 
@@ -127,7 +127,7 @@ def test_a_failing_story_is_explained_by_line_shapes_and_sites(files, capsys):
         (["models"], exits.DONE, "eight_schools"),
         (["data", "list"], exits.DONE, "digits"),
         (["data", "check", "digits"], exits.DONE, "1437"),
-        (["data", "check", "nothing.csv"], exits.BAD_DATA, "no such file"),
+        (["data", "check", "nothing.csv"], exits.MISSING, "no such file"),
         (["fit"], exits.USAGE, "STORY"),
         (["fti"], exits.USAGE, "fti"),
         (["fit", "nothing"], exits.USAGE, "eight_schools"),

@@ -151,7 +151,8 @@ def trained_tensors(folder: str | Path) -> dict[str, Tensor]:
     """
     folder = Path(folder)
     inner = folder / "ckpt"
-    tensors, _ = checkpoint.load(inner if inner.is_dir() else folder)
+    is_run = inner.is_dir() or (folder / "config.json").is_file()
+    tensors, _ = checkpoint.load(inner if is_run else folder)
     return _under("story/", tensors) | _under("average/", tensors) | _under("best/", tensors)
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from cyclopts import App
+from collections.abc import Sequence
+from typing import Any
+
+from cyclopts import App, CycloptsError, Parameter, convert
 
 from ppgen._version import __version__
 from ppgen.cli.bayes import calibrate, compare, explain, fit
@@ -14,12 +17,31 @@ from ppgen.cli.latent import interpolate, reconstruct
 from ppgen.cli.look import data, doctor, models
 from ppgen.cli.train import resume, train
 
+
+def _whole(kind: Any, text: str) -> Any:
+    """One value from the shell; of whole numbers no others, which cyclopts would round."""
+    if kind is int and "." in text and not float(text).is_integer():
+        raise ValueError
+    try:
+        return convert(kind, [text])
+    except CycloptsError as error:
+        if kind in (int, float):  # cyclopts then says of which option
+            raise ValueError from error
+        raise
+
+
+def _converted(kind: Any, tokens: Sequence[Any]) -> Any:
+    return convert(kind, tokens, converter=_whole)
+
+
 app = App(
     name="ppgen",
     version=__version__,
     help="Explicit generative models in Pyro: write the story once, fit it with any inference, "
     "know how far each answer is from the truth. Results go to stdout, progress to stderr.",
     result_action="return_value",
+    suppress_keyboard_interrupt=False,  # it has an exit code of ours
+    default_parameter=Parameter(converter=_converted),
 )
 
 for _command in (

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 from ppgen.cli.engines import ENGINES
-from ppgen.cli.exits import BAD_DATA
+from ppgen.cli.exits import BAD_DATA, MISSING
 from ppgen.cli.options import Common
 from ppgen.summary import columns
 
@@ -83,7 +83,7 @@ def check(source: str, /, *, folder: Path | None = None, json: Json = False) -> 
 
     found = inspect(source, folder=folder)
     Common(json=json).print(str(found), found.as_dict())
-    return 0 if found.ok else BAD_DATA
+    return 0 if found.ok else BAD_DATA if found.found else MISSING
 
 
 def doctor(*, json: Json = False) -> int:

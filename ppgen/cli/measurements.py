@@ -20,14 +20,12 @@ _CHAINS, _TEMPERATURES = 50, 500
 
 
 def measuring(
-    out: Path, held_out: Dataset, settings: dict[str, Any], common: Common, *, resume: bool
+    out: Path, held_out: Dataset, settings: dict[str, Any], common: Common
 ) -> list[Callable[[nn.Module, dict[str, Any]], None]]:
     """Callbacks of `ppgen.train`: what ``--likelihood-every`` asks for, or none."""
     every = settings.get("likelihood_every")
     path = out / LIKELIHOODS
-    if not resume:
-        path.unlink(missing_ok=True)
-    if not every:
+    if every is None:
         return []
     if every < 1:
         raise ValueError(f"--likelihood-every must be at least 1, got {every}")

@@ -47,13 +47,15 @@ class Common:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Progress as asked for; a device that is there."""
+        """Progress as asked for; a device that is there, a seed that generators take."""
         import torch
 
         from ppgen.progress import quiet
 
+        if not 0 <= self.seed < 2**64:
+            raise ValueError(f"--seed {self.seed}: expected a whole number from 0 to 2**64 - 1")
         try:
-            torch.empty(0, device=self.device)
+            torch.zeros(1, device=self.device).item()  # there is a device without any numbers
         except (RuntimeError, AssertionError) as error:
             raise ValueError(f"--device {self.device} is not available: {error}") from error
         with quiet(self.quiet):
@@ -74,11 +76,16 @@ class Common:
 
 def new_folder(path: Path, overwrite: bool) -> Path:
     """A folder for results; one with something in it is refused unless `overwrite`."""
+    from ppgen.run_folder import CannotWriteError, RunFolderError
+
     if path.exists() and not path.is_dir():
-        raise ValueError(f"{path} is a file: name a folder with --out")
+        raise RunFolderError(f"{path} is a file: name a folder with --out")
     if path.is_dir() and any(path.iterdir()) and not overwrite:
-        raise ValueError(f"{path} is not empty: name another folder with --out, or --overwrite")
-    path.mkdir(parents=True, exist_ok=True)
+        raise RunFolderError(f"{path} is not empty: name another folder with --out, or --overwrite")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CannotWriteError(f"the folder {path} cannot be made: {error.strerror}") from error
     return path
 
 

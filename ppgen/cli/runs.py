@@ -33,7 +33,8 @@ def read_settings(run: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"there is no run folder {run}; `ppgen train` makes one")
     config = read_config(run)
     settings = config.get("command") or config.get("config", {}).get("command")
-    if not isinstance(settings, dict) or settings.get("model") not in BUNDLED:
+    model = BUNDLED.get(settings.get("model", "")) if isinstance(settings, dict) else None
+    if model is None or model.kind != "deep":
         raise ValueError(f"{run} was not made by `ppgen train`: its config.json names no model")
     return dict(settings)
 
@@ -228,6 +229,8 @@ def write_images(place: Path, found: Any, examples: Dataset, draw: Any) -> None:
     """The picture, or the numbers where a .npy file is named; its folder is made."""
     import numpy as np
 
+    if not place.suffix:
+        raise ValueError(f"--out {place}: name a .png or a .npy file")
     if place.suffix != ".npy" and examples.image_shape is None:
         raise ValueError("the data are no images: name a .npy file with --out")
     place.parent.mkdir(parents=True, exist_ok=True)

@@ -125,6 +125,10 @@ def train(
         fits = f"; that one is fitted: ppgen fit {model}" if model in BUNDLED else ""
         raise ValueError(f"no model {model!r} to train: there are {names}{fits}")
     _check_patience(model, patience)
+    if epochs is not None and epochs < 1:
+        raise ValueError(f"--epochs {epochs}: expected a whole number, at least 1")
+    if hidden is not None and not hidden:
+        raise ValueError("--hidden: give it a number, or leave it out")
     machine, code, flow = machine or MachineOptions(), code or CodeOptions(), flow or FlowOptions()
     units = flows.usual_hidden(flow.layer) if model == "flow" else _HIDDEN.get(model, 200)
     out = out or Path("runs") / f"{model}-{Path(data).stem}"
@@ -148,7 +152,8 @@ def train(
     refuse_unused(model, machine, code, flow)
     if model in ("flow", "vae"):
         settings |= flows.options(model, flow, settings.get("posterior", "normal"))
-    settings["learning_rate"] = learning_rate or usual_rate(settings)
+    if learning_rate is None:
+        settings["learning_rate"] = usual_rate(settings)
     if settings.get("pixels") in GREY or has_real_units(settings):
         settings["binarisation"] = binarisation or "none"
     if model in MACHINES:
@@ -329,7 +334,7 @@ def _train(
             resume=again,
             overwrite=overwrite and not again,
             checkpoint_every=settings["checkpoint_every"],
-            callbacks=measuring(out, validation, settings, common, resume=resume),
+            callbacks=measuring(out, validation, settings, common),
             config=run_config(settings),
             **optimisation(settings),
         )

@@ -31,6 +31,7 @@ class Inspection:
         constant: columns that hold one value only (not counted for images).
         problems: why it cannot be loaded as it stands; the first names row and column.
         suggestion: what to do or to call next.
+        found: whether there is such a file at all.
     """
 
     source: str
@@ -43,6 +44,7 @@ class Inspection:
     constant: tuple[int | str, ...] = ()
     problems: tuple[str, ...] = ()
     suggestion: str = ""
+    found: bool = True
 
     @property
     def ok(self) -> bool:
@@ -102,7 +104,9 @@ def _unread(source: str | Path, error: DataError) -> Inspection:
         if parsed is not None and parsed.columns and parsed.texts:
             names = ", ".join(parsed.columns[c] for c in parsed.texts)
             suggestion = f"{names} holds text: read_table() makes codes of it, column by column"
-    return Inspection(str(source), problems=(str(error),), suggestion=suggestion)
+    return Inspection(
+        str(source), problems=(str(error),), suggestion=suggestion, found=not error.missing
+    )
 
 
 def _inspect(raw: Raw, values: Tensor) -> Inspection:

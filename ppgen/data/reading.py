@@ -64,7 +64,8 @@ def _unknown(source: str) -> str:
 def _without_test(raw: Raw, split: str) -> Raw:
     if split not in ("train", "all"):
         raise DataError(
-            f"no {split} split: this file has no splits; load the held-out file by its own path",
+            f"no {split} split: this file has no splits; load the held-out file by its own path "
+            "(in a shell --data FILE --split train, or --split validation of a run's own data)",
             raw.name,
         )
     if raw.values.ndim == 0 or raw.values.size == 0:
