@@ -90,6 +90,9 @@ def test_an_option_of_several_numbers_needs_one(here, capsys):
         (["fit", "banana", "--out", "afile"], exits.CANNOT_WRITE, "afile is a file"),
         (["fit", "banana", "--out", "afile/x"], exits.CANNOT_WRITE, "the folder afile/x cannot"),
         (["sample", "afile"], exits.MISSING, "there is no run folder afile"),
+        (["compare", "banana", "--using", ","], exits.USAGE, "no engine: write one, as HMC"),
+        (["compare", "banana", "--using", "a=HMC, a=VI"], exits.USAGE, "two engines are called a"),
+        (["compare", "banana", "--using", "HMC"], exits.USAGE, "one alone: ppgen fit banana"),
     ],
     ids=lambda value: " ".join(value[:4]) if isinstance(value, list) else "",
 )
@@ -145,6 +148,19 @@ def test_a_run_that_is_overwritten_has_the_likelihoods_of_the_new_one(trained, t
     shutil.copytree(trained, tmp_path / "run")
     with RunFolder(tmp_path / "run", overwrite=True):
         assert not (tmp_path / "run" / "likelihood.jsonl").exists()
+
+
+def test_other_data_than_those_of_the_run_are_named(trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(trained.parent)
+    (tmp_path / "more.csv").write_text("a,b,c\n" + "0,1,0\n1,0,1\n" * 20)
+    evaluate = ["evaluate", "out", "--data", str(tmp_path / "more.csv"), "--split", "train"]
+    assert run([*evaluate, "--quiet"]) == exits.BAD_DATA
+    assert "more.csv with its 3 columns: weight" in capsys.readouterr().err
+    shutil.copytree(trained, tmp_path / "out")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ok.csv").write_text("a,b\n" + "0,1\n1,0\n" * 20)
+    assert run(["resume", "out", "--epochs", "3", "--quiet"]) == exits.USAGE
+    assert "made with other data" in capsys.readouterr().err
 
 
 def test_a_picture_has_a_name_that_says_so(trained, monkeypatch, capsys):

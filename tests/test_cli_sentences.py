@@ -103,7 +103,11 @@ def test_on_the_grammar_the_gap_to_its_entropy_is_said(tmp_path, capsys):
         (["train", "sentences", "--data", "digits"], exits.BAD_DATA, "from a .txt file"),
         (["train", "sentences", "--data", "no.txt"], exits.MISSING, "no such file"),
         (["train", "sentences", "--data", "one.txt"], exits.BAD_DATA, "one sentence"),
-        (["train", "sentences", "--data", "text.txt", "--word-dropout", "1"], exits.USAGE, "share"),
+        (
+            ["train", "sentences", "--data", "text.txt", "--word-dropout", "1"],
+            exits.USAGE,
+            "below 1",
+        ),
         (["evaluate", "run", "--data", "text.txt"], exits.BAD_DATA, "--split validation"),
         (["evaluate", "run", "--data", "long.txt", "--split", "train"], exits.BAD_DATA, "row 1"),
         (["sample", "run", "--out", "x.png"], exits.USAGE, "to a .txt file"),

@@ -112,14 +112,15 @@ def check_config(config: Mapping[str, Any]) -> None:
 def check_same(recorded: Mapping[str, Any], now: Mapping[str, Any], where: object) -> None:
     """Refuse to go on with other options or data than the run was made with."""
     now = checkpoint.decode(checkpoint.encode(now))
+    # first: of other data the size of a batch may be another too
+    if recorded.get("data") != now["data"]:
+        raise ValueError(f"{where}: the run was made with other data: resume it with the same")
     for name in _KEPT:
         if recorded.get(name) != now[name]:
             raise ValueError(
                 f"{where}: the run was made with {name}={recorded.get(name)}, not {now[name]}: "
                 "resume it with the same, or start a new run"
             )
-    if recorded.get("data") != now["data"]:
-        raise ValueError(f"{where}: the run was made with other data: resume it with the same")
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:

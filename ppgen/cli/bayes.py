@@ -142,6 +142,8 @@ def compare(
 
     common = common or Common()
     chosen = engines(using)
+    if len(chosen) < 2:
+        raise ValueError(f"--using {using}: give two engines or more; one alone: ppgen fit {story}")
     trusted = reference or next(iter(chosen))
     if trusted not in chosen:
         raise ValueError(f"--reference {trusted!r} is not among {', '.join(chosen)}")

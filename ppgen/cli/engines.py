@@ -68,13 +68,21 @@ def written(engine: Engine) -> str:
 
 
 def engines(text: str) -> dict[str, Engine]:
-    """Several engines from one line, by label: ``HMC, flow=VI(guide="flow")``."""
+    """Several engines from one line, by label: ``HMC, flow=VI(guide="flow")``.
+
+    Raises:
+        ValueError: where there is none; where two have one label, and the first would be lost.
+    """
     found = {}
     for part in split(text):
         label, equals, rest = part.partition("=")
         if not equals or "(" in label:
             label, rest = part, part
+        if label.strip() in found:
+            raise ValueError(f"two engines are called {label.strip()}: write a={rest}, b={rest}")
         found[label.strip()] = engine(rest.strip())
+    if not found:
+        raise ValueError("no engine: write one, as HMC, or several between commas")
     return found
 
 

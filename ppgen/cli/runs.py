@@ -88,10 +88,20 @@ def something_to_start_from(settings: dict[str, Any], run: Path, split: Split = 
 
 
 def restored(settings: dict[str, Any], examples: Dataset, run: Path) -> nn.Module:
-    """The story as the run left it."""
-    from ppgen.inference.train import restore_story
+    """The story as the run left it.
 
-    story = restore_story(build(settings, examples), run)
+    Raises:
+        CheckpointError: where there is none, and where it is of other data than these.
+    """
+    from ppgen.checkpoint import CheckpointError
+    from ppgen.inference.training.state import load_story_tensors, trained_tensors
+
+    story, values = build(settings, examples), trained_tensors(run)
+    try:
+        load_story_tensors(story, values)
+    except CheckpointError as error:
+        columns = f"{examples.name} with its {examples.x.shape[1]} columns"
+        raise CheckpointError(f"{run} was not trained on data like {columns}: {error}") from error
     return story.eval()
 
 

@@ -55,7 +55,7 @@ def refusing(path: Path, what: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise DataError("there is no such file", path, missing=True) from error
     except UnicodeDecodeError as error:
-        raise DataError("not UTF-8, which text is expected in: save it anew", path) from error
+        raise DataError("not UTF-8: save the file as UTF-8", path) from error
     except Exception as error:
         raise DataError(f"{what} cannot be read: {error or type(error).__name__}", path) from error
 

@@ -135,7 +135,7 @@ def test_bad_csv_is_refused_with_line_and_column(tmp_path, case):
 def test_latin_text_is_no_csv(tmp_path):
     path = tmp_path / "a.csv"
     path.write_bytes("a,b\n1,é\n".encode("latin-1"))
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="save the file as UTF-8"):
         load(path)
 
 
