@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ppgen.arguments import require_nonnegative
 from ppgen.diagnostics.latent import unit_divergences
 from ppgen.inference.pair import Site, Sites
 
@@ -35,10 +36,7 @@ def check_divergence_options(beta: float | Callable[[int], float], free_bits: fl
         ValueError: by the option's name.
     """
     first = beta(0) if callable(beta) else beta
-    if not 0 <= first < float("inf"):
-        raise ValueError(f"beta must be a number that is not negative; got {first}")
-    if not 0 <= free_bits < float("inf"):
-        raise ValueError(f"free_bits must be nats of a unit, not negative; got {free_bits}")
+    require_nonnegative("ELBO", beta=first, free_bits=free_bits)
 
 
 def regularised(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from ppgen.arguments import require_nonnegative, require_whole
+from ppgen.arguments import require_nonnegative, require_positive, require_share, require_whole
 from ppgen.distributions.unit_checks import require_levels
 from ppgen.inference.phase_gradient import Gradient, Offsets, difference, positive_phase, shapes_of
 from ppgen.inference.svi_loss import SVILoss, show_parameters
@@ -192,9 +192,9 @@ class ContrastiveDivergence(SVILoss):
         require_nonnegative(self, weight_decay=weight_decay, sparsity=sparsity)
         if chains is not None and not persistent:
             raise ValueError("chains: only persistent chains have a number; set persistent=True")
-        if not 0 < sparsity_target < 1:
-            raise ValueError(f"sparsity_target: expected a number in (0, 1), got {sparsity_target}")
-        if not 0 < offset_rate <= 1:
+        require_positive(self, sparsity_target=sparsity_target, offset_rate=offset_rate)
+        require_share(self, sparsity_target=sparsity_target)
+        if offset_rate > 1:
             raise ValueError(f"offset_rate: expected a number in (0, 1], got {offset_rate}")
         self.persistent, self.chains, self.sampler = persistent, chains, sampler
         self.options: dict[str, Any] = {

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from ppgen.arguments import require_whole
 from ppgen.inference.annealing import check_divergence_options, regularised
 from ppgen.inference.pair import Site, Sites, run_pair
 from ppgen.inference.recorded_steps import RecordedSteps
@@ -67,8 +68,7 @@ class ELBO(Trace_ELBO):
         beta: float | Callable[[int], float] = 1.0,
         free_bits: float = 0.0,
     ) -> None:
-        if particles < 1:
-            raise ValueError(f"particles must be at least 1; got {particles}")
+        require_whole(self, particles=particles)
         super().__init__(num_particles=particles)
         check_divergence_options(beta, free_bits)
         self.analytic, self.beta, self.free_bits = analytic, beta, free_bits

@@ -15,6 +15,7 @@ import torch
 from torch import Size, Tensor, nn
 from torch.quasirandom import SobolEngine
 
+from ppgen.arguments import require_nonnegative, require_positive, require_whole
 from ppgen.diagnostics.pareto import pareto_k
 from ppgen.distributions.standard_normal import StandardNormal, even_normal
 from ppgen.inference.training.randomness import seeded
@@ -125,12 +126,11 @@ def fit_energy(
         >>> abs(found.elbo - math.log(2 * math.pi)) < 1
         True
     """
-    if min(steps, batch, draws) < 1 or learning_rate <= 0 or not 0 <= share <= 1 or warm <= 0:
-        raise ValueError(
-            "steps, batch and draws must be at least 1, learning_rate and warm above 0 and share "
-            f"from 0 to 1; got steps={steps}, batch={batch}, draws={draws}, "
-            f"learning_rate={learning_rate}, warm={warm}, share={share}"
-        )
+    require_whole("fit_energy", steps=steps, batch=batch, draws=draws)
+    require_positive("fit_energy", learning_rate=learning_rate, warm=warm)
+    require_nonnegative("fit_energy", share=share)
+    if share > 1:
+        raise ValueError(f"fit_energy(share=...) must be at most 1, got {share}")
     flows = [flow] if isinstance(flow, nn.Module) else list(flow)
     if not flows:
         raise ValueError("a flow is needed, or several; got an empty sequence")

@@ -9,6 +9,7 @@ import torch
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
+from ppgen.arguments import require_positive, require_whole
 from ppgen.distributions.units import Units
 from ppgen.types import BoltzmannMachine
 
@@ -32,13 +33,6 @@ class UntransformedKernel(MCMCKernel):
         """The same `draws`; a next run of the kernel goes on from them."""
         self.initial_params = draws
         return draws
-
-
-def require_counts(**counts: int) -> None:
-    """Refuse by name what is not at least 1."""
-    for name, value in counts.items():
-        if value < 1:
-            raise ValueError(f"{name}: expected at least 1, got {value}")
 
 
 class BlockGibbs(UntransformedKernel):
@@ -85,10 +79,8 @@ class BlockGibbs(UntransformedKernel):
             raise ValueError(
                 f"start: expected shape (chains, {units}) with chains > 0, got {tuple(start.shape)}"
             )
-        if sweeps < 1:
-            raise ValueError(f"sweeps: expected at least 1, got {sweeps}")
-        if not 0 < temperature < math.inf:
-            raise ValueError(f"temperature: expected a number above 0, got {temperature}")
+        require_whole(self, sweeps=sweeps)
+        require_positive(self, temperature=temperature)
         self.machine, self.sweeps, self.site = machine, sweeps, site
         self.temperature = temperature
         start = start.to(machine.visible_bias.detach())

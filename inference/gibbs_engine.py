@@ -12,10 +12,11 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
+from ppgen.arguments import require_whole
 from ppgen.inference.binary_gibbs import binary_chains
 from ppgen.inference.declared import declared, unconstrained
 from ppgen.inference.discrete_chains import said_of
-from ppgen.inference.gibbs import UntransformedKernel, require_counts
+from ppgen.inference.gibbs import UntransformedKernel
 from ppgen.inference.hmc_within_gibbs import mixed_chains
 from ppgen.inference.machine_gibbs import machine_chains
 from ppgen.inputs import slots
@@ -273,7 +274,7 @@ class ConditionalGibbs(UntransformedKernel):
     """
 
     def __init__(self, model: Story, *data: Any, chains: int = 1, sweeps: int = 1) -> None:
-        require_counts(chains=chains, sweeps=sweeps)
+        require_whole(self, chains=chains, sweeps=sweeps)
         story, program, given = declared("Gibbs", ConditionallyConjugate, model, data, {})
         self.sweeps, self.dtype = sweeps, program.dtype
         with sandbox(self.dtype), torch.no_grad():

@@ -18,6 +18,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ppgen.arguments import require_positive, require_whole
 from ppgen.distributions.units import Gaussian
 from ppgen.inference.gibbs import BlockGibbs, UntransformedKernel
 from ppgen.types import BoltzmannMachine
@@ -64,8 +65,8 @@ class Langevin:
     capturable: ClassVar[bool] = True  # it decides nothing on its way (``train(compile=True)``)
 
     def __post_init__(self) -> None:
-        if self.langevin_steps < 1:
-            raise ValueError(f"langevin_steps: expected at least 1, got {self.langevin_steps}")
+        require_whole(self, langevin_steps=self.langevin_steps)
+        require_positive(self, step_size=self.step_size)
         if not 0 < self.step_size < 2:
             raise ValueError(
                 f"step_size: expected a number in (0, 2), beyond which Langevin steps diverge, got "

@@ -25,10 +25,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ppgen.arguments import require_whole
 from ppgen.inference import chees, hmc
 from ppgen.inference.discrete_chains import Chains, Reading
 from ppgen.inference.discrete_joint import Joint, NothingDiscrete, Unit
-from ppgen.inference.gibbs import UntransformedKernel, require_counts
+from ppgen.inference.gibbs import UntransformedKernel
 from ppgen.inference.hmc_warmup import JITTER, quarter_period, reasonable_step_size, renew
 from ppgen.types import Story
 
@@ -142,7 +143,7 @@ class HMCWithinGibbs(UntransformedKernel):
     """
 
     def __init__(self, model: Story, *data: Any, chains: int = 1, sweeps: int = 1) -> None:
-        require_counts(chains=chains, sweeps=sweeps)
+        require_whole(self, chains=chains, sweeps=sweeps)
         self.sweeps = sweeps
         self.moves = Sweeps(Joint(model, data, {}), chains, 0)
         self.point = self.moves.start

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppgen.arguments import require_whole
 from ppgen.inference.importance_weights import (
     Pair,
     Weights,
@@ -33,8 +34,7 @@ class WeightedLoss(SVILoss):
     reduction = "sum"
 
     def __init__(self, draws: int = 8) -> None:
-        if draws < 1:
-            raise ValueError(f"draws must be at least 1; got {draws}")
+        require_whole(self, draws=draws)
         self.draws = draws
         self._depth: int | None = None
         self._steps = RecordedSteps()
@@ -138,8 +138,7 @@ class ReweightedWakeSleep(WeightedLoss):
     """
 
     def __init__(self, draws: int = 8) -> None:
-        if draws < 2:
-            raise ValueError(f"reweighted wake-sleep needs at least 2 draws; got {draws}")
+        require_whole(self, least=2, draws=draws)
         super().__init__(draws)
 
     def _objective(self, pair: Pair) -> tuple[Weights, Tensor]:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from ppgen.arguments import require_whole
 from ppgen.inference.svi_loss import SVILoss, show_parameters
 from ppgen.types import MachinePrior
 
@@ -42,13 +43,8 @@ class LeaveOneOut(SVILoss):
     def __init__(
         self, samples: int = 4, gibbs_steps: int = 5, *, chains: int | None = None
     ) -> None:
-        for name, number, least in (
-            ("samples", samples, 2),
-            ("gibbs_steps", gibbs_steps, 1),
-            ("chains", chains, 1),
-        ):
-            if number is not None and number < least:
-                raise ValueError(f"{name}: expected at least {least}, got {number}")
+        require_whole(self, least=2, samples=samples)
+        require_whole(self, gibbs_steps=gibbs_steps, chains=1 if chains is None else chains)
         self.samples, self.gibbs_steps, self.chains = samples, gibbs_steps, chains
         self.state: Tensor | None = None  # visible sides of the prior's chains, (C, L)
 

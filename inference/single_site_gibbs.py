@@ -12,6 +12,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from ppgen.arguments import require_whole
 from ppgen.distributions.units import Binary
 from ppgen.inference.gibbs import Clamp, UntransformedKernel, clamped, known
 from ppgen.types import PairwiseMachine
@@ -89,8 +90,7 @@ class SingleSiteGibbs(UntransformedKernel):
             )
         if scan not in get_args(Scan):
             raise ValueError(f"scan: expected one of {', '.join(get_args(Scan))}, got {scan!r}")
-        if sweeps < 1:
-            raise ValueError(f"sweeps: expected at least 1, got {sweeps}")
+        require_whole(self, sweeps=sweeps)
         self.machine, self.sweeps, self.site = machine, sweeps, site
         self.scan: Scan = scan
         start = start.to(machine.visible_bias.detach())

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ppgen.arguments import require_positive, require_share, require_whole
 from ppgen.distributions.restricted_boltzmann import RestrictedBoltzmann, shifted
 from ppgen.inference.gibbs import Clamp, clamped, known
 from ppgen.inference.ladder import Info, LadderKernel, State
@@ -158,8 +159,7 @@ class TrajectoryTempering(LadderKernel):
                 f"start: expected shape (chains, {shape[0]}) with chains > 0, got "
                 f"{tuple(start.shape)}"
             )
-        if sweeps < 1:
-            raise ValueError(f"sweeps: expected at least 1, got {sweeps}")
+        require_whole(self, sweeps=sweeps)
         self.laws = [uncoupled(laws[0]), *laws] if laws[0].weight.any() else laws
         self.sweeps = sweeps
         start = start.to(laws[0].weight)
@@ -216,11 +216,9 @@ class Trajectory:
     rounds: int = 20
 
     def __post_init__(self) -> None:
-        for name in ("reservoir", "rounds"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        if not 0 < self.freeze < 1:
-            raise ValueError(f"freeze: expected a share in (0, 1), got {self.freeze}")
+        require_whole(self, reservoir=self.reservoir, rounds=self.rounds)
+        require_positive(self, freeze=self.freeze)
+        require_share(self, freeze=self.freeze)
 
     def laws(self, machine: BoltzmannMachine, kept: Kept) -> list[RestrictedBoltzmann]:
         """The rungs, the first without couplings: ``sampler.laws(rbm, loss.state.chains)``.

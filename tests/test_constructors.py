@@ -17,6 +17,27 @@ import ppgen.networks
 import ppgen.transforms
 from ppgen.arguments import require_positive, require_whole
 from ppgen.distributions.units import Beside, Binary
+from ppgen.inference import (
+    ELBO,
+    BlockGibbs,
+    ContrastiveDivergence,
+    DReG,
+    GibbsLangevin,
+    ImportanceWeightedELBO,
+    Langevin,
+    LeaveOneOut,
+    ParallelTempering,
+    ReweightedWakeSleep,
+    SingleSiteDivergence,
+    SingleSiteGibbs,
+    StickingTheLanding,
+    TopLayer,
+    Trajectory,
+    TrajectoryTempering,
+    UpDown,
+    WakeSleep,
+)
+from ppgen.models import FullyVisibleBoltzmannMachine
 from ppgen.networks.additive import AdditiveCode
 from ppgen.transforms.autoregressive import Autoregressive
 from ppgen.transforms.planar import Planar
@@ -27,6 +48,8 @@ SIZE = (-1, 2.5, math.nan, True, "3")
 NONSENSE = {
     "int": SIZE,
     "int | None": SIZE,
+    "int | Callable[[int], int]": SIZE,
+    "float | Callable[[int], float]": (math.nan, math.inf, -1.0, "1"),
     "Sequence[int]": (*((width,) for width in (0, *SIZE)), 3, None),
     "Sequence[int] | None": ((-1,), (0, 2.5, 1), (True, 0, 2), 3),
     "tuple[int, int]": ((0, 4), (4, math.nan), (True, 4), 4),
@@ -35,7 +58,7 @@ NONSENSE = {
     "float": (math.nan, math.inf, True, "1", None),
     "float | None": (math.nan, math.inf, 0.0, -1.0, True, "1"),
 }
-ZERO = {"code", "context", "reflections", "ahead"}  # sizes that may be zero
+ZERO = {"code", "context", "reflections", "ahead", "posterior_sweeps"}  # sizes that may be zero
 REAL = {"mean"}  # numbers that may be negative
 # what must be given beside the numbers, and numbers where a default of 1 would not fit
 MADE: dict[str, dict[str, Any]] = {
@@ -55,6 +78,16 @@ MADE: dict[str, dict[str, Any]] = {
     "FlowPosterior": {"features": 3, "latent": 2, "vector_map": Planar(2)},
     "SubtractingDecoder": {"code": AdditiveCode(6, 4, 2), "hidden": 4},
     "CausalBernoulliLikelihood": {"image_shape": (4, 4)},
+}
+_RBM, _START = ppgen.models.RBM(3, 2), torch.zeros(2, 3)
+MADE |= {
+    "TopLayer": {},
+    "UpDown": {},
+    "BlockGibbs": {"machine": _RBM, "start": _START},
+    "ParallelTempering": {"machine": _RBM, "start": _START},
+    "TrajectoryTempering": {"trajectory": [_RBM, _RBM], "start": _START},
+    "GibbsLangevin": {"machine": ppgen.models.GaussianRBM(3, 2), "start": _START},
+    "SingleSiteGibbs": {"machine": FullyVisibleBoltzmannMachine(3), "start": _START},
 }
 NUMBERS = {"vocabulary": 6, "length": 4, "classes": 3, "levels": 4, "categories": 3}
 ELSEWHERE = {
@@ -86,14 +119,30 @@ def constructors() -> Iterator[tuple[str, Callable, dict[str, str]]]:
             for name, made in vars(module).items():
                 if not inspect.isclass(made) or made.__module__ != info.name or name[0] == "_":
                     continue
-                given = inspect.signature(made).parameters.values()
-                kinds = {p.name: str(p.annotation) for p in given}
-                numbers = {k: v for k, v in kinds.items() if "int" in v or "float" in v}
+                numbers = numbers_of(made)
                 if numbers and name not in ELSEWHERE and not inspect.isabstract(made):
                     yield f"{info.name.rsplit('.', 1)[1]}.{name}", made, numbers
 
 
-CASES = {label: (made, numbers) for label, made, numbers in constructors()}
+def numbers_of(made: Any) -> dict[str, str]:
+    """The annotations of those arguments that are numbers."""
+    kinds = {p.name: str(p.annotation) for p in inspect.signature(made).parameters.values()}
+    return {k: v for k, v in kinds.items() if "int" in v or "float" in v}
+
+
+LOSSES_AND_KERNELS = (
+    *(ELBO, ImportanceWeightedELBO, DReG, StickingTheLanding, ReweightedWakeSleep, WakeSleep),
+    *(ContrastiveDivergence, SingleSiteDivergence, TopLayer, UpDown, LeaveOneOut),
+    *(Langevin, Trajectory, BlockGibbs, ParallelTempering, TrajectoryTempering, SingleSiteGibbs),
+    GibbsLangevin,
+)
+CASES = {
+    label: (made, numbers)
+    for label, made, numbers in (
+        *constructors(),
+        *((made.__name__, made, numbers_of(made)) for made in LOSSES_AND_KERNELS),
+    )
+}
 
 
 def arguments(made: Any) -> dict[str, Any]:

@@ -117,18 +117,10 @@ def test_block_gibbs_runs_under_mcmc():
     assert not list(pyro.get_param_store())
 
 
-@pytest.mark.parametrize(
-    ("start", "options"),
-    [
-        (torch.ones(4), {}),
-        (torch.ones(2, 5), {}),
-        (torch.ones(0, 4), {}),
-        (torch.ones(2, 4), {"sweeps": 0}),
-    ],
-)
-def test_wrong_options_are_refused(start, options):
+@pytest.mark.parametrize("start", [torch.ones(4), torch.ones(2, 5), torch.ones(0, 4)])
+def test_wrong_starts_are_refused(start):
     with pytest.raises(ValueError, match="expected"):
-        BlockGibbs(machine(), start, **options)
+        BlockGibbs(machine(), start)
 
 
 # Clamped units

@@ -125,7 +125,6 @@ def test_it_recovers_the_weights_of_two_modes_between_which_gibbs_never_crosses(
         {"temperatures": 0},
         {"temperatures": torch.tensor([0.0, 0.5])},
         {"base": torch.zeros(3)},
-        {"sweeps": 0},
     ],
 )
 def test_wrong_options_are_refused(options):

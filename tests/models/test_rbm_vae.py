@@ -161,7 +161,7 @@ def test_samples_and_resumed_chains_have_their_shapes():
     ("call", "match"),
     [
         (lambda: RBMVAE(4, GaussianRBM(3, 2)), "binary visible units"),
-        (lambda: LeaveOneOut(1), "samples: expected at least 2"),
+        (lambda: LeaveOneOut(1), "at least 2, got 1"),
         (lambda: LeaveOneOut(chains=0), "chains"),
         (lambda: LeaveOneOut().loss(story().model, None, torch.ones(2, 5)), r"\(B, 4\)"),
     ],
