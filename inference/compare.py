@@ -104,6 +104,7 @@ class Comparison:
         return {
             "verdict": self.verdicts[label],
             "converged": posterior.converged,
+            "trusted": posterior.trusted,
             "messages": list(posterior.messages),
             "options": posterior.options,
             "cost": {**asdict(posterior.cost), "seconds": posterior.cost.seconds},
@@ -257,6 +258,8 @@ def comparison(
     _refuse_point(reference, truth)
     rows = {label: marginals(p, truth) for label, p in posteriors.items()}
     trust = reference_trust(reference, posteriors, rows)
+    if not trust.ok:  # a distance from what may be wrong neither passes nor fails
+        rows = {n: tuple(dataclasses.replace(r, level="unknown") for r in rows[n]) for n in rows}
     others = [label for label in posteriors if label != reference]
     joints = {label: joint(posteriors[label], truth, program) for label in others}
     own = {label: of_quantities(posteriors[label], truth, quantities or {}) for label in others}

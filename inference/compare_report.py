@@ -161,7 +161,7 @@ def _consequences(found: Comparison) -> Section:
         text += [f"{label}: {line}." for line in consequence_lines(consequence)]
         text += [f"{label}: not known: {reason}." for reason in consequence.missing]
         for loo in consequence.loo:
-            if np.isfinite(loo.pointwise).all():
+            if loo.known:
                 gaps.setdefault(loo.site, {})[label] = loo.pointwise
     pictures = [
         Picture(plots.loo_differences(of_site, f"Leave-one-out of {site}"))

@@ -93,13 +93,8 @@ def joint_lines(joint: Joint) -> list[str]:
         tests.append(f"KSD p {joint.ksd.p:.2g}")
     if tests:
         lines.append("; ".join(tests))
-    bounds = joint.sandwich
-    if bounds is not None:
-        lines.append(
-            f"log evidence: {bounds.elbo:.2f} +- {bounds.elbo_error:.2f} (ELBO) to "
-            f"{bounds.eubo:.2f} +- {bounds.eubo_error:.2f} nats (EUBO); the gap "
-            f"{bounds.gap:z.2f} is KL both ways"
-        )
+    if joint.sandwich is not None:
+        lines.append(str(joint.sandwich))
     return lines
 
 
@@ -110,14 +105,7 @@ def consequence_lines(found: Consequences) -> list[str]:
         f"(noise {p.noise:.2f}), CRPS {p.crps:+.2g}"
         for p in found.predictive
     ]
-    lines += [
-        f"leave-one-out of {p.site}: {p.elpd:.1f}, reference {p.reference:.1f} nats; difference "
-        f"{p.difference:+.2f} +- {p.error:.2f}"
-        + (f" (k-hat up to {p.khat:.2f}: not to be relied on)" if p.khat > 0.7 else "")
-        for p in found.loo
-        if math.isfinite(p.difference)
-    ]
-    return lines
+    return lines + [f"leave-one-out of {p.site}: {p}" for p in found.loo]
 
 
 def _cost(found: Comparison) -> str:

@@ -16,7 +16,6 @@ from ppgen.inference.label_switching import ADVICE, Numbered, label_switching
 from ppgen.inference.point import as_program
 from ppgen.inference.reparametrisation import Reparametrisation, added
 from ppgen.inference.reparametrise import NonCentred, reparametrised
-from ppgen.inference.verdict import WEIGHT_ESS_FAIL
 from ppgen.inputs import slots, tensors
 from ppgen.names import refuse_taken
 from ppgen.posterior import Posterior
@@ -119,12 +118,12 @@ def _run(
             raise
         why = f"{type(engine).__name__} failed on the story as written"
         return _on(engine, found, why), None
-    if not _failed(posterior):
+    if posterior.trusted:
         return posterior, None
     numbered = _switched(posterior, model, args, kwargs)
     if choice == "auto" and numbered is not None:
         again = _in_order(engine, numbered, posterior, (), model, args, kwargs)
-        change = reparametrised(model, *args, **kwargs) if _failed(again) else None
+        change = reparametrised(model, *args, **kwargs) if not again.trusted else None
         if change is not None and _numbered((change,), numbered):
             again = _in_order(engine, numbered, again, (change,), model, args, kwargs)
         return again, numbered
@@ -219,15 +218,6 @@ def _on(
     for change in reversed(changes):
         posterior = change.restored(posterior)
     return replace(posterior, messages=(*([why] if why else []), *posterior.messages))
-
-
-def _failed(posterior: Posterior) -> bool:
-    """Whether a run says of itself that its draws are not to be trusted."""
-    if not posterior.converged or posterior.kind == "chains":
-        return not posterior.converged
-    found = posterior.diagnosis()
-    heavy = found.get("khat", 0.0) > found.get("khat_limit", 0.0)
-    return heavy and found["relative_is_ess"] < WEIGHT_ESS_FAIL
 
 
 def _way_out(

@@ -31,13 +31,13 @@ import torch
 from torch import Tensor
 
 from ppgen import diagnostics
+from ppgen.diagnosis import trustworthy
 from ppgen.diagnostics import ParetoK
 from ppgen.inference.guides import Family
 from ppgen.inference.importance import Normal, Sample, draw, moments, smoothed, temper
 from ppgen.inference.independent import Clock, independent
 from ppgen.inference.mode import Batched
 from ppgen.inference.point import as_program
-from ppgen.inference.psis import trustworthy
 from ppgen.inference.vi_guides import choose, describe
 from ppgen.inference.vi_start import find_frame
 from ppgen.posterior import Posterior

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from ppgen import diagnostics
+from ppgen.diagnosis import trustworthy
 from ppgen.inference import hmc_starts
 from ppgen.inference.hmc import Metric, ValueAndGrad
 from ppgen.inference.hmc_warmup import whitening
 from ppgen.inference.independent import Clock, independent
 from ppgen.inference.pathfinder import Normals, Paths, search
 from ppgen.inference.point import as_program
-from ppgen.inference.psis import repair, trustworthy, warning
+from ppgen.inference.psis import repair, warning
 from ppgen.inference.target import InPieces, Target
 from ppgen.posterior import Posterior
 from ppgen.program import Program

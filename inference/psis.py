@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 
 from ppgen import diagnostics
-from ppgen.diagnostics import ESS_LIMIT, ParetoK
+from ppgen.diagnosis import trustworthy
+from ppgen.diagnostics import ParetoK
 from ppgen.posterior import Posterior
 
 REMEDY = "resample the draws with ppgen.inference.repair, or use HMC"  # ends what it answers
-_EFFICIENT = 0.1  # IS-ESS/S from which a large k-hat is no alarm: it does not depend on scale
 
 
 def repair(posterior: Posterior, draws: int | None = None) -> Posterior:
@@ -81,11 +81,6 @@ def repair(posterior: Posterior, draws: int | None = None) -> Posterior:
         converged=posterior.converged and trustworthy(found, log_weights.size),
         messages=(*said, note, *warning(found, log_weights.size)),
     )
-
-
-def trustworthy(found: ParetoK, size: int) -> bool:
-    """Whether these `size` weights will do: k-hat is in order, or they vary little."""
-    return (found.ok and found.ess >= ESS_LIMIT) or found.ess / size >= _EFFICIENT
 
 
 def systematic(weights: Tensor, count: int) -> Tensor:

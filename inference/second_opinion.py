@@ -13,7 +13,8 @@ import math
 import numpy as np
 
 from ppgen import diagnostics
-from ppgen.inference.psis import REMEDY, trustworthy
+from ppgen.diagnosis import trustworthy
+from ppgen.inference.psis import REMEDY
 from ppgen.inference.verdict import RATIO_FAIL, SHIFT_FAIL
 from ppgen.posterior import Posterior
 
@@ -41,9 +42,8 @@ def _contradiction(posterior: Posterior) -> str | None:
         return None
     if not trustworthy(found, log_weights.size):
         return (
-            f"its importance weights are worth {found.ess:.0f} of {log_weights.size} draws (k-hat "
-            f"{found.k:.2f}, limit {found.threshold:.2f}), too few to check its means and widths "
-            "by: they may be far off; compare with HMC"
+            "its weights are worth too few draws to check its means and widths by: they may be far "
+            "off; compare with HMC"
         )
     weights = np.exp(diagnostics.psis(log_weights)[0]).ravel()
     named = {n: x.ravel() for n, x in posterior.scalars().items()}

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from ppgen import diagnostics
+from ppgen.diagnosis import WEIGHT_ESS_LIMIT, distrust
+from ppgen.diagnostics import ESS_LIMIT
 from ppgen.posterior import Posterior
 
 if TYPE_CHECKING:
@@ -24,7 +26,6 @@ Level = Literal["pass", "warn", "fail", "unknown"]
 
 SHIFT_PASS, SHIFT_FAIL = 0.1, 0.3  # |mean shift| in reference sd
 RATIO_PASS, RATIO_FAIL = (0.9, 1.1), (0.75, 1.33)  # sd over reference sd
-WEIGHT_ESS_FAIL = 0.1  # k-hat fails only where importance sampling is this inefficient too
 DIRECTION_PASS, DIRECTION_FAIL = (0.75, 1.33), (0.5, 2.0)  # sd ratio of the worst combination
 CORRELATION_PASS, CORRELATION_FAIL = 0.1, 0.3
 JOINT_LEVEL = 0.01  # at which MMD and C2ST together warn, where nothing else does
@@ -37,9 +38,10 @@ THRESHOLDS = (
     f"within {RATIO_PASS[0]}-{RATIO_PASS[1]}, fail outside {RATIO_FAIL[0]}-{RATIO_FAIL[1]}; sd "
     f"ratio of any linear combination: {DIRECTION_PASS[0]}-{DIRECTION_PASS[1]} and "
     f"{DIRECTION_FAIL[0]}-{DIRECTION_FAIL[1]:g}; correlations: {CORRELATION_PASS} and "
-    f"{CORRELATION_FAIL}; MMD and C2ST warn at p <= {JOINT_LEVEL / 2} each; k-hat fails above its "
-    f"limit where also IS-ESS/S < {WEIGHT_ESS_FAIL}; a difference below {NOISE:g} Monte Carlo "
-    "errors, or within that of halves of either sample, never fails, and bounds of means and sds "
+    f"{CORRELATION_FAIL}; MMD and C2ST warn at p <= {JOINT_LEVEL / 2} each; importance "
+    f"weights fail where IS-ESS/S < {WEIGHT_ESS_LIMIT} and k-hat is above its limit or IS-ESS < "
+    f"{ESS_LIMIT:g}; a difference below {NOISE:g} Monte Carlo errors, or within that of halves of "
+    "either sample, never fails, and bounds of means and sds "
     "that pass are wider by one such error; a correct method is flagged in at most "
     f"{FALSE_ALARMS:.0%} of comparisons where it and the reference are worth 5,000 draws each"
 )
@@ -184,9 +186,9 @@ def verdict(
     findings: list[tuple[Level, str]] = [*_over_joint(joint), *_over_quantities(quantities)]
     khat, limit = found.get("khat", math.nan), found.get("khat_limit", math.nan)
     efficiency = found.get("relative_is_ess", math.nan)
-    if khat > limit and efficiency < WEIGHT_ESS_FAIL:
-        findings.append(("fail", f"k-hat {khat:.2f} above {limit:.2f} with IS-ESS/S "
-                         f"{efficiency:.2f}"))  # fmt: skip
+    doubt = distrust(posterior)
+    if doubt is not None:
+        findings.append(("fail", doubt))
     elif khat > limit and level == "pass":
         findings.append(("warn", f"k-hat {khat:.2f} above {limit:.2f}, though IS-ESS/S is "
                          f"{efficiency:.2f}"))  # fmt: skip

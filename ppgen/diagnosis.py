@@ -14,6 +14,9 @@ from ppgen.diagnostics import EBFMI_LIMIT, ESS_LIMIT, RHAT_LIMIT
 if TYPE_CHECKING:
     from ppgen.posterior import Posterior
 
+WEIGHT_ESS_LIMIT = 0.1  # of the draws: a large k-hat is no alarm where weights are worth as much
+_FEWEST = 25  # weights of which a k-hat is computed
+
 _CHECKS: tuple[tuple[str, str, float, Callable[[float], bool]], ...] = (
     ("rhat", "the largest R-hat", RHAT_LIMIT, lambda v: v <= RHAT_LIMIT),
     ("ess_bulk", "the smallest bulk ESS", ESS_LIMIT, lambda v: v >= ESS_LIMIT),
@@ -33,6 +36,38 @@ def diagnosis(posterior: Posterior) -> dict[str, float]:
         found["khat"], found["khat_limit"] = float(khat.k), float(khat.threshold)
         found["relative_is_ess"] = float(khat.ess) / weights.size
     return found
+
+
+def distrust(posterior: Posterior) -> str | None:
+    """Why the importance weights of an approximation speak against it as a whole, in words.
+
+    Whoever says whether an approximation is to be trusted asks here.
+
+    Returns:
+        None where they do not, or where there are no weights.
+    """
+    weights = posterior.log_weights
+    if posterior.kind != "independent" or weights is None:
+        return None
+    found = diagnostics.pareto_k(weights)
+    if weights.size >= _FEWEST and math.isnan(found.k):
+        return f"{_not_numbers(weights)} of its {weights.size} importance weights are not finite"
+    if weights.size < _FEWEST or trustworthy(found, weights.size):
+        return None
+    return (
+        f"its importance weights are worth {found.ess:.0f} of {weights.size} draws (k-hat "
+        f"{found.k:.2f}, limit {found.threshold:.2f})"
+    )
+
+
+def trustworthy(found: diagnostics.ParetoK, size: int) -> bool:
+    """Whether these `size` weights will do: k-hat is in order, or they vary little."""
+    return (found.ok and found.ess >= ESS_LIMIT) or found.ess / size >= WEIGHT_ESS_LIMIT
+
+
+def _not_numbers(weights: np.ndarray) -> int:
+    """How many are neither numbers nor zero on the natural scale, as outside the support."""
+    return int((np.isnan(weights) | np.isposinf(weights)).sum()) or weights.size
 
 
 def _of_chains(posterior: Posterior) -> dict[str, float]:

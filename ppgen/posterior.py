@@ -211,9 +211,13 @@ class Posterior:
             "independent": f"{self.count} independent draws",
             "point": "one point",
         }[self.kind]
+        doubt = diagnosis.distrust(self)
         state = "converged" if self.converged else "NOT CONVERGED"
-        said = f": {'; '.join(self.messages)}" if self.messages else ""
-        return f"{self.engine}, {what}, {self.cost.seconds:.1f} s, {state}{said}"
+        said = self.messages
+        if self.converged and doubt is not None:
+            state, said = "settled FAR FROM THE POSTERIOR", (doubt, *said)
+        reasons = f": {'; '.join(said)}" if said else ""
+        return f"{self.engine}, {what}, {self.cost.seconds:.1f} s, {state}{reasons}"
 
     def __str__(self) -> str:
         return str(self.summary())
@@ -231,6 +235,11 @@ class Posterior:
     def complaints(self) -> list[str]:
         """The checks of a Markov chain that these draws do not pass, in words."""
         return diagnosis.complaints(self)
+
+    @property
+    def trusted(self) -> bool:
+        """Whether it has converged, and its importance weights do not speak against it."""
+        return self.converged and diagnosis.distrust(self) is None
 
     def diagnosis(self) -> dict[str, float]:
         """The worst R-hat and ESS, divergences and E-BFMI of chains; k-hat of approximations."""

@@ -24,6 +24,7 @@ Quantity = Callable[[dict[str, Tensor]], Tensor]
 
 _DRAWS = 1000
 _NUMBERS = 20_000_000  # draws x observations held at once
+_NO_MEAN = 1.0  # k-hat of weights whose mean does not exist
 _FALSE_ALARM = 0.01  # of the noise level of predictions, all observations together
 
 
@@ -49,10 +50,29 @@ class Loo:
     error: float  # standard error of the difference, over observations
     khat: float  # worst of either
     pointwise: Array = field(repr=False)  # difference of each observation, nats
+    heavy: int = 0  # observations whose k-hat is above its limit, of either
 
     @property
     def difference(self) -> float:
         return self.elpd - self.reference
+
+    @property
+    def known(self) -> bool:
+        """Whether there is anything to estimate: weights have no mean from a k-hat of 1 on."""
+        return self.khat < _NO_MEAN and math.isfinite(self.difference)
+
+    def __str__(self) -> str:
+        doubt = (
+            f"k-hat above its limit at {self.heavy} of {len(self.pointwise)} observations, up to "
+            f"{self.khat:.2f}"
+        )
+        if not self.known:
+            return f"not known: {doubt}, and weights have no mean from 1 on"
+        said = (
+            f"{self.elpd:.1f}, reference {self.reference:.1f} nats; difference "
+            f"{self.difference:+.2f} +- {self.error:.2f} over observations"
+        )
+        return f"{said} ({doubt}: not to be relied on)" if self.heavy else said
 
 
 @dataclass(frozen=True)
@@ -81,6 +101,10 @@ def consequences(
     lacking = [n for n in program.sites for p in (posterior, reference) if n not in p.draws]
     if lacking:
         return Consequences(missing=(f"no draws of {lacking[0]}, so nothing can be predicted",))
+    for whose, each in (("it", posterior), ("the reference", reference)):
+        if not each.converged:  # numbers of no posterior, and absurd ones where it went astray
+            said = f"{whose} has not converged, so its predictions and leave-one-out mean nothing"
+            return Consequences(missing=(said,))
     missing: list[str] = []
     predicted: tuple[Predictive, ...] = ()
     loo: tuple[Loo, ...] = ()
@@ -212,8 +236,10 @@ def _leave_one_out(
         (one, k_one), (two, k_two) = ours[site], theirs[site]
         gap = one - two
         error = float(gap.std() * math.sqrt(gap.size))
-        worst = float(max(k_one.max(), k_two.max()))
-        found.append(Loo(site, float(one.sum()), float(two.sum()), error, worst, gap))
+        khat = np.maximum(k_one, k_two)
+        heavy = int((khat > min(1 - 1 / math.log10(draws), 0.7)).sum())
+        total, other = float(one.sum()), float(two.sum())
+        found.append(Loo(site, total, other, error, float(khat.max()), gap, heavy))
     return tuple(found)
 
 

@@ -21,7 +21,7 @@ def cost(posterior: Posterior) -> dict[str, float | int | str | None]:
         "draws": posterior.count,
         "ESS": None if ess is None else round(ess),
         "ESS/s": None if ess is None or spent.seconds <= 0 else ess / spent.seconds,
-        "converged": "yes" if posterior.converged else "NO",
+        "converged": "NO" if not posterior.converged else "yes" if posterior.trusted else "far off",
     }
 
 

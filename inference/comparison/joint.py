@@ -1,41 +1,30 @@
-r"""An approximation as a joint distribution: weights, covariance, two tests, evidence both ways.
-
-For log p the unnormalised posterior and q the approximation, both on the unconstrained scale,
-
-.. math:: E_q[\log p - \log q] \le \log Z \le E_p[\log p - \log q],
-
-and the gap is :math:`\mathrm{KL}(q \,\|\, p) + \mathrm{KL}(p \,\|\, q)`. Only the upper side, the
-EUBO, sees a mode that q has missed: its draws come from the reference.
+"""An approximation as a joint distribution: weights, covariance, tests, evidence both ways.
 
 References:
-    | Beyond ELBOs (Blessing et al., 2024): the EUBO | https://arxiv.org/abs/2406.07423
     | Measuring sample quality with kernels (Gorham & Mackey, 2017)
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ppgen import diagnostics
-from ppgen.components import AnyOrder
 from ppgen.diagnostics.arrays import Array, as_array, thin
 from ppgen.diagnostics.classifier import ClassifierTest
 from ppgen.diagnostics.kernels import KernelTest
 from ppgen.inference.comparison.coordinates import Coordinates, coordinates, of_program, worth
+from ppgen.inference.comparison.evidence import Sandwich, sandwich
 from ppgen.inference.point import ROWS
 from ppgen.inference.target import InPieces, Target
 from ppgen.posterior import Posterior
 from ppgen.program import Program
 
 _SHOWN = 3  # scalars that name a direction
-_EVALUATED = 2000  # reference draws at which densities are evaluated
 _SIZE = 500  # draws on each side of the tests: what they do not see there, few would
 _NULLS = 250  # p is at least 1 / 251, which is below the level of the verdict
 _WIDEST = 400  # coordinates up to which covariances are compared as a whole
@@ -74,20 +63,6 @@ class Correlation(NamedTuple):
     @property
     def error(self) -> float:
         return abs(self.ours - self.theirs)
-
-
-class Sandwich(NamedTuple):
-    """Bounds of the log evidence, nats, with their Monte Carlo errors."""
-
-    elbo: float
-    elbo_error: float
-    eubo: float
-    eubo_error: float
-
-    @property
-    def gap(self) -> float:
-        """KL(q || p) + KL(p || q)."""
-        return self.eubo - self.elbo
 
 
 @dataclass(frozen=True)
@@ -144,7 +119,7 @@ def joint(posterior: Posterior, reference: Posterior, program: Program | None) -
         correlation,
         *_tests(posterior, reference, both),
         _ksd(posterior, both, program, missing),
-        _sandwich(posterior, reference, both, program, missing),
+        sandwich(posterior, reference, both, program, missing),
         tuple(missing),
         both.unconstrained,
     )
@@ -225,63 +200,6 @@ def _ksd(
         missing.append("the score is not finite at some draws: no KSD")
         return None
     return diagnostics.ksd(z, score)
-
-
-def _sandwich(
-    posterior: Posterior,
-    reference: Posterior,
-    both: Coordinates,
-    program: Program | None,
-    missing: list[str],
-) -> Sandwich | None:
-    """ELBO from the draws of q, EUBO from those of the reference."""
-    log_q = posterior.guide_log_prob
-    if posterior.log_weights is None or log_q is None:
-        missing.append(
-            "log q is not known at the reference's draws: no upper bound of the evidence"
-        )
-        return None
-    if not both.unconstrained or reference.unconstrained is None:
-        missing.append("the reference was drawn in other coordinates: no upper bound")
-        return None
-    step = max(1, reference.count // _EVALUATED)
-    z, log_p = reference.unconstrained[:, ::step], reference.log_density
-    if log_p is not None:
-        log_p = log_p[:, ::step]
-    elif program is not None:
-        log_p = InPieces(Target(program), ROWS).value(z.flatten(0, 1)).reshape(z.shape[:2])
-    else:
-        missing.append("log p is not known at the reference's draws: no upper bound")
-        return None
-    try:
-        weights = _own_weights(posterior, log_q)
-        above = as_array(log_p) - as_array(log_q(z.flatten(0, 1)).reshape(z.shape[:2]))
-    except ValueError as reason:
-        missing.append(f"{reason}: no bounds of the evidence")
-        return None
-    eubo_error = above.std() / math.sqrt(above.size)
-    if reference.kind == "chains":
-        eubo_error = np.nan_to_num(diagnostics.mcse_mean(above), nan=eubo_error)
-    elbo_error = weights.std() / math.sqrt(weights.size)
-    return Sandwich(
-        float(weights.mean()), float(elbo_error), float(above.mean()), float(eubo_error)
-    )
-
-
-def _own_weights(posterior: Posterior, log_q: Callable[[Tensor], Tensor]) -> Array:
-    """Log weights at draws of q, with components in any order where the story has no numbers.
-
-    Raises:
-        ValueError: where draws of q are gone, or its components have too many orders.
-    """
-    known, z, log_p = posterior.log_weights, posterior.unconstrained, posterior.log_density
-    assert known is not None
-    if not isinstance(log_q, AnyOrder):
-        return known
-    if "log_weights" in posterior.history or z is None or log_p is None:
-        raise ValueError("resampled draws are not those of a guide with components in any order")
-    some = slice(0, None, max(1, posterior.count // _EVALUATED))
-    return as_array(log_p.flatten()[some] - log_q(z.flatten(0, 1)[some]))
 
 
 def _flat(x: Array) -> Array:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ppgen.diagnosis import distrust
 from ppgen.diagnostics.arrays import as_array
 from ppgen.inference.verdict import Marginal
 from ppgen.posterior import Posterior
@@ -44,7 +45,7 @@ def reference_trust(
     """
     reference = posteriors[label]
     said = [_own(reference)]
-    ok = reference.converged
+    ok = reference.trusted
     others = [n for n, p in posteriors.items() if n != label and p.kind == "chains" and p.converged]
     for other in others:
         agrees, sentence = _agreement(other, marginals[other])
@@ -61,8 +62,9 @@ def _own(reference: Posterior) -> str:
         if reference.engine == "Exact":
             return f"{reference.count} independent draws from the exact posterior"
         found = reference.diagnosis()
-        known = f": k-hat {found['khat']:.2f} is all that vouches for it" if "khat" in found else ""
-        return f"an approximation itself ({reference.engine}){known}"
+        known = f"k-hat {found['khat']:.2f} is all that vouches for it" if "khat" in found else ""
+        said = [distrust(reference) or known] if reference.converged else ["NOT CONVERGED"]
+        return ": ".join([f"an approximation itself ({reference.engine})", *filter(None, said)])
     found = reference.diagnosis()
     parts = [
         "converged" if reference.converged else "NOT CONVERGED",

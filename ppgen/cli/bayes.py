@@ -103,12 +103,13 @@ def fit(
             "story": story,
             "engine": posterior.engine,
             "converged": posterior.converged,
+            "trusted": posterior.trusted,
             "messages": list(posterior.messages),
             "seconds": posterior.cost.seconds,
             "scalars": [json_ready(asdict(row)) for row in summary.rows],
         },
     )
-    return common.code(posterior.converged)
+    return common.code(posterior.trusted)
 
 
 def compare(

@@ -41,7 +41,7 @@ def posterior_page(posterior: Posterior, story: str) -> Report:
     return Report(
         title=f"{story}: {posterior.engine}",
         subtitle=summary.heading,
-        verdict=Verdict("pass" if posterior.converged else "fail", summary.heading),
+        verdict=Verdict("pass" if posterior.trusted else "fail", summary.heading),
         sections=[
             Section("Summary", tables=[Table(heads, rows)]),
             Section("Pictures", pictures=pictures),

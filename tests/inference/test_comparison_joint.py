@@ -10,7 +10,8 @@ import torch
 
 from ppgen.inference.compare_text import joint_lines
 from ppgen.inference.comparison.coordinates import coordinates, of_program, same_scale
-from ppgen.inference.comparison.joint import Joint, _sandwich, joint
+from ppgen.inference.comparison.evidence import sandwich
+from ppgen.inference.comparison.joint import Joint, joint
 from ppgen.inference.flow_guides import flow_guide
 from ppgen.inference.guides import full_rank_guide, low_rank_guide, mean_field_guide
 from ppgen.inference.laplace import Laplace
@@ -70,7 +71,7 @@ def test_the_error_of_the_upper_bound_knows_that_chains_remember():
     chains = posterior(z, "chains", log_density=P.log_prob(z) + LOG_Z)
     free = posterior(z, "independent", log_density=P.log_prob(z) + LOG_Z)
     q = approximation()
-    slow, fast = (_sandwich(q, p, coordinates(q, p), None, []).eubo_error for p in (chains, free))
+    slow, fast = (sandwich(q, p, coordinates(q, p), None, []).eubo_error for p in (chains, free))
     # every second draw is used, of which squares correlate by .66^t: sqrt(1.66 / .34) = 2.2
     assert 1.5 < slow / fast < 3
 
@@ -144,7 +145,36 @@ def test_log_densities_of_the_reference_come_from_the_story_where_it_has_none():
     law = approximation()
     found = joint(law, truth, program).sandwich
     assert found.eubo == pytest.approx(float(torch.distributions.kl_divergence(P, Q)), abs=0.4)
-    assert joint(law, truth, None).sandwich is None
+    without = joint(law, truth, None)
+    assert math.isnan(without.sandwich.eubo)
+    assert "log p is not known at the reference's draws: no upper bound" in without.missing
+
+
+@pytest.mark.parametrize("each", [2, 40])
+def test_the_importance_weighted_bound_is_that_of_quadrature(each):
+    """Of a guide that proposes two, and of the 40 that each hundredth of 4,000 draws holds."""
+    p, q = torch.distributions.Normal(0.0, 1.0), torch.distributions.Normal(0.0, 1.5)
+    z = q.sample((20_000, 2) if each == 2 else (1, 4000))
+    log_w = p.log_prob(z) - q.log_prob(z)
+    fields = {"history": {"log_weights": log_w}} if each == 2 else {"log_density": p.log_prob(z)}
+    kept = z[:, 0][None] if each == 2 else z
+    law = Posterior({"a": kept}, "test", "independent", unconstrained=kept[..., None],
+                    log_guide=q.log_prob(z), **fields)  # fmt: skip
+    draws = torch.randn(8, 500)
+    truth = Posterior({"a": draws}, "test", "chains", unconstrained=draws[..., None])
+    found = joint(law, truth, None).sandwich
+    assert found.each == each
+    if each == 2:  # Gauss-Hermite, 60 nodes a side
+        x, w = (torch.as_tensor(v) for v in np.polynomial.hermite_e.hermegauss(60))
+        at = p.log_prob(1.5 * x) - q.log_prob(1.5 * x)
+        both = torch.logaddexp(at[:, None], at) - math.log(2)
+        exact = float((w[:, None] * w * both).sum() / (2 * math.pi))
+    else:  # log Z = 0, less half the variance of a mean of 40 weights
+        exact = -0.5 * (float(log_w.exp().var()) / each)
+    # of 40 the next order in 1 / K is some .001
+    assert found.weighted == pytest.approx(exact, abs=4.3 * found.weighted_error + 0.003)
+    assert found.elbo < found.weighted
+    assert f"(importance weighted, {each} draws)" in str(found)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from scipy import stats
 import ppgen
 from ppgen.inference import DADVI, HMC, VI, Exact, Laplace, flow_guide, full_rank_guide
 from ppgen.inference.compare import comparison
+from ppgen.inference.compare_text import consequence_lines
 from ppgen.inference.comparison.consequences import _crps, consequences, of_quantities
 from ppgen.inference.comparison.cost import cost
 from ppgen.inference.comparison.repairs import NON_CENTRED, ladder
@@ -135,6 +136,36 @@ def test_leave_one_out_is_that_of_the_conjugate_formula():
     assert loo.elpd == pytest.approx(truth, abs=4.3 * 0.4 * 5 / math.sqrt(4000))
     assert loo.difference == 0.0
     assert loo.khat < 0.7
+
+
+@pytest.mark.parametrize(("sd", "shown"), [(0.5, True), (1.5, False)])
+def test_leave_one_out_is_withheld_where_its_weights_have_no_mean(sd, shown):
+    """1 / p(y | mu) = exp((y - mu)^2 / 2) under a normal of this sd has a tail of shape sd^2."""
+    z = sd * torch.randn(1, 4000, 1)
+    wide = Posterior({"mu": z[..., 0]}, "test", "independent", unconstrained=z)
+    program, exact = Program(STORY.model, Y), Exact(4000).run(STORY.model, Y)
+    found = consequences(wide, exact, program)
+    (line,) = [line for line in consequence_lines(found) if "leave-one-out" in line]
+    assert ("nats" in line) == shown
+    assert ("weights have no mean" in line) != shown
+    assert found.loo[0].heavy == (0 if shown else len(Y))
+
+
+@pytest.mark.parametrize("which", ["it", "the reference"])
+def test_what_has_not_converged_shows_no_scores(which):
+    """Draws that went astray have elpds and ELBOs of minus a billion, which mean nothing."""
+    exact = Exact(400).run(STORY.model, Y)
+    z = exact.unconstrained + 1e5
+    astray = Posterior({"mu": z[..., 0]}, "test", "independent", converged=False, unconstrained=z,
+                       log_density=-(z[..., 0] ** 2), log_guide=torch.zeros(1, 400))  # fmt: skip
+    ours, theirs = (astray, exact) if which == "it" else (exact, astray)
+    found = comparison({"q": ours, "p": theirs}, "p", program=Program(STORY.model, Y))
+    printed = str(found)
+    assert f"not known: {which} has not converged" in printed
+    assert "leave-one-out of y" not in printed
+    assert ("log evidence at least: -9.6" in printed) == (which != "it")  # q's own, not p's
+    if which == "the reference":
+        assert {row.level for row in found.marginals["q"]} == {"unknown"}
 
 
 def test_predictions_of_a_wrong_posterior_are_off_by_as_much():

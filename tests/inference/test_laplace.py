@@ -181,4 +181,4 @@ def test_weights_that_are_worth_too_little_to_tell_are_reported():
     sd = (weight @ (grid - mean) ** 2).sqrt()
     posterior = Laplace().run(story, y)
     assert float(posterior["s"].mean() - mean) > 2 * sd
-    assert "too few to check its means and widths" in posterior.messages[-1]
+    assert "too few draws to check its means and widths" in posterior.messages[-1]

@@ -61,6 +61,26 @@ def test_a_guide_that_is_too_narrow_is_reported_not_repaired_in_silence():
     assert "too far from the posterior" in after.headline()
 
 
+@pytest.mark.parametrize(("scale", "far"), [(1.5, False), (0.3, True)])
+def test_the_heading_says_what_the_weights_say(scale, far):
+    before = proposal(scale)
+    found = before.diagnosis()
+    assert (found["khat"] > found["khat_limit"] and found["relative_is_ess"] < 0.1) == far
+    assert before.converged  # the optimiser's part
+    assert before.trusted != far
+    assert ("converged" in before.headline()) != far
+    assert (f"k-hat {found['khat']:.2f}" in before.headline()) == far
+    assert not replace(before, converged=False).trusted
+
+
+def test_weights_that_are_no_numbers_are_said_to_be_so():
+    before = proposal(1.5)
+    before.log_density[0, :3] = torch.nan
+    assert "3 of its 4000 importance weights are not finite" in before.headline()
+    before.log_density[0, :3] = -torch.inf  # outside the support: no weight
+    assert before.trusted
+
+
 def test_the_number_of_draws_may_be_chosen():
     assert repair(proposal(1.5), draws=77).count == 77
 
