@@ -32,7 +32,7 @@ from ppgen.forms import (
     source_of,
     target_of,
 )
-from ppgen.simplify import writes
+from ppgen.simplify import drop_unused, writes
 
 _aten = torch.ops.aten
 _SOFTMAX, _SOFTMAX_BACK = _aten._log_softmax.default, _aten._log_softmax_backward_data.default
@@ -55,11 +55,11 @@ def shrink(graph: fx.Graph) -> None:
             _join_terms(graph, node)
         elif node.target in (_MUL, _DIV):
             _negate_smaller(graph, node)
-    graph.eliminate_dead_code()  # what is left over counts as a user
+    drop_unused(graph)  # what is left over counts as a user
     for node in reversed(list(graph.nodes)):
         if node.target is _aten.sum.dim_IntList and node.args[1]:
             _sum_earlier(graph, node)
-    graph.eliminate_dead_code()
+    drop_unused(graph)
 
 
 def _expand_later(graph: fx.Graph, node: fx.Node) -> None:

@@ -27,7 +27,7 @@ from torch import fx
 from torch.fx.node import map_arg
 
 from ppgen.forms import Form, attempt, call, depending, empty, form_of, pointwise, target_of
-from ppgen.simplify import writes
+from ppgen.simplify import drop_unused, writes
 
 _aten = torch.ops.aten
 _MM = _aten.mm.default
@@ -71,7 +71,7 @@ def lay_out(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         if node.target is _aten.exp.default:
             _as_softmax(graph, node)
-    graph.eliminate_dead_code()
+    drop_unused(graph)
 
 
 def _multiply_untransposed(graph: fx.Graph, node: fx.Node) -> None:

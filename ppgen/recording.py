@@ -29,9 +29,9 @@ from ppgen.forms import depending, form_of
 from ppgen.inputs import Getter
 from ppgen.layout import lay_out
 from ppgen.quick_calls import quick
-from ppgen.simplify import tidy, writes
+from ppgen.simplify import drop_unused, tidy, writes
 from ppgen.slices import join_slices
-from ppgen.tape import Unrecordable, trace
+from ppgen.tape import Unrecordable, Unwritten, trace
 from ppgen.writing import writable
 
 Batch = Callable[[Callable[..., Any]], Callable[..., Any]]  # of a point -> of many
@@ -240,8 +240,8 @@ def _alone_in(body: fx.GraphModule, which: int) -> fx.GraphModule:
     graph = fx.Graph()
     result: Any = graph.graph_copy(body.graph, {})
     graph.output(result[which])
-    graph.eliminate_dead_code()
-    return fx.GraphModule(body, graph)
+    drop_unused(graph)
+    return Unwritten(body, graph)
 
 
 def _trace(
@@ -323,5 +323,5 @@ def _split(traced: fx.GraphModule) -> tuple[fx.GraphModule, fx.GraphModule]:
             old_to_second[node] = second.node_copy(node, lambda n: old_to_second[n])
         elif node.op == "output":
             second.output(map_arg(node.args[0], lambda n: old_to_second[n]))
-    first.eliminate_dead_code()
-    return fx.GraphModule(traced, first), fx.GraphModule(traced, second)
+    drop_unused(first)
+    return Unwritten(traced, first), Unwritten(traced, second)

@@ -73,7 +73,7 @@ def tidy(graph: fx.Graph) -> None:
         if same is not node:
             node.replace_all_uses_with(same)
             graph.erase_node(node)
-    graph.eliminate_dead_code()
+    drop_unused(graph)
     _drop_idle_checks(graph)
 
 
@@ -83,8 +83,24 @@ def _drop_idle_checks(graph: fx.Graph) -> None:
     for check in reversed(list(checks)):  # a later factor may be the only use of an earlier one
         info = cast("fx.Node", check.args[0])
         if info.target is getitem and set(cast("fx.Node", info.args[0]).users) == {info}:
-            graph.erase_node(check)
-            graph.eliminate_dead_code()
+            _erase(graph, check)
+
+
+def drop_unused(graph: fx.Graph) -> None:
+    """Leave out what nobody uses; only that is asked whether it does anything besides."""
+    for node in reversed(graph.nodes):
+        if not node.users and not node.is_impure():
+            graph.erase_node(node)
+
+
+def _erase(graph: fx.Graph, node: fx.Node) -> None:
+    """Leave out a node, and what nobody uses then."""
+    left = [node]
+    while left:
+        one = left.pop()
+        given = one.all_input_nodes
+        graph.erase_node(one)
+        left += [n for n in given if not n.users and not n.is_impure()]
 
 
 def keep_apart(graph: fx.Graph) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from ppgen.forms import Form, call, form_of, target_of
-from ppgen.simplify import writes
+from ppgen.simplify import drop_unused, writes
 
 _aten = torch.ops.aten
 _ADD, _PIECE = _aten.add.Tensor, _aten.slice_backward.default
@@ -33,7 +33,7 @@ def join_slices(graph: fx.Graph) -> None:
     for node in reversed(list(graph.nodes)):
         if _adds(node) and not (len(node.users) == 1 and _adds(next(iter(node.users)))):
             _join(graph, node)
-    graph.eliminate_dead_code()
+    drop_unused(graph)
 
 
 def _join(graph: fx.Graph, node: fx.Node) -> None:

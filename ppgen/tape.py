@@ -71,6 +71,20 @@ def trace_step(
     return tape.module((result, [node for node, _ in tape.looks])), [v for _, v in tape.looks]
 
 
+class Unwritten(fx.GraphModule):
+    """A graph with its constants, whose Python is written when it is first called.
+
+    Most graphs are only read: of a loop of a thousand steps each writing takes half a second.
+    """
+
+    def recompile(self) -> Any:
+        type(self).forward = Unwritten.forward
+
+    def forward(self, *args: Any) -> Any:
+        super().recompile()
+        return type(self).forward(self, *args)
+
+
 class Mode(TorchDispatchMode):
     """A mode whose first use does not import the compiler, which takes a second."""
 
@@ -140,7 +154,7 @@ class _Tape(Mode):
     def module(self, result: Any) -> fx.GraphModule:
         """The graph with these results, tensors or nodes."""
         self.graph.output(tree_map_only(Tensor, self.node, result))
-        return fx.GraphModule(self.root, self.graph)
+        return Unwritten(self.root, self.graph)
 
     def _refuse_outside(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]

@@ -1,5 +1,6 @@
 """What a recording may be used for: other data, stories that write, look or change."""
 
+import gc
 import itertools
 import math
 
@@ -98,3 +99,22 @@ def test_attention_is_recorded():
     assert program.fallback is None
     expected = [attention(x * row, x, x)[0].sum() - row.square().sum() / 2 for row in z]
     torch.testing.assert_close(value, torch.stack(expected) - 2 * math.log(2 * math.pi))
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_garbage_is_collected_after_a_recording_as_before(enabled):
+    before, seen = gc.isenabled(), []
+
+    def story():
+        pyro.sample("x", dist.Normal(0.0, 1.0))
+        seen.append(gc.isenabled())
+
+    try:
+        (gc.enable if enabled else gc.disable)()
+        program = Program(story)
+        seen.clear()
+        program.log_density(torch.zeros(3, 1))
+        assert gc.isenabled() is enabled
+        assert False in seen
+    finally:
+        (gc.enable if before else gc.disable)()

@@ -230,3 +230,13 @@ def test_recording_a_gradient_does_not_import_the_compiler():
         "sys.exit('torch._dynamo' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", story], check=True, timeout=300)
+
+
+def test_a_graph_that_has_been_called_is_written_anew_where_it_changes():
+    graph, _ = trace(lambda z: z + 1.0, torch.zeros(3), [])
+    assert graph(torch.ones(3)).tolist() == [2.0] * 3
+    (node,) = graph.graph.find_nodes(op="call_function", target=torch.ops.aten.add.Tensor)
+    node.args = (node.args[0], 5.0)
+    graph.recompile()
+    assert graph(torch.ones(3)).tolist() == [6.0] * 3
+    assert "5.0" in graph.code
