@@ -110,23 +110,26 @@ def _score(story: UnnormalisedDensity, x: Tensor, samples: int, memory: float) -
 
 def _with_exact(log_partition: float, score: ImportanceBound, method: str) -> Likelihood:
     value, count = score.each.mean().item() - log_partition, len(score.each)
-    details = _normalised(score, log_partition)
+    details, each = _normalised(score, log_partition), (score.each - log_partition).cpu().numpy()
     if not score.method:
-        return Likelihood("exact", value, value, 0.0, 0.0, method, count, details)
+        return Likelihood("exact", value, value, 0.0, 0.0, method, count, details, each)
     method = f"{score.method}, {method}"
-    return Likelihood("lower", value, None, score.error, None, method, count, details)
+    return Likelihood("lower", value, None, score.error, None, method, count, details, each)
 
 
 def _with_bounds(z: LogPartition, score: ImportanceBound) -> Likelihood:
     mean, count = score.each.mean().item(), len(score.each)
     (low, low_error), (high, high_error) = _ends(z)
-    details = {**_normalised(score, high), "log_partition": z}
+    details, each = (
+        {**_normalised(score, high), "log_partition": z},
+        (score.each - high).cpu().numpy(),
+    )
     if not score.method:
         ends = mean - high, mean - low
-        return Likelihood("bounds", *ends, high_error, low_error, z.text, count, details)
+        return Likelihood("bounds", *ends, high_error, low_error, z.text, count, details, each)
     error = math.hypot(score.error, high_error)
     method = f"{score.method}, {z}"
-    return Likelihood("lower", mean - high, None, error, None, method, count, details)
+    return Likelihood("lower", mean - high, None, error, None, method, count, details, each)
 
 
 def _ends(z: LogPartition) -> list[tuple[float, float]]:

@@ -81,10 +81,13 @@ def annealed_likelihood(
         log_w, acceptance = path.forward(path.pilot())
         forward.append(log_w)
         accepted += acceptance * len(x) / len(data)
-    value, error = _log_mean_weight(torch.cat(forward, -1))
+    each, error = _log_mean_weight(torch.cat(forward, -1))
     details = {**vars(options), "acceptance": accepted}
     method = f"annealed importance sampling of the code, {options.temperatures} temperatures"
-    return Likelihood("lower", value, None, error, None, method, len(data), details)
+    value = each.mean().item()
+    return Likelihood(
+        "lower", value, None, error, None, method, len(data), details, each.cpu().numpy()
+    )
 
 
 def simulated_likelihood(
@@ -115,12 +118,14 @@ def simulated_likelihood(
     path = _Path(story, x, options)
     steps = path.pilot()
     log_w, acceptance = path.forward(steps)
-    lower, lower_error = _log_mean_weight(log_w)
+    above, lower_error = _log_mean_weight(log_w)
     # of the reverse chains the mean of 1 / w estimates 1 / p(x)
     below, upper_error = _log_mean_weight(-path.reverse(z, steps))
     details = {**vars(options), "acceptance": acceptance}
     method = f"bidirectional Monte Carlo, {options.temperatures} temperatures, simulated data"
-    return Likelihood("bounds", lower, -below, lower_error, upper_error, method, count, details)
+    ends = above.mean().item(), -below.mean().item()
+    each = above.cpu().numpy()
+    return Likelihood("bounds", *ends, lower_error, upper_error, method, count, details, each)
 
 
 class _Path:
@@ -221,12 +226,12 @@ def sigmoid_schedule(temperatures: int, steepness: float = 4.0) -> list[float]:
     return ((t - t[0]) / (t[-1] - t[0])).tolist()
 
 
-def _log_mean_weight(log_w: Tensor) -> tuple[float, float]:
-    """Mean over examples of ``log 1/K sum_k w_k``, and its Monte Carlo error (delta method)."""
+def _log_mean_weight(log_w: Tensor) -> tuple[Tensor, float]:
+    """``log 1/K sum_k w_k`` of each example; the Monte Carlo error of the mean (delta method)."""
     chains, examples = log_w.shape
     each = log_w.logsumexp(0) - math.log(chains)
     if chains == 1:
-        return each.mean().item(), math.inf
+        return each, math.inf
     spread = (log_w - log_w.amax(0)).exp()
     variance = spread.var(0) / spread.mean(0).square() / chains
-    return each.mean().item(), variance.sum().sqrt().item() / examples
+    return each, variance.sum().sqrt().item() / examples

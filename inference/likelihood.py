@@ -123,8 +123,9 @@ def exact_likelihood(story: ExactDensity, data: Tensor, *, batch: int = 4096) ->
     mean = _finite(each).mean().item()
     details = {"examples_error": _error(each)}
     return Likelihood(
-        "exact", mean, mean, 0.0, 0.0, "change of variables or formula", len(data), details
-    )
+        "exact", mean, mean, 0.0, 0.0, "change of variables or formula", len(data), details,
+        each.numpy(),
+    )  # fmt: skip
 
 
 def importance_weighted_likelihood(
@@ -153,7 +154,7 @@ def importance_weighted_likelihood(
     weights, data = story.log_weights, (data,) if isinstance(data, Tensor) else data
     if thorough is None or thorough >= len(data[0]):
         found = importance_bound(weights, data, samples, memory=memory)
-        return _lower(found, found.each.mean().item(), found.error, found.method)
+        return _lower(found, found.each, found.error, found.method)
     if thorough < 2:
         raise ValueError(f"thorough must be at least 2 examples; got {thorough}")
     found = importance_bound(weights, data, max(1, samples // _FEWER), memory=memory)
@@ -167,11 +168,14 @@ def importance_weighted_likelihood(
     found.details.update(
         samples=samples, thorough=thorough, effective_draws=more.details["effective_draws"]
     )
-    return _lower(found, (found.each.mean() + raised.mean()).item(), error, method)
+    return _lower(found, found.each + raised.mean(), error, method)
 
 
-def _lower(found: ImportanceBound, value: float, error: float, method: str) -> Likelihood:
-    return Likelihood("lower", value, None, error, None, method, len(found.each), found.details)
+def _lower(found: ImportanceBound, each: Tensor, error: float, method: str) -> Likelihood:
+    value = each.mean().item()
+    return Likelihood(
+        "lower", value, None, error, None, method, len(each), found.details, each.numpy()
+    )
 
 
 class ImportanceBound(NamedTuple):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
 from ppgen.cli import molecules, real_units
@@ -118,7 +117,7 @@ def evaluate(
             more, numbers = more + looseness[0], numbers | looseness[1]
     what = f"{settings['model']} on {examples.describe()}"
     common.print(f"{what}: {found}{more}{code}", {"story": settings["model"],
-                 "data": examples.describe(), **asdict(found), **numbers})  # fmt: skip
+                 "data": examples.describe(), **found.to_json(), **numbers})  # fmt: skip
     return common.code(not found.disagrees)
 
 

@@ -111,6 +111,14 @@ def run_page(
     )
 
 
-def likelihood_row(name: str, found: Likelihood, seconds: float) -> list[Any]:
-    """A line of a leaderboard."""
-    return [name, found.lower, found.upper, found.lower_error, found.kind, found.method, seconds]
+LIKELIHOOD_HEADS = [
+    "model", "value or lower bound", "upper bound", "+- MC", "+- images", "to the best",
+    "+- paired", "kind", "how", "seconds",
+]  # fmt: skip
+
+
+def likelihood_row(name: str, found: Likelihood, seconds: float, best: Likelihood) -> list[Any]:
+    """A line of a leaderboard, in the columns of `LIKELIHOOD_HEADS`."""
+    gap = (None, None) if found is best else found.minus(best)[:2]
+    errors = found.lower_error, found.examples_error
+    return [name, found.lower, found.upper, *errors, *gap, found.kind, found.method, seconds]

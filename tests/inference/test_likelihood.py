@@ -1,6 +1,7 @@
 """Likelihoods of stories whose evidence is a formula."""
 
 import math
+from dataclasses import fields
 
 import pyro.distributions as dist
 import pytest
@@ -72,6 +73,40 @@ def test_the_bound_rises_with_the_draws(story, x):
     error = 4.3 * 2 * (two.details["examples_error"] ** 2 / 50) ** 0.5
     assert elbo.lower < two.lower + error < ten.lower + 2 * error < exact + 3 * error
     assert elbo.lower + 0.02 < ten.lower
+
+
+class Normal:
+    def __init__(self, loc):
+        self.loc = loc
+
+    def log_prob(self, x):
+        return torch.distributions.Normal(self.loc, 1.0).log_prob(x).sum(-1)
+
+
+def test_the_error_of_a_difference_is_that_of_the_pairs():
+    """log N(x; .1, 1) - log N(x; 0, 1) = .1 x - .005, ten times as sure as either."""
+    x = torch.randn(400, 1)
+    near, far = (log_likelihood(Normal(loc), x) for loc in (0.1, 0.0))
+    found = near.minus(far)
+    assert found.value == pytest.approx(near.lower - far.lower, abs=1e-12)
+    assert found.paired_error == pytest.approx(0.1 * float(x.std()) / 20, rel=1e-9)
+    assert found.monte_carlo == 0.0
+    assert far.examples_error == pytest.approx(float(x.square().std()) / 40, rel=1e-9)
+    assert near.examples_error > 5 * found.paired_error
+    assert f"400 examples (+- {near.examples_error:.2g} over examples)" in str(near)
+    assert f"+- {found.paired_error:.3f} nats per example, example by example" in str(found)
+    with pytest.raises(ValueError, match="the same examples, two or more, got 400 and 399"):
+        near.minus(log_likelihood(Normal(0.0), x[1:]))
+
+
+def test_a_bound_says_which_error_is_which(story, x):
+    found = log_likelihood(story, x, samples=100, seed=0)
+    assert found.each.mean() == pytest.approx(found.lower, abs=1e-12)
+    assert found.details["examples_error"] == pytest.approx(found.examples_error)
+    assert f"(lower bound, Monte Carlo error {found.lower_error:.2g})" in str(found)
+    some = log_likelihood(story, x, samples=100, seed=0, thorough=2)
+    assert some.each.mean() == pytest.approx(some.lower, abs=1e-12)
+    assert set(found.to_json()) == {f.name for f in fields(found)} - {"each"} | {"examples_error"}
 
 
 def test_one_draw_is_the_elbo_without_an_error(story, x):
