@@ -32,10 +32,16 @@ from ppgen.forms import (
     source_of,
     target_of,
 )
-from ppgen.simplify import drop_unused, writes
+from ppgen.simplify import drop_unused, is_zero, writes
 
 _aten = torch.ops.aten
 _SOFTMAX, _SOFTMAX_BACK = _aten._log_softmax.default, _aten._log_softmax_backward_data.default
+_WHERE = _aten.where.self
+_LINEAR = {  # derivatives: a slope times a function of what follows
+    _aten.softplus_backward.default,
+    _aten.sigmoid_backward.default,
+    _aten.tanh_backward.default,
+}
 _ADD, _SUB = _aten.add.Tensor, _aten.sub.Tensor
 _MUL, _DIV, _NEG = _aten.mul.Tensor, _aten.div.Tensor, _aten.neg.default
 # A loop over time multiplies thousands of factors, each in many sums, and nests sums in products
@@ -216,6 +222,11 @@ class _Sums:
     def _term(self, x: fx.Node) -> fx.Node | None:
         if x.op != "call_function" or x.kwargs or self.depth > _DEEPEST:
             return None
+        if x.target is _WHERE and len(x.users) == 1:
+            return self._chosen(x)
+        if x.target in _LINEAR and self._still(x.args[1], x):
+            slope, at, *rest = cast("tuple[Any, ...]", x.args)
+            return call(self.graph, x.target, (self.total(slope), source_of(at), *rest))
         if x.target is not _SOFTMAX_BACK or len(x.users) != 1:
             factors = list(islice(self._factors(x), _MOST + 1))
             return self._product(factors, x) if len(factors) <= _MOST else None
@@ -227,6 +238,14 @@ class _Sums:
         if shape_of(output) != shape_of(small):
             return None
         return call(self.graph, _SOFTMAX_BACK, (small, output, *args[2:]))
+
+    def _chosen(self, x: fx.Node) -> fx.Node | None:
+        """Of what is zero under a mask, as behind a clamp, where the mask does not change."""
+        mask, a, b = x.args
+        if not (self._still(mask, x) and (is_zero(a) or is_zero(b))):
+            return None
+        sums = [v if is_zero(v) and not shape_of(v) else self.total(v) for v in (a, b)]
+        return call(self.graph, _WHERE, (source_of(mask), *sums))
 
     def total(self, x: Any) -> fx.Node:
         """The sum of `x`, with all that comes out of it taken out."""

@@ -68,9 +68,10 @@ def depending(graph: fx.Graph) -> set[fx.Node]:
 
 
 def empty(form: Form | None) -> Tensor:
-    """A tensor of that form; its numbers are what was there."""
+    """A tensor of that form; its numbers are what was there, and zero where they may be indices."""
     assert form is not None
-    return torch.empty_strided(form.shape, form.stride, dtype=form.dtype, device=form.device)
+    made = torch.empty_strided(form.shape, form.stride, dtype=form.dtype, device=form.device)
+    return made if made.is_floating_point() or made.is_complex() else made.zero_()
 
 
 def attempt(
@@ -87,7 +88,7 @@ def attempt(
     tensor = lambda n: empty(forms.get(n, form_of(n)))  # noqa: E731
     try:
         result = target(*map_arg(args, tensor), **map_arg(kwargs, tensor))
-    except (RuntimeError, NotImplementedError):
+    except (RuntimeError, NotImplementedError, IndexError):
         return None
     return Form.of(result) if isinstance(result, Tensor) else None
 

@@ -174,7 +174,7 @@ def _same_value(node: fx.Node) -> fx.Node | None:
     if isinstance(second, (int, float)):
         neutral = {_aten.pow.Tensor_Scalar: 1, _aten.add.Tensor: 0, _aten.mul.Tensor: 1}
         return first if _alike(node, first) and neutral.get(target_of(node)) == second else None
-    is_neutral = {_aten.add.Tensor: _is_zero, _aten.mul.Tensor: _is_one}.get(target_of(node))
+    is_neutral = {_aten.add.Tensor: is_zero, _aten.mul.Tensor: _is_one}.get(target_of(node))
     if is_neutral is not None:
         if is_neutral(second) and _alike(node, first):
             return first
@@ -183,9 +183,11 @@ def _same_value(node: fx.Node) -> fx.Node | None:
     return None
 
 
-def _is_zero(node: Any) -> bool:
+def is_zero(node: Any) -> bool:
     """Whether a tensor is known to be zero everywhere, whatever the inputs."""
     source = _repeated_by(node, _aten.sum.dim_IntList, _aten.sum.default)
+    if target_of(source) is _aten.scalar_tensor.default:
+        return source.args[0] == 0
     return target_of(source) is _aten.zeros.default or _is_full(source, 0)
 
 

@@ -39,6 +39,10 @@ def normal(z, x):
     return (-(x.square()) / (2 * scale**2) - scale.log()).sum(-1)
 
 
+def picked(z, x):
+    return z[:, None].expand(len(z), ROWS, 3).log().gather(-1, (x > 0).long()[..., None])[..., 0]
+
+
 FUNCTIONS = {
     "a shared scale": normal,
     "a number against a tensor": lambda z, x: (z.sum().expand(len(z), ROWS) * 2 + x).sum(-1),
@@ -70,6 +74,23 @@ FUNCTIONS = {
     "below alone": lambda z, x: (z[:, :1] / x.exp()).sum(1),
     "over nothing": lambda z, x: (x / 0).sum(1),
     "whole numbers": lambda z, x: (-(x > 0).long() * 2).sum(1) * z[:, 0],
+    "nothing behind a mask": lambda z, x: torch.where(
+        (z[:, :1] > 0.5).expand(len(z), ROWS), x / z[:, :1].expand(len(z), ROWS), 0.0
+    ).sum(1),
+    "nothing before a mask": lambda z, x: torch.where(z[:, :1] > 0.5, 0.0, x).sum(1, keepdim=True),
+    "nothing either way": lambda z, x: torch.where(z[:, :1] > 0.5, 0 * x, 0 * x).sum(1),
+    "a mask of the data": lambda z, x: torch.where(x > 0, x * z[:, :1], 0.0).sum(1),
+    "a number behind a mask": lambda z, x: torch.where(z[:, :1] > 0.5, x, 1.5).sum(1),
+    "slopes": lambda z, x: sum(
+        slope(x, z[:, :1].expand(len(z), ROWS), *more).sum(1)
+        for slope, *more in (
+            (torch.ops.aten.softplus_backward, 1.0, 20.0),
+            (torch.ops.aten.sigmoid_backward,),
+            (torch.ops.aten.tanh_backward,),
+        )
+    ),
+    "a slope at the data": lambda z, x: torch.ops.aten.sigmoid_backward(x * z[:, :1], x).sum(1),
+    "picked of what is repeated": picked,
     "mixed numbers": lambda z, x: (z[:, :1].float().expand(len(z), ROWS) * x).sum(1),
 }
 
@@ -92,6 +113,20 @@ def test_what_rows_share_is_computed_once():
     plain, small = shrunk(FUNCTIONS["a factor of a sum"], z, x)
     assert computed(plain, "aten.mul") == 2 * 5 * ROWS
     assert computed(small, "aten.mul") == 2 * 5
+
+
+def test_a_logarithm_is_taken_before_one_is_picked():
+    """Of 3 numbers, and not of as many copies as there are rows; in any memory's leavings."""
+    for _ in range(3):  # indices that were left there decided whether it was tried
+        _ = torch.full((5, ROWS, 1), 2**40)
+        _, small = shrunk(picked, torch.rand(5, 3) + 0.1, torch.randn(5, ROWS))
+        assert computed(small, "aten.log") == 5 * 3
+
+
+@pytest.mark.parametrize("name", ["nothing behind a mask", "slopes"])
+def test_what_is_linear_in_its_slope_is_done_after_the_sum(name):
+    _, small = shrunk(FUNCTIONS[name], torch.rand(5, 3) + 0.1, torch.randn(5, ROWS))
+    assert max(computed(small, part) for part in ("aten.where", "_backward", "aten.div")) <= 3 * 5
 
 
 def test_signs_numbers_and_shared_factors_come_out_of_a_sum():
