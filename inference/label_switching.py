@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ppgen import diagnostics
 from ppgen.components import Components, interchangeable
+from ppgen.diagnostics.arrays import varies
 from ppgen.inference.reparametrisation import Reparametrisation
 from ppgen.posterior import Cost, Posterior
 from ppgen.program import Program
@@ -163,5 +164,5 @@ def _apart(scalar: Tensor) -> float:
 def _worst_rhat(draws: Mapping[str, Tensor]) -> float:
     flat = [v.detach().cpu().double().reshape(*v.shape[:2], -1).numpy() for v in draws.values()]
     every = np.concatenate(flat, -1)
-    varies = np.ptp(every, axis=(0, 1)) > 0  # not so the zeros of a triangular matrix
-    return float(np.max(diagnostics.rhat(every[..., varies])))
+    moving = varies(every, (0, 1))  # not so the zeros of a triangular matrix
+    return float(np.max(diagnostics.rhat(every[..., moving])))

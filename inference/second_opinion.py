@@ -14,6 +14,7 @@ import numpy as np
 
 from ppgen import diagnostics
 from ppgen.diagnosis import trustworthy
+from ppgen.diagnostics.arrays import varies
 from ppgen.inference.psis import REMEDY
 from ppgen.inference.verdict import RATIO_FAIL, SHIFT_FAIL
 from ppgen.posterior import Posterior
@@ -52,7 +53,7 @@ def _contradiction(posterior: Posterior) -> str | None:
         mean, sd = float(x.mean()), float(x.std())
         other = float(weights @ x)
         width = math.sqrt(max(float(weights @ np.square(x - other)), 0.0))
-        if not (sd > 0.0 and width > 0.0 and math.isfinite(sd)):
+        if not (varies(x) and width > 0.0 and math.isfinite(sd)):
             continue
         shift, ratio = (mean - other) / width, sd / width
         bad = max(abs(shift) / SHIFT_FAIL, abs(math.log(ratio)) / math.log(RATIO_FAIL[1]))

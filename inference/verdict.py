@@ -16,6 +16,7 @@ import numpy as np
 from ppgen import diagnostics
 from ppgen.diagnosis import WEIGHT_ESS_LIMIT, distrust
 from ppgen.diagnostics import ESS_LIMIT
+from ppgen.diagnostics.arrays import varies
 from ppgen.posterior import Posterior
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def marginals(posterior: Posterior, reference: Posterior) -> tuple[Marginal, ...
             f"{posterior.engine} and {reference.engine} have different scalars: "
             f"{sorted(set(ours) ^ set(theirs))}"
         )
-    names = [n for n in theirs if np.ptp(theirs[n]) > 0]
+    names = [n for n in theirs if varies(theirs[n])]
     x, y = (np.stack([s[n] for n in names], -1) for s in (ours, theirs))
     mean, sd, mean_error, sd_error = _moments(posterior, x)
     ref_mean, ref_sd, ref_mean_error, ref_sd_error = _moments(reference, y)

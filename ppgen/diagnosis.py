@@ -10,6 +10,7 @@ import numpy as np
 
 from ppgen import diagnostics
 from ppgen.diagnostics import EBFMI_LIMIT, ESS_LIMIT, RHAT_LIMIT
+from ppgen.diagnostics.arrays import varies
 
 if TYPE_CHECKING:
     from ppgen.posterior import Posterior
@@ -60,6 +61,21 @@ def distrust(posterior: Posterior) -> str | None:
     )
 
 
+def heavy_tail(posterior: Posterior) -> str | None:
+    """That k-hat is above its limit where weights do not speak against the approximation."""
+    weights = posterior.log_weights
+    resampled = "log_weights" in posterior.history  # then its messages say so
+    if posterior.kind != "independent" or weights is None or resampled:
+        return None
+    found = diagnostics.pareto_k(weights)
+    if not found.k > found.threshold or not trustworthy(found, weights.size):
+        return None
+    return (
+        f"k-hat {found.k:.2f} (limit {found.threshold:.2f}): the posterior has heavier tails, "
+        f"though the weights are worth {found.ess:.0f} of {weights.size} draws"
+    )
+
+
 def trustworthy(found: diagnostics.ParetoK, size: int) -> bool:
     """Whether these `size` weights will do: k-hat is in order, or they vary little."""
     return (found.ok and found.ess >= ESS_LIMIT) or found.ess / size >= WEIGHT_ESS_LIMIT
@@ -72,9 +88,9 @@ def _not_numbers(weights: np.ndarray) -> int:
 
 def _of_chains(posterior: Posterior) -> dict[str, float]:
     stacked = posterior.stacked()
-    varies = np.ptp(stacked.reshape(-1, stacked.shape[-1]), axis=0) != 0
+    moving = varies(stacked, (0, 1))
     # a deterministic site may hold constants; a posterior of constants only is stuck
-    state = diagnostics.convergence(stacked[..., varies] if varies.any() else stacked)
+    state = diagnostics.convergence(stacked[..., moving] if moving.any() else stacked)
     found = {
         "rhat": float(np.max(state.rhat)),
         "ess_bulk": float(np.min(state.ess_bulk)),

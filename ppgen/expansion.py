@@ -36,7 +36,8 @@ from ppgen.simplify import drop_unused, is_zero, writes
 
 _aten = torch.ops.aten
 _SOFTMAX, _SOFTMAX_BACK = _aten._log_softmax.default, _aten._log_softmax_backward_data.default
-_WHERE = _aten.where.self
+_WHERE, _SCATTER = _aten.where.self, _aten.scatter_add.default
+_PERMUTE, _RESHAPE = _aten.permute.default, _aten.reshape.default
 _LINEAR = {  # derivatives: a slope times a function of what follows
     _aten.softplus_backward.default,
     _aten.sigmoid_backward.default,
@@ -224,6 +225,8 @@ class _Sums:
             return None
         if x.target is _WHERE and len(x.users) == 1:
             return self._chosen(x)
+        if x.target is _SCATTER and len(x.users) == 1:
+            return self._scattered(x)
         if x.target in _LINEAR and self._still(x.args[1], x):
             slope, at, *rest = cast("tuple[Any, ...]", x.args)
             return call(self.graph, x.target, (self.total(slope), source_of(at), *rest))
@@ -246,6 +249,31 @@ class _Sums:
             return None
         sums = [v if is_zero(v) and not shape_of(v) else self.total(v) for v in (a, b)]
         return call(self.graph, _WHERE, (source_of(mask), *sums))
+
+    def _scattered(self, x: fx.Node) -> fx.Node | None:
+        """What is picked from the same numbers along the sum is added up where it came from."""
+        zeros, dim, index, values = cast("tuple[Any, ...]", x.args)
+        shape, form = shape_of(x), form_of(x)
+        dim %= len(shape)
+        if not is_zero(zeros) or dim in self.dims or shape_of(index) != shape_of(values):
+            return None
+        rest = [d for d in range(len(shape)) if d not in self.dims and d != dim]
+        if form is None or any(shape_of(index)[d] != shape[d] for d in (*rest, *self.dims)):
+            return None
+        together = [*rest, *self.dims, dim]
+        size = [shape[d] for d in rest]
+        flat = [
+            call(self.graph, _RESHAPE, (call(self.graph, _PERMUTE, (n, together)), [*size, -1]))
+            for n in (index, values)
+        ]
+        kind = {"dtype": form.dtype, "device": form.device}
+        base = call(self.graph, _aten.full.default, ([*size, shape[dim]], 0.0), kind)
+        found = call(self.graph, _SCATTER, (base, len(rest), *flat))
+        axes = [*rest, dim]
+        found = call(self.graph, _PERMUTE, (found, [axes.index(d) for d in sorted(axes)]))
+        for d in self.dims:
+            found = call(self.graph, _aten.unsqueeze.default, (found, d))
+        return found
 
     def total(self, x: Any) -> fx.Node:
         """The sum of `x`, with all that comes out of it taken out."""

@@ -216,6 +216,8 @@ class Posterior:
         said = self.messages
         if self.converged and doubt is not None:
             state, said = "settled FAR FROM THE POSTERIOR", (doubt, *said)
+        elif tail := diagnosis.heavy_tail(self):
+            said = (tail, *said)
         reasons = f": {'; '.join(said)}" if said else ""
         return f"{self.engine}, {what}, {self.cost.seconds:.1f} s, {state}{reasons}"
 

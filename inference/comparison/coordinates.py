@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ppgen import diagnostics
-from ppgen.diagnostics.arrays import Array, as_array
+from ppgen.diagnostics.arrays import Array, as_array, varies
 from ppgen.posterior import Posterior
 from ppgen.program import Program
 
@@ -41,7 +41,7 @@ def coordinates(
         return Coordinates(tuple(names), ours, theirs, True)
     mine, others = posterior.scalars(), reference.scalars()
     fixed = set(posterior.deterministic) & set(reference.deterministic)
-    names = [n for n in others if _site(n) not in fixed and n in mine and np.ptp(others[n]) > 0]
+    names = [n for n in others if _site(n) not in fixed and n in mine and varies(others[n])]
     ours, theirs = (np.stack([s[n] for n in names], -1) for s in (mine, others))
     return Coordinates(tuple(names), ours, theirs, False)
 

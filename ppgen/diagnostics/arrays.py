@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.floating[Any]]
 
+_ROUNDING = 64 * float(np.finfo(np.float64).eps)  # of the largest of some numbers
 _CHUNK = 2**20  # numbers worked on at a time: bounds the memory of ranks and transforms
 
 
@@ -51,6 +52,12 @@ def as_sample(x: Any, name: str = "x") -> Array:
             "a distance between samples needs finite numbers"
         )
     return x
+
+
+def varies(x: Array, axis: int | tuple[int, ...] | None = None) -> Any:
+    """Whether numbers differ along `axis` by more than rounding, as a matrix's ones do not."""
+    spread, size = np.ptp(x, axis=axis), np.abs(x).max(axis=axis)
+    return (spread != 0) & ~((spread <= _ROUNDING * size) & np.isfinite(size))
 
 
 def thin(x: Array, limit: int) -> Array:

@@ -11,6 +11,7 @@ from ppgen.inference.independent import Clock
 from ppgen.inference.laplace import Laplace
 from ppgen.inference.mode import Batched, hessian
 from ppgen.inference.psis import repair
+from ppgen.inference.verdict import marginals
 from ppgen.posterior import Cost
 from ppgen.program import Program
 
@@ -162,6 +163,22 @@ def test_weights_that_contradict_a_width_are_reported():
     posterior = Laplace().run(story)
     assert "importance weights contradict x" in posterior.messages[-1]
     assert not any("contradict" in said for said in repair(posterior).messages)
+
+
+def test_the_ones_of_a_correlation_matrix_are_constants():
+    """Their rounding, 1e-16, was a width that weights contradict, and a scalar to compare."""
+
+    def story():
+        root = pyro.sample("root", dist.LKJCholesky(3, 2.0))
+        pyro.deterministic("r", root @ root.mT)
+
+    posterior = Laplace().run(story)
+    ones = posterior["r"].diagonal(dim1=-2, dim2=-1)
+    assert float(ones.std()) > 0.0
+    assert not any("contradict" in said for said in posterior.messages)
+    named = {row.name for row in marginals(posterior, posterior)}
+    assert {f"r[{i},{i}]" for i in range(3)}.isdisjoint(named)
+    assert "r[0,1]" in named
 
 
 def test_weights_that_are_worth_too_little_to_tell_are_reported():

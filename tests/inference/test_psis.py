@@ -73,6 +73,21 @@ def test_the_heading_says_what_the_weights_say(scale, far):
     assert not replace(before, converged=False).trusted
 
 
+def test_a_heavy_tail_stands_in_the_heading_where_weights_are_worth_much():
+    """Of a Cauchy law under a normal of scale 1.6: weights exp(x^2 / 5.1) have k = 1."""
+    x = 1.6 * torch.randn(1, 4000)
+    found = Posterior(
+        {"x": x}, "proposal", "independent", unconstrained=x[..., None],
+        log_density=dist.Cauchy(0.0, 1.0).log_prob(x), log_guide=dist.Normal(0.0, 1.6).log_prob(x),
+    )  # fmt: skip
+    khat = found.diagnosis()["khat"]
+    assert found.trusted
+    assert khat > 0.7
+    assert (
+        f"converged: k-hat {khat:.2f} (limit 0.70): the posterior has heavier" in found.headline()
+    )
+
+
 def test_weights_that_are_no_numbers_are_said_to_be_so():
     before = proposal(1.5)
     before.log_density[0, :3] = torch.nan

@@ -43,6 +43,13 @@ def picked(z, x):
     return z[:, None].expand(len(z), ROWS, 3).log().gather(-1, (x > 0).long()[..., None])[..., 0]
 
 
+def scattered(z, x):
+    """The slope of what rows pick from three numbers, summed over rows."""
+    values = (x * z[:, :1])[:, None, :, None].expand(len(z), 2, ROWS, 1)
+    index = (x > 0).long()[:, None, :, None].expand(len(z), 2, ROWS, 1)
+    return torch.zeros(len(z), 2, ROWS, 3).to(z).scatter_add(3, index, values).sum((2,))
+
+
 FUNCTIONS = {
     "a shared scale": normal,
     "a number against a tensor": lambda z, x: (z.sum().expand(len(z), ROWS) * 2 + x).sum(-1),
@@ -91,6 +98,11 @@ FUNCTIONS = {
     ),
     "a slope at the data": lambda z, x: torch.ops.aten.sigmoid_backward(x * z[:, :1], x).sum(1),
     "picked of what is repeated": picked,
+    "scattered to one place": scattered,
+    "scattered to their own": lambda z, x: scattered(z, x).mT.contiguous(),
+    "scattered over what is there": lambda z, x: torch.scatter_add(
+        x, 1, (x > 0).long(), x * z[:, :1]
+    ).sum(0),
     "mixed numbers": lambda z, x: (z[:, :1].float().expand(len(z), ROWS) * x).sum(1),
 }
 
@@ -121,6 +133,11 @@ def test_a_logarithm_is_taken_before_one_is_picked():
         _ = torch.full((5, ROWS, 1), 2**40)
         _, small = shrunk(picked, torch.rand(5, 3) + 0.1, torch.randn(5, ROWS))
         assert computed(small, "aten.log") == 5 * 3
+
+
+def test_what_rows_pick_is_added_up_where_it_came_from():
+    _, small = shrunk(scattered, torch.rand(5, 3) + 0.1, torch.randn(5, ROWS))
+    assert computed(small, "aten.scatter_add") == 5 * 2 * 3
 
 
 @pytest.mark.parametrize("name", ["nothing behind a mask", "slopes"])
