@@ -67,6 +67,8 @@ class Loo:
             f"{self.khat:.2f}"
         )
         if not self.known:
+            if self.khat < _NO_MEAN:
+                return "not known: it is not finite at some observation"
             return f"not known: {doubt}, and weights have no mean from 1 on"
         said = (
             f"{self.elpd:.1f}, reference {self.reference:.1f} nats; difference "
@@ -237,7 +239,8 @@ def _leave_one_out(
         gap = one - two
         error = float(gap.std() * math.sqrt(gap.size))
         khat = np.maximum(k_one, k_two)
-        heavy = int((khat > min(1 - 1 / math.log10(draws), 0.7)).sum())
+        fewest = min(draws, posterior.count, reference.count)
+        heavy = int((khat > min(1 - 1 / math.log10(fewest), 0.7)).sum())
         total, other = float(one.sum()), float(two.sum())
         found.append(Loo(site, total, other, error, float(khat.max()), gap, heavy))
     return tuple(found)
