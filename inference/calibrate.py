@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppgen.arguments import require_between, require_whole
 from ppgen.inference.calibration import Calibration
 from ppgen.inference.declared import story_name
 from ppgen.inference.fit import fit
@@ -149,11 +150,9 @@ def check(engine: Engine, simulations: int, draws: int, level: float) -> None:
             "the second argument is an engine with its options, as in calibrate(story, HMC(), x); "
             f"got {reprlib.repr(engine)}"
         )
-    for name, value, least in (("simulations", simulations, 10), ("draws", draws, 1)):
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1, got {level}")
+    require_whole("calibrate", least=10, simulations=simulations)
+    require_whole("calibrate", draws=draws)
+    require_between("calibrate", level=level)
 
 
 def simulate(

@@ -22,6 +22,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
+from ppgen.arguments import require_between, require_whole
 from ppgen.inference.declared import declared, log_prob, unconstrained
 from ppgen.inference.independent import Clock, independent
 from ppgen.moments import point
@@ -105,13 +106,8 @@ class CAVI:
     tolerance: float = 1e-10
 
     def __post_init__(self) -> None:
-        for name in ("draws", "restarts", "sweeps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"CAVI({name}=...) must be at least 1, got {getattr(self, name)}")
-        if not 0 < self.tolerance < 1:
-            raise ValueError(
-                f"CAVI(tolerance=...) must lie between 0 and 1, got {self.tolerance!r}"
-            )
+        require_whole(self, draws=self.draws, restarts=self.restarts, sweeps=self.sweeps)
+        require_between(self, tolerance=self.tolerance)
 
     def run(self, model: Story | Program, *args: Any, **kwargs: Any) -> Posterior:
         story, program, data = declared("CAVI", ConditionallyConjugate, model, args, kwargs)

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppgen.arguments import require_whole
 from ppgen.inference.fixed_draws import Objective
 from ppgen.inference.independent import Clock, independent
 from ppgen.inference.laplace import log_prob, sample
@@ -81,11 +82,8 @@ class DADVI:
     iterations: int = 500
 
     def __post_init__(self) -> None:
-        for name, least in (("draws", 1), ("fixed", 4), ("iterations", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"DADVI({name}=...) must be at least {least}, got {getattr(self, name)}"
-                )
+        require_whole(self, draws=self.draws, iterations=self.iterations)
+        require_whole(self, least=4, fixed=self.fixed)
         if self.fixed % 2:
             raise ValueError(f"DADVI(fixed=...) must be even, for pairs, got {self.fixed}")
 

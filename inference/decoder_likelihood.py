@@ -11,6 +11,7 @@ import pyro
 import torch
 from torch import Tensor
 
+from ppgen.arguments import require_positive, require_whole
 from ppgen.inference import hmc
 from ppgen.likelihood import Likelihood
 from ppgen.types import DecoderModel
@@ -37,11 +38,9 @@ class Annealing:
     step_size: float = 0.1
 
     def __post_init__(self) -> None:
-        for name, least in (("chains", 1), ("temperatures", 2), ("leapfrogs", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}; got {getattr(self, name)}")
-        if self.step_size <= 0:
-            raise ValueError(f"step_size must be positive; got {self.step_size}")
+        require_whole(self, chains=self.chains, leapfrogs=self.leapfrogs)
+        require_whole(self, least=2, temperatures=self.temperatures)
+        require_positive(self, step_size=self.step_size)
 
 
 def annealed_likelihood(

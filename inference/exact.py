@@ -8,6 +8,7 @@ from typing import Any
 import pyro
 import torch
 
+from ppgen.arguments import require_whole
 from ppgen.inference.declared import declared, log_prob, unconstrained
 from ppgen.inference.independent import Clock, independent
 from ppgen.posterior import Posterior
@@ -39,8 +40,7 @@ class Exact:
     draws: int = 4000
 
     def __post_init__(self) -> None:
-        if self.draws < 1:
-            raise ValueError(f"Exact(draws=...) must be at least 1, got {self.draws!r}")
+        require_whole(self, draws=self.draws)
 
     def run(self, model: Story | Program, *args: Any, **kwargs: Any) -> Posterior:
         story, program, data = declared("Exact", Conjugate, model, args, kwargs)

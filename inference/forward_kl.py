@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from ppgen import diagnostics
+from ppgen.arguments import require_whole
 from ppgen.diagnosis import trustworthy
 from ppgen.diagnostics import ParetoK
 from ppgen.inference.guides import Family
@@ -89,11 +90,8 @@ class ForwardKL:
     reference: Posterior | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("draws", 1), ("particles", 100), ("rounds", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"ForwardKL({name}=...) must be at least {least}, got {getattr(self, name)}"
-                )
+        require_whole(self, draws=self.draws, rounds=self.rounds)
+        require_whole(self, least=100, particles=self.particles)
         self._full()
 
     def run(self, model: Story, *args: Any, **kwargs: Any) -> Posterior:

@@ -117,12 +117,10 @@ class Gibbs:
     temperatures: int | None = None
 
     def __post_init__(self) -> None:
-        least_of = {"chains": 1, "draws": 1, "warmup": 0, "thin": 1, "temperatures": 1}
-        for name, least in least_of.items():
-            if getattr(self, name) is not None and getattr(self, name) < least:
-                raise ValueError(
-                    f"Gibbs({name}=...) must be at least {least}, got {getattr(self, name)!r}"
-                )
+        require_whole(self, chains=self.chains, draws=self.draws, thin=self.thin)
+        require_whole(self, least=0, warmup=self.warmup)
+        if self.temperatures is not None:
+            require_whole(self, temperatures=self.temperatures)
 
     def run(self, model: Story | Program, *args: Any, **kwargs: Any) -> Posterior:
         whole = isinstance(model, Program)

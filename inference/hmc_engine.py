@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ppgen.arguments import require_whole
 from ppgen.inference import chees
 from ppgen.inference.compiled_trajectory import CompiledTarget
 from ppgen.inference.hmc import Info, State, step
@@ -50,7 +51,7 @@ class HMC(ManyChains):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_whole("max_leapfrog", 1)
+        require_whole(self, max_leapfrog=self.max_leapfrog)
 
     @property
     def _leapfrogs(self) -> int:

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppgen.arguments import require_whole
 from ppgen.inference.guides import standard_normal
 from ppgen.inference.independent import Clock, independent
 from ppgen.inference.mode import Batched, Mode, find_mode, flat_sites, spectrum
-from ppgen.inference.point import ROWS, as_program
+from ppgen.inference.point import ROWS, as_program, require_starts
 from ppgen.inference.second_opinion import with_second_opinion
 from ppgen.posterior import Posterior
 from ppgen.program import Program
@@ -49,10 +50,8 @@ class Laplace:
     starts: int = 16
 
     def __post_init__(self) -> None:
-        if self.draws < 1:
-            raise ValueError(f"draws must be at least 1, got {self.draws}")
-        if not 1 <= self.starts <= ROWS:
-            raise ValueError(f"starts must be from 1 to {ROWS}, got {self.starts}")
+        require_whole(self, draws=self.draws)
+        require_starts(self, self.starts)
 
     def run(self, model: Story, *args: Any, **kwargs: Any) -> Posterior:
         program = as_program(model, args, kwargs)

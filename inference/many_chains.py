@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ppgen.arguments import require_between, require_whole
 from ppgen.diagnostics import EBFMI_LIMIT, ESS_LIMIT, RHAT_LIMIT
 from ppgen.inference.hmc import Info
 from ppgen.inference.hmc_warmup import MetricName, Tuned, warm_up
@@ -68,23 +69,12 @@ class ManyChains(ABC):
     max_draws: int | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("chains", 1), ("draws", 1), ("warmup", 20)):
-            self._check_whole(name, least)
-        most = self._longest
-        if not isinstance(most, int) or isinstance(most, bool) or most < self.draws:
-            raise self._wrong("max_draws", f"a whole number of at least draws={self.draws}")
-        if not 0.0 < self.target_accept < 1.0:
-            raise ValueError(
-                f"{self._name}(target_accept=...) must lie between 0 and 1, "
-                f"got {self.target_accept!r}"
-            )
+        require_whole(self, chains=self.chains, draws=self.draws)
+        require_whole(self, least=20, warmup=self.warmup)
+        require_whole(self, least=self.draws, max_draws=self._longest)
+        require_between(self, target_accept=self.target_accept)
         if self.metric not in ("auto", "diag", "dense"):
             raise self._wrong("metric", "'auto', 'diag' or 'dense'")
-
-    def _check_whole(self, name: str, least: int) -> None:
-        value = getattr(self, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise self._wrong(name, f"a whole number of at least {least}")
 
     def _wrong(self, name: str, expected: str) -> ValueError:
         value = getattr(self, name)

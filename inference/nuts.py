@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppgen.arguments import require_whole
 from ppgen.inference.hmc_warmup import Tuned
 from ppgen.inference.many_chains import ManyChains, show
 from ppgen.inference.nuts_tree import POSITION, Array, Indices, Trees
@@ -65,7 +66,7 @@ class NUTS(ManyChains):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_whole("max_tree_depth", 1)
+        require_whole(self, max_tree_depth=self.max_tree_depth)
         if self.max_tree_depth > _DEEPEST:
             raise self._wrong("max_tree_depth", f"at most {_DEEPEST}")
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ppgen import diagnostics
+from ppgen.arguments import require_whole
 from ppgen.diagnosis import trustworthy
 from ppgen.inference import hmc_starts
 from ppgen.inference.hmc import Metric, ValueAndGrad
@@ -66,11 +67,8 @@ class Pathfinder:
     resample: bool = True
 
     def __post_init__(self) -> None:
-        for name, least in (("paths", 1), ("draws", 1), ("elbo_draws", 2), ("iterations", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"Pathfinder({name}=...) must be at least {least}, got {getattr(self, name)}"
-                )
+        require_whole(self, paths=self.paths, draws=self.draws, iterations=self.iterations)
+        require_whole(self, least=2, elbo_draws=self.elbo_draws)
         if self.paths > _ROWS:
             raise ValueError(f"Pathfinder(paths=...) must be at most {_ROWS}, got {self.paths}")
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ppgen.arguments import require_whole
 from ppgen.inference.independent import Clock
 from ppgen.inference.mode import Batched, Mode, edge_sites, find_mode, flat_sites
 from ppgen.posterior import Posterior
@@ -45,7 +46,7 @@ class MAP:
     scale: Literal["constrained", "unconstrained"] = "constrained"
 
     def __post_init__(self) -> None:
-        _check_starts(self.starts)
+        require_starts(self, self.starts)
         if self.scale not in ("constrained", "unconstrained"):
             raise ValueError(f"scale must be 'constrained' or 'unconstrained', got {self.scale!r}")
 
@@ -91,7 +92,7 @@ class MLE:
     starts: int = 16
 
     def __post_init__(self) -> None:
-        _check_starts(self.starts)
+        require_starts(self, self.starts)
 
     def run(self, model: Story, *args: Any, **kwargs: Any) -> Posterior:
         """Maximise the likelihood.
@@ -179,9 +180,12 @@ def _unidentified(program: Program, sites: list[str], what: str) -> str:
     )
 
 
-def _check_starts(starts: int) -> None:
-    if not 1 <= starts <= ROWS:
-        raise ValueError(f"starts must be from 1 to {ROWS}, got {starts}")
+def require_starts(engine: object, starts: int) -> None:
+    """Refuse a number of starting points that does not fit into one call."""
+    require_whole(engine, starts=starts)
+    if starts > ROWS:
+        name = type(engine).__name__
+        raise ValueError(f"{name}(starts=...) must be at most {ROWS}, got {starts}")
 
 
 def _complaints(mode: Mode) -> list[str]:

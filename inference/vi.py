@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ppgen.anatomy import Subsampling
+from ppgen.arguments import require_positive, require_whole
 from ppgen.inference.fixed_draw_ascent import fixed_draw_ascent
 from ppgen.inference.frame import Frame
 from ppgen.inference.guides import Family, FlatGuide, FullRank, LowRank, MeanField
@@ -41,6 +42,7 @@ _NORMALS = MeanField, FullRank, LowRank  # of few parameters
 _ON_ALL_ROWS = 64  # draws that tell the ELBO of all rows
 _NEAR = 2  # drops of the learning rate with which they go on from there
 _NEARLY_NORMAL = 2.0  # nats, sd of the log weights of a start that is nearly the optimum
+_LARGEST_RATE = 10.0
 _SHORT = 50  # steps between two looks then
 _AGREE = 0.1  # nats of the ELBO by which restarts may differ
 
@@ -124,17 +126,16 @@ class VI:
     importance_samples: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("draws", "max_steps", "restarts", "importance_samples"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.particles is not None and self.particles < 1:
-            raise ValueError(f"particles must be at least 1, got {self.particles}")
-        if self.learning_rate is not None and not 0 < self.learning_rate < 10:
-            raise ValueError(f"learning_rate must be in (0, 10), got {self.learning_rate}")
-        if self.tolerance <= 0:
-            raise ValueError(f"tolerance must be positive, got {self.tolerance}")
-        if self.batch_size is not None and self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        counts = ("draws", "max_steps", "restarts", "importance_samples", "particles", "batch_size")
+        given = {name: getattr(self, name) for name in counts}
+        require_whole(self, **{name: n for name, n in given.items() if n is not None})
+        require_positive(self, tolerance=self.tolerance)
+        if self.learning_rate is not None:
+            require_positive(self, learning_rate=self.learning_rate)
+            if self.learning_rate >= _LARGEST_RATE:
+                raise ValueError(
+                    f"VI(learning_rate=...) must be below 10, got {self.learning_rate}"
+                )
         choose(self.guide)
 
     def run(self, model: Story, *args: Any, **kwargs: Any) -> Posterior:

@@ -10,6 +10,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 
+from ppgen.arguments import require_whole, require_widths
 from ppgen.data.errors import check_rows
 from ppgen.diagnostics.latent import LatentUse, latent_use, unit_divergences
 from ppgen.latent.paths import linear
@@ -81,6 +82,8 @@ class VAE(PyroModule):
         prior: nn.Module | None = None,
         likelihood: PixelLikelihood | None = None,
     ) -> None:
+        require_whole(self, visible=visible, latent=latent)
+        require_widths(self, hidden=hidden)
         super().__init__()
         self.visible, self.latent = visible, latent
         self.register_buffer("zero", torch.zeros(()), persistent=False)

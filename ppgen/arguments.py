@@ -59,6 +59,11 @@ def require_share(owner: object, **values: Any) -> None:
     _require(owner, values, "a number from 0 to below 1", lambda value: 0 <= _real(value) < 1)
 
 
+def require_between(owner: object, **values: Any) -> None:
+    """Refuse what is no number above 0 and below 1."""
+    _require(owner, values, "a number between 0 and 1", lambda value: 0 < _real(value) < 1)
+
+
 def require_finite(owner: object, **values: Any) -> None:
     """Refuse what is no finite number."""
     _require(owner, values, "a finite number", lambda value: math.isfinite(_real(value)))

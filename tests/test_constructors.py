@@ -18,15 +18,28 @@ import ppgen.transforms
 from ppgen.arguments import require_positive, require_whole
 from ppgen.distributions.units import Beside, Binary
 from ppgen.inference import (
+    CAVI,
+    DADVI,
     ELBO,
+    HMC,
+    MAP,
+    MLE,
+    NUTS,
+    VI,
+    Annealing,
     BlockGibbs,
     ContrastiveDivergence,
     DReG,
+    Exact,
+    ForwardKL,
+    Gibbs,
     GibbsLangevin,
     ImportanceWeightedELBO,
     Langevin,
+    Laplace,
     LeaveOneOut,
     ParallelTempering,
+    Pathfinder,
     ReweightedWakeSleep,
     SingleSiteDivergence,
     SingleSiteGibbs,
@@ -58,7 +71,8 @@ NONSENSE = {
     "float": (math.nan, math.inf, True, "1", None),
     "float | None": (math.nan, math.inf, 0.0, -1.0, True, "1"),
 }
-ZERO = {"code", "context", "reflections", "ahead", "posterior_sweeps"}  # sizes that may be zero
+# sizes that may be zero
+ZERO = {"refine", "code", "context", "reflections", "ahead", "posterior_sweeps", "warmup"}
 REAL = {"mean"}  # numbers that may be negative
 # what must be given beside the numbers, and numbers where a default of 1 would not fit
 MADE: dict[str, dict[str, Any]] = {
@@ -67,6 +81,10 @@ MADE: dict[str, dict[str, Any]] = {
     "HierarchicalVAE": {"visible": 6, "latent": (3, 2), "hidden": (5, 4)},
     "DBM": {"visible": 6, "hidden": (4, 3)},
     "DBN": {"visible": 6, "hidden": (4, 3)},
+    "VAE": {"visible": 6, "latent": 2, "hidden": (4,)},
+    "MLP": {"widths": (3, 2)},
+    "ConvolutionalEncoder": {"shape": (1, 4, 4), "features": 3},
+    "ConvolutionalDecoder": {"shape": (1, 4, 4), "latent": 2},
     "ImageFlow": {"shape": (1, 4, 4), "scales": 1, "steps": 1, "hidden": 4},
     "Sentence": {"decoder": None, "z": torch.zeros(2, 3), "length": 4},
     "DiscretisedLogistic": {"loc": torch.zeros(2), "scale": torch.ones(2)},
@@ -91,10 +109,6 @@ MADE |= {
 }
 NUMBERS = {"vocabulary": 6, "length": 4, "classes": 3, "levels": 4, "categories": 3}
 ELSEWHERE = {
-    "VAE",  # what is left to the networks is refused by them
-    "MLP",
-    "ConvolutionalEncoder",
-    "ConvolutionalDecoder",
     "Cell",  # made by a flow alone
     "CodeOfCode",
     "CausalBernoulli",
@@ -136,11 +150,26 @@ LOSSES_AND_KERNELS = (
     *(Langevin, Trajectory, BlockGibbs, ParallelTempering, TrajectoryTempering, SingleSiteGibbs),
     GibbsLangevin,
 )
+ENGINES = (
+    CAVI,
+    DADVI,
+    HMC,
+    MAP,
+    MLE,
+    NUTS,
+    VI,
+    Annealing,
+    Exact,
+    ForwardKL,
+    Gibbs,
+    Laplace,
+    Pathfinder,
+)
 CASES = {
     label: (made, numbers)
     for label, made, numbers in (
         *constructors(),
-        *((made.__name__, made, numbers_of(made)) for made in LOSSES_AND_KERNELS),
+        *((made.__name__, made, numbers_of(made)) for made in (*LOSSES_AND_KERNELS, *ENGINES)),
     )
 }
 

@@ -32,8 +32,9 @@ _SETTINGS: dict[str, dict[str, Any]] = {  # chosen on a tenth of the training da
 }  # fmt: skip
 _BATCH = 64
 _ERRORS = (
-    "+- MC: Monte Carlo error of the computation; +- images: of the mean over these 360 images, as "
-    "a sample of others; +- paired: that of the difference to the best, image by image."
+    "+- MC: Monte Carlo error of the computation.",
+    "+- images: error of the mean over these 360 images, as a sample of others.",
+    "+- paired: error of the difference to the best, image by image.",
 )
 
 
@@ -156,7 +157,7 @@ def leaderboard_text(entries: list[Entry]) -> str:
         shown = [("-" if v is None else v if isinstance(v, str) else f"{v:.2f}") for v in numbers]
         cells.append([e.name, *shown, found.kind, f"{e.seconds:.0f}"])
     title = "8x8 digits: nats per image, 360 held-out images, static binarisation"
-    return f"{title}\n{columns(cells)}\n{_ERRORS}"
+    return "\n".join([title, columns(cells), *_ERRORS])
 
 
 def _page(found: Comparison, entries: list[Entry], out: Path, seed: int) -> Path:
@@ -202,7 +203,7 @@ def _leaderboard(entries: list[Entry]) -> Section:
 
     best = max(entries, key=lambda e: e.likelihood.lower).likelihood
     rows = [likelihood_row(e.name, e.likelihood, e.seconds, best) for e in entries]
-    caption = f"Held-out log-likelihood in nats per image; static binarisation. {_ERRORS}"
+    caption = f"Held-out log-likelihood in nats per image; static binarisation. {' '.join(_ERRORS)}"
     picture = plots.leaderboard({e.name: e.likelihood for e in entries})
     text = "Larger is better. An arrow is a lower bound, not a value."
     return Section(

@@ -9,6 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from ppgen.arguments import require_whole, require_widths
 from ppgen.networks.initial import he_
 
 
@@ -39,6 +40,9 @@ class ConvolutionalEncoder(nn.Module):
         refine: int = 1,
         activation: Callable[[], nn.Module] = nn.SiLU,
     ) -> None:
+        require_whole(self, features=features)
+        require_widths(self, shape=shape, channels=channels)
+        require_whole(self, least=0, refine=refine)
         super().__init__()
         self.shape, self.features = tuple(shape), features
         height, width = _smallest(shape, channels)
@@ -82,6 +86,9 @@ class ConvolutionalDecoder(nn.Module):
         refine: int = 1,
         activation: Callable[[], nn.Module] = nn.SiLU,
     ) -> None:
+        require_whole(self, latent=latent, parameters_each=parameters_each)
+        require_widths(self, shape=shape, channels=channels)
+        require_whole(self, least=0, refine=refine)
         super().__init__()
         self.shape, self.parameters_each = tuple(shape), parameters_each
         height, width = _smallest(shape, channels)
@@ -115,7 +122,7 @@ class _Images(nn.Unflatten):
 def _smallest(shape: Sequence[int], channels: Sequence[int]) -> tuple[int, int]:
     """Height and width after all layers."""
     part = 2 ** len(channels)
-    if len(shape) != 3 or not channels or any(size < 1 or size % part for size in shape[1:]):
+    if len(shape) != 3 or not channels or any(size % part for size in shape[1:]):
         raise ValueError(
             f"{len(channels)} layers need images (C, H, W) with H and W divisible by {part}; got "
             f"{tuple(shape)}: pad the images or use fewer layers"

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from ppgen.arguments import require_widths
 from ppgen.networks.initial import he_
 
 
@@ -35,10 +36,9 @@ class MLP(nn.Sequential):
         *,
         he: bool = True,
     ) -> None:
-        if len(widths) < 2 or min(widths) < 1:
-            raise ValueError(
-                f"an MLP needs at least an input and an output width, all positive; got {widths}"
-            )
+        require_widths("MLP", widths=widths)
+        if len(widths) < 2:
+            raise ValueError(f"an MLP needs an input and an output width; got widths={widths}")
         layers: list[nn.Module] = []
         for inputs, outputs in pairwise(widths):
             layers += [nn.Linear(inputs, outputs), activation()]

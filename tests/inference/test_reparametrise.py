@@ -10,7 +10,6 @@ import torch
 import ppgen
 from ppgen import diagnostics
 from ppgen.inference import HMC, NUTS, Laplace
-from ppgen.inference.fit import _failed
 from ppgen.inference.hierarchies import hierarchies, non_centred
 from ppgen.inference.reparametrise import reparametrised
 from ppgen.models.eight_schools import data, eight_schools, eight_schools_centred
@@ -69,19 +68,19 @@ def test_what_is_observed_cannot_be_written_non_centred():
         Program(non_centred(story, {"y": 0.0}))
 
 
-def test_draws_that_say_of_themselves_that_they_are_wrong_have_failed():
+def test_draws_that_say_of_themselves_that_they_are_wrong_are_not_trusted():
     def weighted(scale, **fields):
         x = scale * torch.randn(1, 4000)
         standard = dist.Normal(0.0, 1.0).log_prob(x)
         guide = dist.Normal(0.0, scale).log_prob(x)
         return Posterior({"x": x}, "q", log_density=standard, log_guide=guide, **fields)
 
-    assert not _failed(weighted(1.1, kind="independent"))
-    assert _failed(weighted(0.1, kind="independent"))  # a k-hat near one, of hardly any worth
-    assert _failed(weighted(1.1, kind="independent", converged=False))
+    assert weighted(1.1, kind="independent").trusted
+    assert not weighted(0.1, kind="independent").trusted  # a k-hat near one, of hardly any worth
+    assert not weighted(1.1, kind="independent", converged=False).trusted
     chains = {"x": torch.randn(4, 100)}
-    assert not _failed(Posterior(chains, "HMC", "chains"))
-    assert _failed(Posterior(chains, "HMC", "chains", converged=False))
+    assert Posterior(chains, "HMC", "chains").trusted
+    assert not Posterior(chains, "HMC", "chains", converged=False).trusted
 
 
 @pytest.mark.parametrize("family", FAMILIES)
