@@ -39,7 +39,6 @@ import torch
 from torch import Size, Tensor
 from torch.distributions import Distribution, Independent
 
-from ppgen.arguments import require_whole
 from ppgen.recursion import linear_recursion
 
 Family = Callable[[Tensor], Distribution]
@@ -237,7 +236,9 @@ def _rows(parameters: Tensor, repetitions: int, draws: int) -> Tensor:
             "parameters: expected one flat vector of floating point numbers (P,), got shape "
             f"{tuple(parameters.shape)} of {parameters.dtype}"
         )
-    require_whole("gradients", draws=draws, repetitions=repetitions)
+    for name, count in (("draws", draws), ("repetitions", repetitions)):
+        if count < 1:
+            raise ValueError(f"{name} must be at least 1, got {count}")
     return parameters.detach().expand(repetitions, draws, -1).clone().requires_grad_()
 
 

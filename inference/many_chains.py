@@ -71,7 +71,9 @@ class ManyChains(ABC):
     def __post_init__(self) -> None:
         require_whole(self, chains=self.chains, draws=self.draws)
         require_whole(self, least=20, warmup=self.warmup)
-        require_whole(self, least=self.draws, max_draws=self._longest)
+        require_whole(self, max_draws=self._longest)
+        if self._longest < self.draws:
+            raise self._wrong("max_draws", f"at least draws={self.draws}")
         require_between(self, target_accept=self.target_accept)
         if self.metric not in ("auto", "diag", "dense"):
             raise self._wrong("metric", "'auto', 'diag' or 'dense'")
