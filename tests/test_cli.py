@@ -289,11 +289,31 @@ def test_a_run_is_trained_evaluated_sampled_resumed_and_reported(files, capsys, 
     assert f"3 reverse passes from each: >= {raised:.2f} nats" in capsys.readouterr().out
     assert run(["sample", "run", "--count", "4", "--out", "x.npy", "--quiet"]) == exits.DONE
     assert run(["report", "run", "--quiet"]) == exits.DONE
+    two_runs_are_compared_example_by_example(capsys)
     apart = Likelihood("bounds", -30.0, -20.0, 0.1, 0.1, "AIS", 360)
     monkeypatch.setattr("ppgen.cli.deep.held_out_likelihood", lambda *_, **__: apart)
     assert run(["evaluate", "run", "--quiet"]) == exits.DONE
     assert "no likelihood: the two sides disagree" in capsys.readouterr().out
     assert run(["evaluate", "run", "--quiet", "--strict"]) == exits.NOT_PASSED
+
+
+def two_runs_are_compared_example_by_example(capsys):
+    """Another machine, told another binarisation by its own seed, and one that is told labels."""
+    train = ["train", "rbm", "--epochs", "1", "--hidden", "6", "--seed", "1", "--quiet"]
+    assert run([*train, "--out", "other"]) == run([*train, "--labels", "--out", "labels"]) == 0
+    capsys.readouterr()
+    assert run(["evaluate", "run", "--against", "other", "--json", "--quiet"]) == exits.DONE
+    found = json.loads(capsys.readouterr().out)["against"]
+    settings = read_settings(Path("run"))
+    x = load_data(settings, "test")
+    one, two = (
+        ppgen.log_likelihood(restored(read_settings(place), x, place), x, seed=0)
+        for place in (Path("run"), Path("other"))
+    )
+    assert found["value"] == pytest.approx(one.lower - two.lower)
+    assert found["paired_error"] == pytest.approx((one.each - two.each).std(ddof=1) / 360**0.5)
+    assert run(["evaluate", "run", "--against", "labels", "--quiet"]) == exits.USAGE
+    assert "it takes these data as other numbers" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ppgen.cli import molecules, real_units
 from ppgen.cli.autoencoders import annealed, bits_per_dimension
 from ppgen.cli.exits import DONE
 from ppgen.cli.labels import class_of, classification, label_column
-from ppgen.cli.options import Binarisation, Common, Run, Split
+from ppgen.cli.options import Binarisation, Common, Run, Split, a
 from ppgen.cli.runs import (
     THOROUGH,
     chosen,
@@ -28,6 +29,10 @@ from ppgen.cli.runs import (
 from ppgen.cli.sentences import empty_text, is_text, scores, show_samples
 from ppgen.cli.training import MACHINES, has_real_units
 
+if TYPE_CHECKING:
+    from ppgen.data import Dataset
+    from ppgen.likelihood import Likelihood
+
 
 def evaluate(
     run: Run,
@@ -43,15 +48,18 @@ def evaluate(
     chains: int | None = None,
     temperatures: int | None = None,
     raise_chains: int | None = None,
+    against: Run | None = None,
     common: Common | None = None,
 ) -> int:
     """Held-out log-likelihood in nats per example, and what kind of number it is.
 
-    +- is the Monte Carlo error of the estimate on these very examples, one standard error.
+    The Monte Carlo error is that of the estimate on these very examples; +- over examples says how
+    far their mean may be from that of all there could be. Both are one standard error.
 
     Try:
 
         ppgen evaluate runs/rbm
+        ppgen evaluate runs/vae --against runs/rbm
         ppgen evaluate runs/rbm --binarisation static --temperatures 5000
         ppgen evaluate runs/vae --samples 5000 --thorough 100
 
@@ -74,28 +82,25 @@ def evaluate(
         raise_chains: of an RBM, so many reverse passes from each example (RAISE): a lower bound for
             the annealing model, which needs no draws from the machine. Where it lies far below the
             others, annealing misses modes.
+        against: another run, to be measured on the same examples: the difference and its paired
+            error, in which what makes an example hard for both cancels.
     """
     common = common or Common()
     settings = read_settings(run)
-    _require_measures(settings["model"], {
+    asked = {
         "samples": samples, "thorough": thorough, "anneal": anneal, "chains": chains,
         "temperatures": temperatures, "raise-chains": raise_chains,
-    })  # fmt: skip
+    }  # fmt: skip
+    _require_measures(settings["model"], asked)
     with common.active():
         settings |= chosen(data, folder)
         if binarisation is not None:
             settings["binarisation"] = binarisation
         examples = load_data(settings, split)
         story = restored(settings, examples, run).to(common.device)
-        if samples is None and settings["model"] not in MACHINES:
-            samples = molecules.SAMPLES if settings["model"] == "molecules" else 5000
-        if thorough is None and settings["model"] == "flow":
-            thorough = THOROUGH  # some layers take many minutes else
-        found = held_out_likelihood(
-            story, examples, common, samples, chains or 100, temperatures or 1000, thorough,
-            raise_chains=raise_chains or 0,
-        )  # fmt: skip
+        found = _measured(story, settings, examples, common, asked)
         code = latent_sentence(story, examples, common)
+        numbers: dict[str, Any]
         if is_text(settings):
             more, numbers = scores(story, found, examples, settings)
         elif has_real_units(settings):
@@ -115,10 +120,55 @@ def evaluate(
         if anneal is not None:
             looseness = annealed(story, examples, common, anneal, chains or 16, temperatures or 500)
             more, numbers = more + looseness[0], numbers | looseness[1]
+        if against is not None:
+            other = _measured_alike(against, settings, examples, split, common, asked)
+            gap = found.minus(other)
+            more += f"\n{against}: {other}\nby how much the first is better: {gap}"
+            numbers["against"] = {"run": str(against), **other.to_json(), **gap._asdict()}
     what = f"{settings['model']} on {examples.describe()}"
     common.print(f"{what}: {found}{more}{code}", {"story": settings["model"],
                  "data": examples.describe(), **found.to_json(), **numbers})  # fmt: skip
     return common.code(not found.disagrees)
+
+
+def _measured(
+    story: Any, settings: dict[str, Any], examples: Dataset, common: Common, asked: dict[str, Any]
+) -> Likelihood:
+    """By what was asked for, and where nothing was by what suits the model."""
+    model, samples, thorough = settings["model"], asked["samples"], asked["thorough"]
+    if samples is None and model not in MACHINES:
+        samples = molecules.SAMPLES if model == "molecules" else 5000
+    if thorough is None and model == "flow":
+        thorough = THOROUGH  # some layers take many minutes else
+    return held_out_likelihood(
+        story, examples, common, samples, asked["chains"] or 100, asked["temperatures"] or 1000,
+        thorough, raise_chains=asked["raise-chains"] or 0,
+    )  # fmt: skip
+
+
+def _measured_alike(
+    run: Path,
+    named: dict[str, Any],
+    examples: Dataset,
+    split: Split,
+    common: Common,
+    asked: dict[str, Any],
+) -> Likelihood:
+    """The likelihood of the same examples under another run; `named` has the data's settings.
+
+    Raises:
+        ValueError: where that run is told other numbers of these data, as a standardised one is.
+    """
+    of_data = ("data", "folder", "binarisation", "seed")
+    settings = read_settings(run) | {name: named[name] for name in of_data}
+    same = load_data(settings, split)
+    if same.x.shape != examples.x.shape or not bool((same.x == examples.x).all()):
+        raise ValueError(
+            f"--against {run}: it takes these data as other numbers (standardised, with labels, as "
+            "tokens): two densities of different things have no difference"
+        )
+    story = restored(settings, same, run).to(common.device)
+    return _measured(story, settings, same, common, asked | {"raise-chains": None})
 
 
 def _require_measures(model: str, given: dict[str, int | None]) -> None:
@@ -126,13 +176,13 @@ def _require_measures(model: str, given: dict[str, int | None]) -> None:
     asked = {name: number for name, number in given.items() if number is not None}
     only = {"anneal": ("vae", "the code of a vae"), "raise-chains": ("rbm", "an rbm")}
     idle = {"rbm": ("samples", "thorough"), "dbm": ("thorough",), "dbn": ("thorough",)}
-    why = f"a {model} is not measured by it"
+    why = f"{a(model)} is not measured by it"
     if model not in MACHINES and "anneal" not in asked:
         idle[model] = ("chains", "temperatures")
         why = "nothing is annealed here" + (" without --anneal" if model == "vae" else "")
     for name, number in asked.items():
         if name in only and model != only[name][0]:
-            raise ValueError(f"--{name} {number}: it is of {only[name][1]}; this is a {model}")
+            raise ValueError(f"--{name} {number}: it is of {only[name][1]}; this is {a(model)}")
         if name in idle.get(model, ()):
             raise ValueError(f"--{name} {number}: {why}; leave it out")
         if number < 1:

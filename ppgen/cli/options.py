@@ -74,6 +74,11 @@ class Common:
         return NOT_PASSED if self.strict and not passed else DONE
 
 
+def a(model: str) -> str:
+    """The model with its article."""
+    return f"an {model}" if model == "rbm" else f"a {model}"
+
+
 def new_folder(path: Path, overwrite: bool) -> Path:
     """A folder for results; one with something in it is refused unless `overwrite`."""
     from ppgen.run_folder import CannotWriteError, RunFolderError

@@ -14,7 +14,7 @@ from ppgen.cli.bundled import BUNDLED
 from ppgen.cli.exits import DONE, INTERRUPTED, NOT_PASSED
 from ppgen.cli.measurements import measuring
 from ppgen.cli.model_options import CodeOptions, FlowOptions, MachineOptions, refuse_unused
-from ppgen.cli.options import Binarisation, Common, Run, note
+from ppgen.cli.options import Binarisation, Common, Run, a, note
 from ppgen.cli.runs import (
     held_out_likelihood,
     latent_sentence,
@@ -202,7 +202,7 @@ def resume(
 def _check_patience(model: str, patience: int | None) -> None:
     if patience is not None and model in MACHINES:
         raise ValueError(
-            f"--patience {patience}: the validation of a {model} is its free-energy gap, which is "
+            f"--patience {patience}: the validation of {a(model)} is its free-energy gap, which is "
             "smallest before training; watch the likelihood itself with --likelihood-every"
         )
 
