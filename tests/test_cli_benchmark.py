@@ -81,7 +81,7 @@ def test_results_are_written_resumed_and_added_to(clone, tmp_path, capsys):
     assert (tmp_path / "out" / "table.md").read_text() in printed.out
     assert (tmp_path / "out" / "table.png").read_bytes().startswith(b"\x89PNG")
 
-    assert run(command(clone, "--engines", engines)) == exits.USAGE
+    assert run(command(clone, "--engines", engines)) == exits.CANNOT_WRITE
     assert "not empty" in capsys.readouterr().err
     changed = "Laplace(draws=400), again=Laplace(draws=600), MLE"
     assert run(command(clone, "--engines", changed, "--resume")) == exits.DONE
