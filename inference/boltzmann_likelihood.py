@@ -120,10 +120,8 @@ def _with_exact(log_partition: float, score: ImportanceBound, method: str) -> Li
 def _with_bounds(z: LogPartition, score: ImportanceBound) -> Likelihood:
     mean, count = score.each.mean().item(), len(score.each)
     (low, low_error), (high, high_error) = _ends(z)
-    details, each = (
-        {**_normalised(score, high), "log_partition": z},
-        (score.each - high).cpu().numpy(),
-    )
+    details = {**_normalised(score, high), "log_partition": z}
+    each = (score.each - high).cpu().numpy()
     if not score.method:
         ends = mean - high, mean - low
         return Likelihood("bounds", *ends, high_error, low_error, z.text, count, details, each)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from ppgen.arguments import require_nonnegative, require_positive, require_share, require_whole
+from ppgen.arguments import require_between, require_nonnegative, require_positive, require_whole
 from ppgen.distributions.unit_checks import require_levels
 from ppgen.inference.phase_gradient import Gradient, Offsets, difference, positive_phase, shapes_of
 from ppgen.inference.svi_loss import SVILoss, show_parameters
@@ -192,8 +192,8 @@ class ContrastiveDivergence(SVILoss):
         require_nonnegative(self, weight_decay=weight_decay, sparsity=sparsity)
         if chains is not None and not persistent:
             raise ValueError("chains: only persistent chains have a number; set persistent=True")
-        require_positive(self, sparsity_target=sparsity_target, offset_rate=offset_rate)
-        require_share(self, sparsity_target=sparsity_target)
+        require_between(self, sparsity_target=sparsity_target)
+        require_positive(self, offset_rate=offset_rate)
         if offset_rate > 1:
             raise ValueError(f"offset_rate: expected a number in (0, 1], got {offset_rate}")
         self.persistent, self.chains, self.sampler = persistent, chains, sampler

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ppgen import diagnostics
 from ppgen.diagnostics.arrays import Array, as_array
+from ppgen.diagnostics.pareto import khat_limit
 from ppgen.inference.comparison.coordinates import of_program
 from ppgen.inference.verdict import Marginal, marginals
 from ppgen.posterior import Posterior
@@ -240,7 +241,7 @@ def _leave_one_out(
         error = float(gap.std() * math.sqrt(gap.size))
         khat = np.maximum(k_one, k_two)
         fewest = min(draws, posterior.count, reference.count)
-        heavy = int((khat > min(1 - 1 / math.log10(fewest), 0.7)).sum())
+        heavy = int((khat > khat_limit(fewest)).sum())
         total, other = float(one.sum()), float(two.sum())
         found.append(Loo(site, total, other, error, float(khat.max()), gap, heavy))
     return tuple(found)

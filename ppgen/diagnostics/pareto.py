@@ -33,6 +33,11 @@ class ParetoK(NamedTuple):
     ok: bool  # k < threshold
 
 
+def khat_limit(size: int) -> float:
+    """k-hat up to which `size` weights will do: ``min(1 - 1 / log10 S, 0.7)``; NaN of one."""
+    return float(min(1 - 1 / np.log10(size), 0.7)) if size > 1 else np.nan
+
+
 def pareto_k(log_weights: Any) -> ParetoK:
     """Diagnose importance weights.
 
@@ -41,14 +46,14 @@ def pareto_k(log_weights: Any) -> ParetoK:
     """
     weights = as_array(log_weights).ravel()
     size = weights.size
-    threshold = min(1 - 1 / np.log10(size), 0.7) if size > 1 else np.nan
+    threshold = khat_limit(size)
     if size < 25 or np.isnan(weights).any() or not np.isfinite(weights.max()):
-        return ParetoK(np.nan, float(threshold), np.inf, np.nan, False)
+        return ParetoK(np.nan, threshold, np.inf, np.nan, False)
     k = psis(weights)[1]
     scaled = np.exp(weights - weights.max())
     ess = scaled.sum() ** 2 / (scaled**2).sum()
     needed = 10 ** min(1 / (1 - max(k, 0)), 300) if k < 1 else np.inf
-    return ParetoK(k, float(threshold), float(needed), float(ess), bool(k < threshold))
+    return ParetoK(k, threshold, float(needed), float(ess), bool(k < threshold))
 
 
 def psis(log_weights: Any, relative_ess: float = 1.0) -> tuple[Array, float]:
