@@ -31,8 +31,8 @@ class HMC(ManyChains):
         draws: kept of each chain. Where chains mix slowly, several transitions make one draw.
         warmup: iterations of adaptation at most, discarded; fewer where nothing changes any more.
         target_accept: for the harmonic mean of the acceptance over chains; raise it towards 1
-            against divergences. Where chains mix and diverge at times, the draws are taken
-            again, once, with half the step.
+            against divergences. Where chains mix and diverge at times, or few of them hardly
+            move, the draws are taken again, once, with half the step.
         max_leapfrog: the longest trajectory, in gradients.
         metric: ``"diag"``, ``"dense"``, or ``"auto"``: dense where parameters are strongly
             correlated (up to 200 dimensions).

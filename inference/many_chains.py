@@ -2,8 +2,8 @@
 
 All chains begin where `hmc_starts` finds mass, dispersed, and share their adaptation: metric and
 step size come from all of them together. Where more draws are all that is missing in the end, the
-chains go on by themselves; where they mix but diverge at times, they begin again with half the
-step.
+chains go on by themselves; where they mix but diverge at times, or few of them hardly move, they
+begin again with half the step.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ _LOOK = 10  # iterations between numbers beside the progress bar
 _LONGER = 4  # times the draws that were asked for, at most, where nothing else is said
 _RARE = 1e-3  # divergences a draw
 _AT_TIMES = 1e-2  # likewise; more than that a smaller step does not mend
+_STUCK = 0.5  # divergences a draw of a chain that hardly moves
+_FEW_STUCK = 0.1  # share of the chains; of more, others would have to be in doubt too
 _MIXING = 1.1  # R-hat of chains that see the same posterior
 _SURE = 1.2  # times the draws that would do if estimates were exact
 
@@ -176,7 +178,7 @@ class ManyChains(ABC):
             engine=self._name,
             kind="chains",
             options=asdict(self),
-            messages=(*self._messages(tuned, z.shape[1], divergent), *chains.messages(stats)),
+            messages=(*self._messages(tuned, stats, divergent), *chains.messages(stats)),
             log_density=stats["lp"],
             stats=stats,
             cost=cost,
@@ -205,8 +207,10 @@ class ManyChains(ABC):
             raise KeyboardInterrupt(f"{self._name} was stopped before its first draw")
         return tuned
 
-    def _messages(self, tuned: Tuned, kept: int, divergent: Posterior | None) -> list[str]:
-        said = []
+    def _messages(
+        self, tuned: Tuned, stats: dict[str, Tensor], divergent: Posterior | None
+    ) -> list[str]:
+        said, kept = [], stats["lp"].shape[1]
         if tuned.moved:
             said.append(
                 f"{tuned.moved} of {self.chains} starts did not lead to where the mass is, and "
@@ -222,6 +226,11 @@ class ManyChains(ABC):
             said.append(
                 f"{count} of {divergent.count} transitions diverged: all draws were taken again, "
                 "with half the step"
+            )
+        if bool(stats["diverging"].any()) and not tuned.hopeless:
+            said.append(
+                f"some trajectories diverged: raise target_accept={self.target_accept} towards 1; "
+                "if they still do, there is a funnel"
             )
         return said
 
@@ -276,8 +285,19 @@ def of_two_series(divergent: Posterior, again: Posterior | None) -> Posterior:
 
 
 def diverged_at_times(posterior: Posterior) -> bool:
-    """Whether chains mix but for divergences that a smaller step may mend."""
-    if not 0 < int(posterior.stats["diverging"].sum()) <= _AT_TIMES * posterior.count:
+    """Whether chains mix but for divergences that a smaller step may mend.
+
+    They may be those of a few chains that hardly move: where the step is too long for a narrow
+    part of the posterior, a chain that begins there stays.
+    """
+    diverging = posterior.stats["diverging"].double().mean(1)
+    free = diverging <= _STUCK
+    if not bool(diverging.any()) or float(free.double().mean()) < 1.0 - _FEW_STUCK:
         return False
-    found = posterior.diagnosis()
+    if float(diverging[free].mean()) > _AT_TIMES:
+        return False
+    draws, stats = (
+        {name: x[free] for name, x in each.items()} for each in (posterior.draws, posterior.stats)
+    )
+    found = replace(posterior, draws=draws, stats=stats).diagnosis()
     return found["rhat"] <= _MIXING and found.get("ebfmi", 1.0) >= EBFMI_LIMIT

@@ -48,7 +48,7 @@ class NUTS(ManyChains):
         target_accept: of whole trajectories of the warm-up, by the harmonic mean over chains, which
             trees then exceed; a little more than that of `HMC`, since a tree diverges by any of
             its leaves. Raise it towards 1 against divergences. Where chains mix and diverge at
-            times, the draws are taken again, once, with half the step.
+            times, or few of them hardly move, the draws are taken again, once, with half the step.
         max_tree_depth: a trajectory has at most ``2**max_tree_depth - 1`` steps.
         metric: ``"diag"``, ``"dense"``, or ``"auto"``: dense where parameters are strongly
             correlated (up to 200 dimensions).
@@ -175,19 +175,13 @@ class _Chains:
         return self._positions(self.w[:, :kept].copy()), stats
 
     def messages(self, stats: dict[str, Tensor]) -> list[str]:
-        said, options = [], self.options
         deepest = int(stats["reached_max_treedepth"].sum())
-        if deepest:
-            said.append(
-                f"{deepest} draws reached max_tree_depth={options.max_tree_depth}: slow, not "
-                "wrong; parameters of very different scales, or strongly correlated"
-            )
-        if bool(stats["diverging"].any()):
-            said.append(
-                f"some trajectories diverged: raise target_accept={options.target_accept} towards "
-                "1; if they still do, there is a funnel"
-            )
-        return said
+        if not deepest:
+            return []
+        return [
+            f"{deepest} draws reached max_tree_depth={self.options.max_tree_depth}: slow, not "
+            "wrong; parameters of very different scales, or strongly correlated"
+        ]
 
 
 def _longer(values: np.ndarray, draws: int) -> np.ndarray:

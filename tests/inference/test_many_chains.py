@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ppgen.inference import HMC, NUTS
-from ppgen.inference.many_chains import missing
+from ppgen.inference.many_chains import diverged_at_times, missing
 from ppgen.posterior import Posterior
 
 
@@ -71,6 +71,49 @@ def run(*divergences, stopped=None, engine=HMC):
             return chains
 
     return Reporting(chains=16, draws=200, warmup=60).run(normal), steps
+
+
+@pytest.mark.parametrize(
+    ("still", "apart", "elsewhere", "begins_again"),
+    [
+        (1, 0.0, 0, True),
+        (1, 0.0, 15, True),  # 1 in 100 of the others' draws
+        (1, 0.0, 30, False),
+        (1, 2.0, 0, False),  # nor do the others mix
+        (2, 0.0, 0, False),  # of 16 chains no few
+        (0, 0.0, 0, False),
+    ],
+)
+def test_chains_begin_again_where_few_of_them_hardly_move(still, apart, elsewhere, begins_again):
+    found = chains(apart=apart, divergences=0)
+    found.draws["x"][:still] = 3.0
+    found.stats["diverging"][:still, :95] = True
+    found.stats["diverging"][2, :elsewhere] = True
+    assert diverged_at_times(found) is begins_again
+
+
+def horseshoe(x, y):
+    scale = pyro.sample("scale", dist.HalfCauchy(0.1))
+    with pyro.plate("columns", x.shape[1]):
+        local = pyro.sample("local", dist.HalfCauchy(1.0))
+        slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+    sigma = pyro.sample("sigma", dist.HalfNormal(1.0))
+    with pyro.plate("rows", len(y)):
+        pyro.sample("y", dist.Normal(x @ (slope * local * scale), sigma), obs=y)
+
+
+@pytest.mark.slow
+def test_a_horseshoe_whose_ridge_holds_chains_fast_is_sampled_all_the_same():
+    torch.manual_seed(0)
+    x = torch.randn(80, 20)
+    y = 2 * x[:, 0] - x[:, 1] + 0.5 * torch.randn(80)
+    posterior = HMC().run(horseshoe, x, y)
+    found = posterior.diagnosis()
+    assert found["rhat"] < 1.05  # infinite where three chains of 64 stayed where they began
+    assert found["divergences"] < 0.002 * posterior.count
+    weights = posterior["slope"] * posterior["local"] * posterior["scale"][..., None]
+    least_squares = torch.linalg.lstsq(x.double(), y.double()).solution
+    assert (weights.mean((0, 1)) - least_squares)[:2].abs().max() < 0.1
 
 
 @pytest.mark.parametrize(
