@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from ppgen._version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from ppgen.explanation import Explanation as Explanation
+    from ppgen.explanation import explain as explain
     from ppgen.inference.calibrate import calibrate as calibrate
     from ppgen.inference.calibration import Calibration as Calibration
     from ppgen.inference.compare import Comparison as Comparison
@@ -29,6 +31,8 @@ _HOME = {
     "fit": "ppgen.inference.fit",
     "log_likelihood": "ppgen.inference.likelihood",
     "train": "ppgen.inference.train",
+    "Explanation": "ppgen.explanation",
+    "explain": "ppgen.explanation",
     "Posterior": "ppgen.posterior",
     "Program": "ppgen.program",
     "Likelihood": "ppgen.likelihood",

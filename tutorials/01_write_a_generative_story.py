@@ -22,7 +22,6 @@ from pyro.infer.autoguide import AutoMultivariateNormal
 
 import ppgen
 from ppgen import plots
-from ppgen.explain import explain
 from ppgen.inference import HMC, VI
 
 FAST = os.environ.get("PPGEN_FAST") == "1"
@@ -71,7 +70,7 @@ def o_rings(t, y=None):
 # operations. It is the page to look at when shapes do not fit.
 
 # %%
-explanation = explain(o_rings, temperature, damaged)
+explanation = ppgen.explain(o_rings, temperature, damaged)
 print(explanation)
 
 # %% [markdown]

@@ -20,7 +20,6 @@ from pyro.infer import MCMC, NUTS, SVI, Trace_ELBO
 
 import ppgen
 from ppgen.data.synthetic import bars_and_stripes
-from ppgen.explain import explain
 from ppgen.inference import MLE
 from ppgen.models import RBM, NormalNormal
 from ppgen.plots import canvas, label, legend, styles
@@ -196,7 +195,7 @@ said = {name: complaint(ppgen.fit, *case) for name, case in cases.items()}
 for name, message in said.items():
     print(f"{name}:\n    {message}")
 print()
-print(explain(line, x, y))
+print(ppgen.explain(line, x, y))
 
 # %% [markdown]
 # A parameter has traps of its own. `pyro.param` without a constraint lets a scale become negative,

@@ -41,7 +41,7 @@ def explain(story: Story, /, *, data: DataFile = None, common: Common | None = N
         ppgen explain eight_schools
         ppgen explain mystory.py:model --data my.csv
     """
-    from ppgen.explain import explain as explanation
+    from ppgen.explanation import explain as explanation
 
     common = common or Common()
     with common.active():

@@ -13,6 +13,8 @@ from ppgen.program import Program
 from ppgen.summary import columns
 from ppgen.types import Story
 
+_MANY = 1000  # operations; stories without a loop have tens to a few hundreds
+
 
 @dataclass(frozen=True)
 class SiteRow:
@@ -63,6 +65,11 @@ class Explanation:
             if self.recorded
             else f"evaluated point by point, which is slow: {self.reason}"
         )
+        if self.recorded and self.operations > _MANY:
+            how += (
+                "; so many are those of a loop: where it is over time and linear in its state, "
+                "ppgen.recursion does without"
+            )
         lines = [f"{self.story}: {self.dim} unconstrained dimensions, {self.dtype}", table, how]
         summed = [row.name for row in self.rows if row.becomes == "summed out"]
         if summed:
