@@ -41,6 +41,8 @@ class Site:
         shape: shape of its value: batch, then event.
         event_dim: how many of the rightmost dimensions belong to one event.
         plates: the vectorised plates around it, outermost first, with their sizes.
+        plate_dims: the name of the plate of each of the rightmost dimensions of `batch_shape`,
+            None where it is no plate's.
         unconstrained_shape: shape on the unconstrained scale; latent sites only.
         start: where it begins in the flat vector; latent sites only.
     """
@@ -52,6 +54,7 @@ class Site:
     shape: Size
     event_dim: int
     plates: tuple[tuple[str, int], ...]
+    plate_dims: tuple[str | None, ...] = ()
     unconstrained_shape: Size = _NO_SHAPE
     start: int = 0
 
@@ -134,11 +137,11 @@ class _Dissect(Messenger):
             return
         if msg["name"] in self.sites:
             raise ValueError(f"site '{msg['name']}' occurs twice: give each site its own name")
-        plates = tuple((f.name, f.size) for f in msg["cond_indep_stack"] if f.vectorized)
+        around = [f for f in msg["cond_indep_stack"] if f.vectorized]
+        of_dim = {f.dim: f.name for f in around}
         fn = msg["fn"]
         self.plate_nesting = max(
-            [self.plate_nesting, len(fn.batch_shape)]
-            + [-(f.dim or 0) for f in msg["cond_indep_stack"] if f.vectorized]
+            [self.plate_nesting, len(fn.batch_shape)] + [-(f.dim or 0) for f in around]
         )
         if is_deterministic(msg):
             kind: Kind = "deterministic"
@@ -170,7 +173,8 @@ class _Dissect(Messenger):
             support=_support(fn),
             shape=shape,
             event_dim=event_dim,
-            plates=plates,
+            plates=tuple((f.name, f.size) for f in around),
+            plate_dims=tuple(of_dim.get(d) for d in range(min(of_dim, default=0), 0)),
             unconstrained_shape=unconstrained,
             start=start,
         )

@@ -73,7 +73,8 @@ def sum_out(factors: list[Factor], trail: list[Elimination] | None = None) -> li
         if factor.variables:
             live.append(_checked(factor, home))
         else:
-            terms.append(Term(factor.observed, factor.log_density * factor.scale))
+            log_density = factor.log_density * factor.scale
+            terms.append(Term(factor.observed, log_density, factor.site))
     while live:
         leaf = max((f.plates for f in live), key=len)
         here = [f for f in live if f.plates == leaf]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -321,53 +320,28 @@ class Posterior:
         return tuple(name for name in self.draws if name not in self.deterministic)
 
     def to_datatree(self, story: Story | None = None, *args: Any, **kwargs: Any) -> xarray.DataTree:
-        """ArviZ's format: posterior and sample_stats; with the story also log_likelihood.
+        """ArviZ's format: posterior and sample_stats; with the story its densities and data too.
 
         Args:
-            story: the story that was fitted, for the groups ``log_likelihood``,
-                ``posterior_predictive`` and ``observed_data``; draws of discrete
-                sites and of machines, no points of a `Program`, go without these.
+            story: the story that was fitted, for the groups ``log_likelihood``, ``log_prior``,
+                ``posterior_predictive`` and ``observed_data``, and for dimensions named by its
+                plates; draws of discrete sites and of machines, no points of a `Program`, go
+                without these.
             args: the arguments that it was fitted with.
             kwargs: its keyword arguments.
 
+        Dimensions that belong to no plate are ``theta_dim_0``, counted over all of the site.
+        ``log_prior`` has a value for each entry of each latent site, on its own scale, nats, which
+        `arviz_stats.psense` takes; the group is left out where a prior hangs on a summed-out site.
         A ``pyro.factor`` with a value for each of several rows is an entry of ``log_likelihood``:
         censored rows have one of their own; where it truncates or couples rows, their log
         likelihood is the sum of the entries. ``/`` in names, of scopes, becomes ``.``.
         """
-        from arviz_base import from_dict
+        from ppgen.datatree import datatree
 
-        groups: dict[str, dict[str, np.ndarray]] = {
-            "posterior": {n: _numpy(v) for n, v in self.draws.items()},
-            "sample_stats": {n: _numpy(v) for n, v in self.stats.items()},
-        }
-        if story is not None and self.unconstrained is not None:
-            program = Program(story, *args, **kwargs)
-            pointwise = program.log_likelihood(self.unconstrained)
-            factors = program.anatomy.of_kind("factor")
-            groups["log_likelihood"] = {
-                n: _numpy(v)
-                for n, v in pointwise.items()
-                if n not in factors or factors[n].batch_shape.numel() > 1
-            }
-            groups["observed_data"] = {n: _numpy(v) for n, v in program.observed().items()}
-            groups["posterior_predictive"] = self._replicated(program)
-        with warnings.catch_warnings():
-            # many short chains are meant
-            warnings.filterwarnings("ignore", message="Found chain dimension to be longer")
-            return from_dict(
-                {
-                    name: {site.replace("/", "."): value for site, value in group.items()}
-                    for name, group in groups.items()
-                    if group
-                }
-            )
-
-    def _replicated(self, program: Program) -> dict[str, np.ndarray]:
-        found = program.replicate({n: self.draws[n].flatten(0, 1) for n in program.sites})
-        shape = (self.chains, self.count // self.chains)
-        return {
-            n: _numpy(found[n].unflatten(0, shape)) for n in program.anatomy.of_kind("observed")
-        }
+        if story is None or self.unconstrained is None:
+            return datatree(self)
+        return datatree(self, Program(story, *args, **kwargs))
 
     # -- keeping -----------------------------------------------------------------------------
 

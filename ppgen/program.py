@@ -85,6 +85,13 @@ class Program(Replay):
         """
         return self._in_pieces("log_likelihood", lambda p: self._single(p).log_likelihood(), z)
 
+    def prior_densities(self, z: Tensor) -> dict[str, Tensor]:
+        """Pointwise log density of each latent site on its own scale, ``(..., *batch)``, nats.
+
+        Without those whose density depends on a site that is summed out.
+        """
+        return self._in_pieces("priors", lambda p: self._single(p).prior_by_site(), z)
+
     def site_densities(self, z: Tensor) -> dict[str, Tensor]:
         """Pointwise log density of each site on its own scale, ``(..., *batch)``, nats.
 

@@ -51,6 +51,10 @@ class Evaluation:
     def log_density(self) -> Tensor:
         return _total(self.log_jacobian, self.terms)
 
+    def prior_by_site(self) -> dict[str, Tensor]:
+        """Pointwise, of the latent sites whose density depends on no summed-out site."""
+        return {t.site: t.log_density for t in self.terms if t.site and not t.observed}
+
     def by_site(self) -> dict[str, Tensor]:
         """Pointwise, keyed by site; of stories in which nothing is summed out."""
         return {t.site: t.log_density for t in self.terms}

@@ -2,13 +2,10 @@
 
 import math
 
-import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.contrib.autoname import scope
-from scipy.stats import norm
 
 from ppgen import checkpoint
 from ppgen.posterior import Cost, Posterior
@@ -165,45 +162,6 @@ def test_a_site_that_is_not_there_is_named_with_those_that_are():
     _, posterior = of_chains()
     with pytest.raises(KeyError, match=r"'nu'.*'mu', 'sigma', 'twice'"):
         posterior["nu"]
-
-
-@pytest.mark.filterwarnings("ignore")  # ArviZ's own dependencies deprecate things
-def test_arviz_reads_it():
-    _, posterior = of_chains(stats={"lp": torch.randn(4, 500)})
-    small = Posterior.from_program(
-        Program(story, Y), posterior.unconstrained[:, :20], engine="test", kind="chains"
-    )
-    tree = small.to_datatree(story, Y)
-    assert tree["posterior"]["twice"].shape == (4, 20, 3)
-    assert tree["log_likelihood"]["y"].shape == (4, 20, 3)
-    assert tree["posterior_predictive"]["y"].shape == (4, 20, 3)
-    np.testing.assert_allclose(tree["observed_data"]["y"], Y)
-    assert posterior.to_datatree()["sample_stats"]["lp"].shape == (4, 500)
-
-
-def positive(y):
-    """Rows of a normal of which only the positive were kept."""
-    with scope(prefix="law"):
-        mu = pyro.sample("mu", dist.Normal(0.0, 2.0))
-    pyro.factor("soft", -(mu**2))  # of no row
-    with pyro.plate("data", len(y)):
-        pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
-        pyro.factor("kept", -torch.special.log_ndtr(mu))
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # ArviZ's own dependencies
-def test_a_factor_of_rows_is_in_the_likelihood_and_predictions_warn_of_it():
-    program = Program(positive, Y)
-    z = torch.randn(2, 6, program.dim)
-    posterior = Posterior.from_program(program, z, engine="test", kind="chains")
-    tree = posterior.to_datatree(positive, Y)
-    found = tree["log_likelihood"]
-    assert sorted(found.data_vars) == ["kept", "y"]
-    mu = tree["posterior"]["law.mu"].values[..., None]
-    truncated = norm.logpdf(Y, mu) - norm.logcdf(mu)
-    np.testing.assert_allclose(found["y"] + found["kept"].values, truncated)
-    with pytest.warns(UserWarning, match="'kept' cannot be drawn"):
-        posterior.predict(positive, Y, draws=3)
 
 
 def test_draws_that_are_not_finite_are_never_converged():
