@@ -66,8 +66,8 @@ def joint_lines(joint: Joint) -> list[str]:
     lines = []
     if math.isfinite(joint.khat_limit):
         lines.append(
-            f"weights: k-hat {joint.khat:.2f} (limit {joint.khat_limit:.2f}; "
-            f"{_needs(joint.needed)}), IS-ESS/S {joint.efficiency:.2f}"
+            f"weights: k-hat {joint.khat:.2f} (limit {joint.khat_limit:.2f}{_needs(joint)}), "
+            f"IS-ESS/S {joint.efficiency:.2f}"
         )
     worst, scale = joint.worst, ", unconstrained" if joint.unconstrained else ""
     if worst is not None:
@@ -121,11 +121,15 @@ def _cell(value: float | str | None) -> str:
     return "-" if value is None else value if isinstance(value, str) else f"{value:,}"
 
 
-def _needs(draws: float) -> str:
+def _needs(joint: Joint) -> str:
+    """How many draws a k-hat above its limit asks for; below it there are enough."""
+    draws = joint.needed
+    if joint.khat <= joint.khat_limit:
+        return ""
     if draws > _COUNTABLE:
-        return "no number of draws is enough"
+        return "; no number of draws is enough"
     count = f"{draws:,.0f}" if draws < 1e6 else f"1e{math.log10(draws):.0f}"
-    return f"it needs {count} draws"
+    return f"; estimates would need {count} draws or more"
 
 
 def figure(value: float, digits: int = 2) -> str:

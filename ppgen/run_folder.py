@@ -202,6 +202,8 @@ def read_config(path: str | Path) -> dict[str, Any]:
         raise ConfigError(
             f"{file}: schema {config.get('schema')!r}; this ppgen reads {SCHEMA}: upgrade"
         )
+    if not isinstance(config.get("options", {}), dict):
+        raise ConfigError(f"{file}: 'options' is not an object")
     return checkpoint.decode(config)
 
 

@@ -53,6 +53,7 @@ def trained(tmp_path_factory):
         (["--learning-rate", "0"], "--learning-rate 0: expected a number above 0"),
         (["--learning-rate", "nan"], "--learning-rate nan: expected a finite number"),
         (["--averaging=1"], "--averaging 1: expected the decay"),
+        (["--folder", "."], "--folder '.': it is for mnist and fashion-mnist; ok.csv is found"),
         (["--weight-decay", "nan"], "--weight-decay must be a number of at least 0, got nan"),
         (["--sparsity", "nan"], "--sparsity must be a number of at least 0, got nan"),
         (["--likelihood-every", "0"], "--likelihood-every must be at least 1, got 0"),
@@ -89,6 +90,7 @@ def test_an_option_of_several_numbers_needs_one(here, capsys):
         ([*TRAIN[:-1], "afile/x"], exits.CANNOT_WRITE, "cannot write a run in afile/x: Not a"),
         (["fit", "banana", "--out", "afile"], exits.CANNOT_WRITE, "afile is a file"),
         (["fit", "banana", "--out", "afile/x"], exits.CANNOT_WRITE, "the folder afile/x cannot"),
+        (["demo", "--out", "afile"], exits.CANNOT_WRITE, "afile is a file: name a folder"),
         (["sample", "afile"], exits.MISSING, "there is no run folder afile"),
         (["compare", "banana", "--using", ","], exits.USAGE, "no engine: write one, as HMC"),
         (["compare", "banana", "--using", "a=HMC, a=VI"], exits.USAGE, "two engines are called a"),
@@ -133,6 +135,32 @@ def test_what_is_no_run_cannot_be_sampled(
     said = capsys.readouterr().err
     assert says in said
     assert len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("edit", "command", "says"),
+    [
+        (lambda c: c["command"].pop("folder"), "evaluate", "its 'command' has no 'folder'"),
+        (lambda c: c.update(options="x"), "resume", "'options' is not an object"),
+    ],
+)
+def test_a_config_that_somebody_has_edited_is_named(
+    trained, tmp_path, monkeypatch, capsys, edit, command, says
+):
+    shutil.copytree(trained.parent, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    edit(config)
+    (tmp_path / "out" / "config.json").write_text(json.dumps(config))
+    assert run([command, "out", "--quiet"]) == exits.BAD_DATA
+    error = capsys.readouterr().err
+    assert f"config.json: {says}" in error
+    assert error.count("\n") == 1
+
+
+def test_measured_likelihoods_have_the_error_over_the_examples(trained):
+    lines = (trained / "likelihood.jsonl").read_text().splitlines()
+    assert all(json.loads(line)["examples_error"] >= 0 for line in lines)
 
 
 def test_a_run_that_is_not_overwritten_keeps_all_its_files(trained, monkeypatch, capsys):

@@ -97,7 +97,7 @@ class Loop:
         there = self.folder is not None and checkpoint.exists(self.folder.checkpoints)
         there = group.agree(float(there), state.device) > 0
         if self.folder is not None and there:
-            check_same(read_config(self.out)["options"], options, self.out)
+            check_same(read_config(self.out).get("options", {}), options, self.out)
         if there:
             state.load(self.out / "ckpt")
         if self.folder is not None:

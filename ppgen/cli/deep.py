@@ -160,7 +160,8 @@ def _measured_alike(
         ValueError: where that run is told other numbers of these data, as a standardised one is.
     """
     of_data = ("data", "folder", "binarisation", "seed")
-    settings = read_settings(run) | {name: named[name] for name in of_data}
+    settings = read_settings(run)
+    settings.update({name: named[name] for name in of_data})
     same = load_data(settings, split)
     if same.x.shape != examples.x.shape or not bool((same.x == examples.x).all()):
         raise ValueError(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ppgen.cli.options import Common
+from ppgen.cli.options import Common, new_folder
 from ppgen.progress import Interrupt, interruptible
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def demo(*, out: Path = Path("runs/demo"), common: Common | None = None) -> int:
     """
     common = common or Common()
     start = time.perf_counter()
-    out.mkdir(parents=True, exist_ok=True)
+    new_folder(out, overwrite=True)
     with common.active(), interruptible() as interrupt:
         _say(common, "1/3  Eight schools: mean-field, a flow and HMC")
         found = compare_schools(common.seed, interrupt)

@@ -42,6 +42,7 @@ def measuring(
             "upper": found.upper,
             "lower_error": found.lower_error,
             "upper_error": found.upper_error,
+            "examples_error": found.examples_error,
             "method": found.method,
             "examples": found.examples,
         }

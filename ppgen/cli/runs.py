@@ -36,7 +36,20 @@ def read_settings(run: Path) -> dict[str, Any]:
     model = BUNDLED.get(settings.get("model", "")) if isinstance(settings, dict) else None
     if model is None or model.kind != "deep":
         raise ValueError(f"{run} was not made by `ppgen train`: its config.json names no model")
-    return dict(settings)
+    return _Settings(run, settings)
+
+
+class _Settings(dict[str, Any]):
+    """Those of a run, which says where one is missing that every run has."""
+
+    def __init__(self, run: Path, settings: dict[str, Any]) -> None:
+        super().__init__(settings)
+        self._run = run
+
+    def __missing__(self, name: str) -> Any:
+        from ppgen.run_folder import ConfigError
+
+        raise ConfigError(f"{self._run / 'config.json'}: its 'command' has no {name!r}")
 
 
 def load_data(settings: dict[str, Any], split: Split) -> Dataset:

@@ -14,7 +14,7 @@ from ppgen.data.binarisation import Binarisation, threshold
 from ppgen.data.dataset import Dataset, draw
 from ppgen.data.errors import DataError, check_finite, refuse_where
 from ppgen.data.reading import read_file, tensor_of
-from ppgen.data.sources import IMAGES, NAMES, Raw, read_named
+from ppgen.data.sources import IMAGES, NAMES, SETS, Raw, read_named
 
 
 def load(
@@ -44,6 +44,7 @@ def load(
 
     Raises:
         DataError: by row and column, for anything that cannot be used.
+        ValueError: for an unknown binarisation, and a folder of what lies in none.
 
     Example:
         >>> load("digits", "test").describe()
@@ -55,6 +56,10 @@ def load(
     if binarisation not in get_args(Binarisation):
         expected = ", ".join(get_args(Binarisation))
         raise ValueError(f"binarisation {binarisation!r}: expected one of {expected}")
+    if folder is not None and str(source) not in SETS:
+        raise ValueError(
+            f"folder={str(folder)!r}: it is for {' and '.join(SETS)}; {source} is found without"
+        )
     raw = read_named(str(source), split, folder) if named else read_file(source, split)
     if split != "test" and len(raw.values) < 2:
         raise DataError(f"{len(raw.values)} row: at least two are needed to train on", raw.name)

@@ -178,15 +178,16 @@ def test_the_importance_weighted_bound_is_that_of_quadrature(each):
 
 
 @pytest.mark.parametrize(
-    ("needed", "says"),
+    ("khat", "needed", "says"),
     [
-        (2096.4, "it needs 2,096 draws)"),
-        (3e9, "it needs 1e9 draws)"),
-        (math.inf, "no number of draws is enough)"),
+        (0.9, 2096.4, "limit 0.70; estimates would need 2,096 draws or more)"),
+        (0.9, 3e9, "limit 0.70; estimates would need 1e9 draws or more)"),
+        (0.9, math.inf, "limit 0.70; no number of draws is enough)"),
+        (0.5, 100.0, "limit 0.70)"),
     ],
 )
-def test_the_draws_that_importance_weights_would_need_are_said(needed, says):
-    (line,) = joint_lines(Joint(khat=0.9, khat_limit=0.7, needed=needed, efficiency=0.1))
+def test_the_draws_that_importance_weights_would_need_are_said(khat, needed, says):
+    (line,) = joint_lines(Joint(khat=khat, khat_limit=0.7, needed=needed, efficiency=0.1))
     assert says in line
 
 
