@@ -7,6 +7,7 @@ import pyro
 import pytest
 import torch
 from pyro.infer import SVI, Predictive, Trace_ELBO, TraceEnum_ELBO, config_enumerate
+from torch import nn
 
 from ppgen.inference import ELBO, Annealing, DReG, ImportanceWeightedELBO, log_likelihood, train
 from ppgen.inference.peak_memory import peak_memory
@@ -21,7 +22,7 @@ STEP = torch.log(LINE[1, 0] - LINE[0, 0])
 
 
 def two_layers():
-    vae = HierarchicalVAE(3, (1, 1), (4, 3))
+    vae = HierarchicalVAE(3, (1, 1), (4, 3), activation=nn.Tanh)  # smooth, for quadrature
     for parameter in vae.parameters():
         parameter.data += 0.2 * torch.randn_like(parameter)
     return vae
