@@ -103,13 +103,15 @@ def classification(
     """
     import torch
 
+    from ppgen.diagnostics import share_error
+
     x = x.to(next(story.parameters()))
     pixels, labels = x[:, : story.pixels], x[:, story.pixels :].argmax(-1)
     with torch.no_grad():
         cost = -story.label_given_data(pixels).log_prob(labels).mean().item()
         wrong = int((story.classify(pixels) != labels).sum())
     share = wrong / len(x)
-    error = (share * (1 - share) / len(x)) ** 0.5
+    error = share_error(wrong, len(x))
     numbers = {
         "classification_error": share,
         "classification_standard_error": error,

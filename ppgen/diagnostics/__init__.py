@@ -31,6 +31,7 @@ from ppgen.diagnostics.halves import correlations as correlations
 from ppgen.diagnostics.halves import spread_of_halves as spread_of_halves
 from ppgen.diagnostics.intervals import eti as eti
 from ppgen.diagnostics.intervals import hdi as hdi
+from ppgen.diagnostics.intervals import share_error as share_error
 from ppgen.diagnostics.kernels import KernelTest as KernelTest
 from ppgen.diagnostics.kernels import ksd as ksd
 from ppgen.diagnostics.kernels import mmd as mmd

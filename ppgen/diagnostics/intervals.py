@@ -1,4 +1,4 @@
-"""Intervals that hold a given share of the draws."""
+"""Intervals that hold a given share of the draws, and the error of a share that was counted."""
 
 from __future__ import annotations
 
@@ -29,3 +29,18 @@ def hdi(x: Any, prob: float = 0.9) -> Array:
     ends = [np.take_along_axis(flat, (start + k)[None], axis=0)[0] for k in (0, span)]
     known = np.isfinite(x).all((0, 1))
     return np.where(known, np.stack(ends), np.nan)
+
+
+def share_error(hits: int, trials: int) -> float:
+    r"""Standard error of the share ``hits / trials``.
+
+    .. math:: \sqrt{\tilde p (1 - \tilde p) / n}, \quad \tilde p = \frac{k + 1}{n + 2}
+
+    With Laplace's rule of succession for the share itself, by which none of 20 is not known without
+    error.
+
+    References:
+        | Approximate is better than "exact" (Agresti & Coull, 1998)
+    """
+    share = (hits + 1) / (trials + 2)
+    return float(share * (1 - share) / trials) ** 0.5

@@ -11,13 +11,13 @@ References:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ppgen.diagnostics import share_error
 from ppgen.latent.codes import codes, nearest
 from ppgen.types import Autoencoder
 
@@ -193,12 +193,9 @@ def attribute_effect(
             "classify: none of the reconstructions has the class of its example; a flip of their "
             "classes would mean nothing"
         )
-    flipped = float((classify(after).bool() != have)[right].double().mean())
+    flips, tried = int((classify(after).bool() != have)[right].sum()), int(right.sum())
     own, again = (attribute.remove(codes(model, images)) for images in (before, after))
-    same = nearest(again, own).rows[:, 0] == torch.arange(len(x), device=z.device)
-    kept = float(same.double().mean())
-    return Effect(flipped, _error(flipped, int(right.sum())), kept, _error(kept, len(x)), len(x))
-
-
-def _error(share: float, count: int) -> float:
-    return math.sqrt(share * (1 - share) / count)
+    same = int((nearest(again, own).rows[:, 0] == torch.arange(len(x), device=z.device)).sum())
+    return Effect(
+        flips / tried, share_error(flips, tried), same / len(x), share_error(same, len(x)), len(x)
+    )

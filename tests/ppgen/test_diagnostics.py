@@ -107,6 +107,17 @@ def test_monte_carlo_errors_are_calibrated(error, estimate, truth, coefficient):
     assert abs(np.mean(z**2) - 1) < 0.3
 
 
+@pytest.mark.parametrize("truth", [0.05, 0.2, 0.5])
+def test_a_share_that_was_counted_has_an_error_of_its_size_also_where_nothing_was_met(truth):
+    trials = 20
+    chances = stats.binom.pmf(range(trials + 1), trials, truth)
+    errors = np.array([d.share_error(hits, trials) for hits in range(trials + 1)])
+    z = (np.arange(trials + 1) / trials - truth) / errors
+    # sqrt(p (1 - p) / n) of the share itself is 0 where none is met, one time in three at 0.05
+    assert 0.5 < chances @ z**2 < 1.3
+    assert chances[abs(z) > 3].sum() < 0.02
+
+
 def test_autocorrelation_of_ar1_is_the_closed_form_and_disagreement_never_fades():
     x = ar1(200, 400, 0.8)
     found = d.autocorrelation(x)

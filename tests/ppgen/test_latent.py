@@ -211,6 +211,7 @@ def test_the_effect_of_an_attribute_is_counted_as_by_hand():
     assert found.flipped == pytest.approx(0.5)
     assert found.flipped_error == pytest.approx(0.25)
     assert (found.kept, found.examples) == (1.0, 5)
+    assert found.kept_error == pytest.approx((6 / 7 * 1 / 7 / 5) ** 0.5)  # none of 5 lost
     tilted = latent.Attribute(torch.tensor([0.6, 0.8]), torch.zeros(2), torch.tensor(1.0))
 
     class Forgetful(Mirror):
