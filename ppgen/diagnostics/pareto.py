@@ -1,7 +1,9 @@
 r"""Can these importance weights be trusted? Pareto smoothing and its shape k-hat.
 
 The largest weights are fitted by a generalised Pareto distribution with shape k: about 1/k moments
-of the weights exist.
+of the weights exist. Where they do not look like one, fewer of them are fitted: the weights of a
+normal that fits a skew posterior well pile up at a local maximum, log w being a cubic, and with
+that pile at its lower end the tail has a k-hat of 3 whatever lies beyond.
 
 References:
     | Pareto smoothed importance sampling (Vehtari et al., 2024) | https://arxiv.org/abs/1507.02646
@@ -18,6 +20,8 @@ import numpy as np
 from ppgen.diagnostics.arrays import Array, as_array
 
 _ROUNDING = 1e-8  # of weights whose largest is 1: log densities of an exact guide differ by less
+_MISFIT = 1.2  # of Kolmogorov's distance x sqrt(size): true Pareto tails exceed it in 1 of 200
+_FEWEST = 25  # weights in a tail
 
 
 class ParetoK(NamedTuple):
@@ -59,6 +63,9 @@ def pareto_k(log_weights: Any) -> ParetoK:
 def psis(log_weights: Any, relative_ess: float = 1.0) -> tuple[Array, float]:
     """Pareto smoothed, normalised log weights, and k-hat.
 
+    The tail is that of Vehtari et al. where it looks like a Pareto tail, else the longest that
+    does; where none does, nothing is smoothed.
+
     Args:
         log_weights: log p - log q at draws from q, nats, of any shape, without NaN.
         relative_ess: independent draws that one of a chain is worth; the tail is longer below 1.
@@ -78,18 +85,46 @@ def psis(log_weights: Any, relative_ess: float = 1.0) -> tuple[Array, float]:
     weights, size = raw.ravel() - raw.max(), raw.size
     tail = int(3 * (size / relative_ess) ** 0.5) if size * relative_ess > 225 else size // 5
     order = np.argsort(weights)
-    largest = order[-tail:]
-    cutoff = np.exp(weights[order[-tail - 1]])
-    excess = np.exp(weights[largest]) - cutoff
-    k, scale = _generalised_pareto(excess)
-    if np.isfinite(k) and scale > 0:
-        p = (np.arange(tail) + 0.5) / tail
-        # the quantile function, with its limit for k = 0
-        quantiles = -np.log1p(-p) if k == 0 else np.expm1(-k * np.log1p(-p)) / k
+    limit = _MISFIT / min(relative_ess, 1.0) ** 0.5
+    fit = _Tail.of(weights, order, tail)
+    while fit.misfit > limit and 3 * tail // 4 >= _FEWEST:
+        tail = 3 * tail // 4
+        fit = _Tail.of(weights, order, tail)
+    few = tail < _FEWEST and not np.isnan(fit.misfit)  # no fewer can be taken, nor told apart
+    if fit.misfit <= limit or few:
         # no smoothed weight exceeds the largest raw one, which is exp(0)
-        weights[largest] = np.minimum(np.log(cutoff + scale * quantiles), 0.0)
+        weights[order[-tail:]] = np.minimum(np.log(fit.quantiles(tail)), 0.0)
     total = np.log(np.exp(weights).sum())  # the largest is 0 or near it: no overflow
-    return (weights - total).reshape(raw.shape), k
+    return (weights - total).reshape(raw.shape), fit.k
+
+
+class _Tail(NamedTuple):
+    """A generalised Pareto distribution above the cutoff of the largest weights."""
+
+    k: float
+    scale: float
+    cutoff: float
+    misfit: float  # Kolmogorov's distance x sqrt(size); NaN where nothing can be fitted
+
+    @classmethod
+    def of(cls, weights: Array, order: np.ndarray, size: int) -> _Tail:
+        cutoff = float(np.exp(weights[order[-size - 1]]))
+        excess = np.exp(weights[order[-size:]]) - cutoff
+        k, scale = _generalised_pareto(excess)
+        if not (np.isfinite(k) and scale > 0):
+            return cls(k, scale, cutoff, np.nan)
+        x = excess / scale
+        below = 1 - (np.exp(-x) if k == 0 else np.maximum(1 + k * x, 0.0) ** (-1 / k))
+        steps = np.arange(size) / size
+        distance = max((steps + 1 / size - below).max(), (below - steps).max())
+        return cls(k, scale, cutoff, float(distance) * size**0.5)
+
+    def quantiles(self, size: int) -> Array:
+        """So many of them, evenly spaced, above the cutoff."""
+        p = (np.arange(size) + 0.5) / size
+        # the quantile function, with its limit for k = 0
+        x = -np.log1p(-p) if self.k == 0 else np.expm1(-self.k * np.log1p(-p)) / self.k
+        return self.cutoff + self.scale * x
 
 
 def _generalised_pareto(excess: Array) -> tuple[float, float]:
