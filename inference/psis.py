@@ -23,6 +23,7 @@ from torch import Tensor
 from ppgen import diagnostics
 from ppgen.diagnosis import trustworthy
 from ppgen.diagnostics import ParetoK
+from ppgen.diagnostics.arrays import as_array
 from ppgen.posterior import Posterior
 
 REMEDY = "resample the draws with ppgen.inference.repair, or use HMC"  # ends what it answers
@@ -31,14 +32,15 @@ REMEDY = "resample the draws with ppgen.inference.repair, or use HMC"  # ends wh
 def repair(posterior: Posterior, draws: int | None = None) -> Posterior:
     """The same posterior with draws resampled in proportion to ``p / q``.
 
-    It keeps as many draws as the weights are worth, so that Monte Carlo errors computed from
-    their number are right. k-hat and IS-ESS of the weights stay in its diagnosis. Where they say
-    that the weights cannot be trusted the result is not converged, and says why.
+    It keeps as many draws as the weights are worth for the mean of the coordinate that they know
+    least, so that Monte Carlo errors computed from their number are right. k-hat and IS-ESS of the
+    weights stay in its diagnosis. Where they say that the weights cannot be trusted the result is
+    not converged, and says why.
 
     Args:
         posterior: independent draws with the log density of the guide: of `VI`, `Laplace`,
             `DADVI`, `Pathfinder`.
-        draws: to keep; the IS-ESS of the smoothed weights by default.
+        draws: to keep; by default what the smoothed weights are worth, at most their IS-ESS.
 
     Raises:
         ValueError: where there are no weights, or they hold nothing to repair with.
@@ -63,7 +65,7 @@ def repair(posterior: Posterior, draws: int | None = None) -> Posterior:
     if draws is not None and draws < 1:
         raise ValueError(f"draws must be at least 1, got {draws}")
     weights = np.exp(diagnostics.psis(log_weights)[0])
-    kept = draws or max(1, math.floor(1.0 / np.square(weights).sum()))
+    kept = draws or max(1, math.floor(_worth(weights.ravel(), posterior.unconstrained)))
     chosen = systematic(torch.as_tensor(weights), kept)
     note = (
         f"{kept} draws resampled from {log_weights.size}, k-hat {found.k:.2f}, "
@@ -92,6 +94,23 @@ def systematic(weights: Tensor, count: int) -> Tensor:
     ticks = (torch.arange(count).to(weights) + torch.rand(()).to(weights)) / count
     found = torch.searchsorted(weights.cumsum(0), ticks).clamp(max=len(weights) - 1)
     return found[torch.randperm(count)]
+
+
+def _worth(weights: np.ndarray, z: Tensor | None) -> float:
+    r"""Independent draws whose means are known as well as the worst by these `weights`, ``(S,)``.
+
+    The error of a weighted mean is :math:`\sum_s w_s^2 (z_s - \bar z)^2`, and more than that of
+    IS-ESS draws where the largest weights are far out, as where q is too narrow.
+    """
+    ess = 1.0 / float(np.square(weights).sum())
+    if z is None:
+        return ess
+    some = weights > 0
+    weights, x = weights[some], as_array(z).reshape(len(some), -1)[some]
+    far = np.square(x - weights @ x)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        each = (weights @ far) / (np.square(weights) @ far)
+    return float(np.fmin.reduce(each, initial=ess))  # a constant coordinate has none
 
 
 def _weights(posterior: Posterior) -> np.ndarray:

@@ -47,6 +47,27 @@ def test_draws_follow_the_target_after_the_repair():
     torch.testing.assert_close(after.log_guide, dist.Normal(0.0, 1.5).log_prob(x))
 
 
+def test_the_error_of_a_repaired_mean_is_that_of_repetition():
+    """Of N(0, 1.3) under N(0, 1) large weights lie far out: the mean is worth a third of IS-ESS.
+
+    The variance of x under w^2 q is 1 / (2 / 1.69 - 1) = 5.45, where that under p is 1.69.
+    """
+    z, kept = [], []
+    for _ in range(200):
+        x = torch.randn(1, 2000)
+        given = Posterior(
+            {"x": x}, "proposal", "independent", unconstrained=x[..., None],
+            log_density=dist.Normal(0.0, 1.3).log_prob(x),
+            log_guide=dist.Normal(0.0, 1.0).log_prob(x),
+        )  # fmt: skip
+        row = repair(given).summary()["x"]
+        z.append(row.mean / row.mcse)
+        kept.append(given.diagnosis()["relative_is_ess"] * 2000 * (row.mcse / row.sd) ** 2)
+    assert 2 < sum(kept) / len(kept) < 5
+    # the mean square of 200 has sd .1, and that of the IS-ESS would be 3
+    assert 0.6 < sum(each**2 for each in z) / len(z) < 1.6
+
+
 def test_the_diagnosis_stays_that_of_the_weights():
     before = proposal(1.5)
     after = repair(before)
