@@ -249,27 +249,47 @@ def _over_quantities(rows: tuple[Marginal, ...]) -> list[tuple[Level, str]]:
     ]
 
 
+def _on_means(rows: tuple[Marginal, ...]) -> str:
+    """The largest shift that is no noise, if there is any beyond what passes."""
+    far = [row for row in rows if _is_far(row)]
+    largest = max(far or rows, key=lambda row: abs(row.shift))
+    if far:
+        return f"mean of {largest.name} off by {largest.shift:+.2f} sd"
+    if abs(largest.shift) > SHIFT_PASS:
+        rest = f" but for {largest.name}'s {largest.shift:+.2f}, which may be noise"
+        return f"means within {SHIFT_PASS} sd{rest}"
+    return f"means within {SHIFT_PASS} sd"
+
+
+def _is_far(row: Marginal) -> bool:
+    return abs(row.shift_z) > NOISE and abs(row.shift) > SHIFT_PASS + abs(row.shift / row.shift_z)
+
+
+def _on_widths(rows: tuple[Marginal, ...]) -> str:
+    """Likewise of the ratio of standard deviations."""
+    off = [row for row in rows if _is_off(row)]
+    most = max(off or rows, key=lambda row: abs(math.log(row.ratio)) if row.ratio > 0 else 0.0)
+    if off:
+        side = "narrow" if most.ratio < 1 else "wide"
+        return f"interval of {most.name} {abs(most.ratio - 1):.0%} too {side}"
+    within = f"sds within {RATIO_PASS[0]}-{RATIO_PASS[1]} of the reference's"
+    if not _within(most.ratio, RATIO_PASS):
+        return f"{within} but for {most.name}'s {most.ratio:.2f}, which may be noise"
+    return within
+
+
+def _is_off(row: Marginal) -> bool:
+    beyond = abs(row.ratio - 1) > NOISE * row.ratio_error
+    return beyond and _crosses(row.ratio, row.ratio_error)
+
+
 def _within(value: float, bounds: tuple[float, float]) -> bool:
     return bounds[0] <= value <= bounds[1]
 
 
 def _over_rows(rows: tuple[Marginal, ...]) -> tuple[Level, list[str]]:
-    parts = []
     levels = [row.level for row in rows]
-    shifts = max(rows, key=lambda row: abs(row.shift))
-    if abs(shifts.shift) > SHIFT_PASS and shifts.level != "pass":
-        parts.append(f"mean of {shifts.name} off by {shifts.shift:+.2f} sd")
-    else:
-        parts.append(f"means within {SHIFT_PASS} sd")
-    widths = max(rows, key=lambda row: abs(math.log(row.ratio)) if row.ratio > 0 else 0.0)
-    if _within(widths.ratio, RATIO_PASS):
-        parts.append(f"sds within {RATIO_PASS[0]}-{RATIO_PASS[1]} of the reference's")
-    elif not _crosses(widths.ratio, widths.ratio_error):
-        parts.append(f"sds within {RATIO_PASS[0]}-{RATIO_PASS[1]} of the reference's but for "
-                     f"{widths.name}'s {widths.ratio:.2f}, which may be noise")  # fmt: skip
-    else:
-        side = "narrow" if widths.ratio < 1 else "wide"
-        parts.append(f"interval of {widths.name} {abs(widths.ratio - 1):.0%} too {side}")
+    parts = [_on_means(rows), _on_widths(rows)]
     if "fail" in levels:
         parts.append(f"{levels.count('fail')} of {len(rows)} scalars fail")
         return "fail", parts

@@ -18,7 +18,7 @@ from ppgen.inference.comparison.repairs import DECORRELATED
 from ppgen.inference.hmc_engine import HMC
 from ppgen.inference.laplace import Laplace
 from ppgen.inference.point import MAP
-from ppgen.inference.verdict import FALSE_ALARMS, THRESHOLDS, marginals
+from ppgen.inference.verdict import FALSE_ALARMS, THRESHOLDS, Marginal, marginals, verdict
 from ppgen.models.eight_schools import data, eight_schools, eight_schools_centred
 from ppgen.posterior import Posterior
 from ppgen.program import Program
@@ -96,6 +96,18 @@ def test_a_difference_within_its_monte_carlo_error_never_fails():
     few.draws["a"] += 0.35  # beyond the threshold, but 10 draws know a mean to .32 only
     levels = {row.name: row.level for row in marginals(few, normal())}
     assert levels["a"] in ("pass", "warn")
+
+
+def test_a_verdict_names_what_is_off_and_calls_noise_noise():
+    nan = math.nan
+    noisy = Marginal("tau", 0.4, 1.3, 1.24, 0.13, nan, nan, nan, nan, "pass")
+    off = Marginal("beta", 0.2, 10.0, 0.85, 0.01, nan, nan, nan, nan, "warn")
+    found = verdict(normal(kind="independent"), (noisy, off))
+    assert str(found) == "WARN: mean of beta off by +0.20 sd; interval of beta 15% too narrow"
+    alone = verdict(normal(kind="independent"), (noisy,))
+    assert alone.level == "pass"
+    assert "means within 0.1 sd but for tau's +0.40, which may be noise" in alone.sentence
+    assert "but for tau's 1.24, which may be noise" in alone.sentence
 
 
 def test_no_verdict_rests_on_a_reference_that_has_not_converged():
