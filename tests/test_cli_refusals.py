@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ppgen.cli import _code, _one_line, _warnings_on_one_line, exits, run
+from ppgen.cli.runs import read_likelihoods
 from ppgen.progress import interruptible
 from ppgen.run_folder import RunFolder
 
@@ -161,6 +162,7 @@ def test_a_config_that_somebody_has_edited_is_named(
 def test_measured_likelihoods_have_the_error_over_the_examples(trained):
     lines = (trained / "likelihood.jsonl").read_text().splitlines()
     assert all(json.loads(line)["examples_error"] >= 0 for line in lines)
+    assert list(read_likelihoods(trained)) == [1, 2]
 
 
 def test_a_run_that_is_not_overwritten_keeps_all_its_files(trained, monkeypatch, capsys):

@@ -139,13 +139,18 @@ def read_metrics(run: Path) -> dict[str, list[Any]]:
 def read_likelihoods(run: Path) -> dict[int, Likelihood]:
     """What was measured after which epoch; a line that was written twice counts once."""
     import json
+    from dataclasses import fields
 
     from ppgen.likelihood import Likelihood
 
     if not (run / LIKELIHOODS).is_file():
         return {}
     rows = [json.loads(line) for line in (run / LIKELIHOODS).read_text().splitlines()]
-    return {row.pop("epoch"): Likelihood(**row) for row in rows}
+    kept = {field.name for field in fields(Likelihood)}  # its other numbers follow from these
+    return {
+        row["epoch"]: Likelihood(**{name: row[name] for name in row if name in kept})
+        for row in rows
+    }
 
 
 def held_out_likelihood(

@@ -233,14 +233,14 @@ COMMANDS = [
     ["dbm", "--hidden", "3", "--pretraining-epochs", "1", "--mean-field-steps", "2",
      "--learning-rate", "0.01", "--binarisation", "none", "--checkpoint-every", "2", "--compile"],
     ["dbm", "--hidden", "3", "--posterior-sweeps", "1", "--out", "swept"],
-    ["dbn", "--hidden", "3", "6", "--start-from", "below", "--folder", ".", "--compile"],
+    ["dbn", "--hidden", "3", "6", "--start-from", "below", "--compile"],
 ]  # fmt: skip
 REAL = ["rbm", "--hidden", "3", "--visible-units", "gaussian", "--sampler", "langevin",
         "--data", "real.csv"]  # fmt: skip
 LABELLED = ["rbm", "--hidden", "3", "--labels", "--data", "labelled.csv", "--persistent",
             "--sampler", "tempering", "--temperatures", "2", "--sparsity", "0.1",
             "--sparsity-target", "0.2"]  # fmt: skip
-REFUSED = ["rbm", "--hidden", "3", "--out", "refused", "--patience", "3"]
+REFUSED = ["rbm", "--hidden", "3", "--out", "refused", "--patience", "3", "--folder", "."]
 COMMON = ["--data", "small.csv", "--epochs", "1", "--batch-size", "9"]
 
 
