@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import xarray
 
 _SAMPLE = ("chain", "draw")
+_TAKEN = (None, *_SAMPLE, "sample")  # the last by what ArviZ stacks of both
 
 
 def datatree(posterior: Posterior, program: Program | None = None) -> xarray.DataTree:
@@ -77,7 +78,7 @@ def _dims(site: Site, shape: tuple[int, ...]) -> list[str]:
     if not known or shape not in (tuple(site.shape), tuple(site.batch_shape)):
         return names
     for back, plate in enumerate(reversed(plates[-batch:] if batch else ()), start=1):
-        if plate not in (None, *_SAMPLE) and sizes[plate] == shape[batch - back]:
+        if plate not in _TAKEN and sizes[plate] == shape[batch - back]:
             names[batch - back] = _plain(plate)
     return names
 

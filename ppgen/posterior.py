@@ -335,7 +335,8 @@ class Posterior:
         `arviz_stats.psense` takes; the group is left out where a prior hangs on a summed-out site.
         A ``pyro.factor`` with a value for each of several rows is an entry of ``log_likelihood``:
         censored rows have one of their own; where it truncates or couples rows, their log
-        likelihood is the sum of the entries. ``/`` in names, of scopes, becomes ``.``.
+        likelihood is the sum of the entries. One of no row is in neither group. ``/`` in names, of
+        scopes, becomes ``.``.
         """
         from ppgen.datatree import datatree
 
