@@ -64,6 +64,11 @@ class Marginal:
     level: Level
 
     @property
+    def shift_error(self) -> float:
+        """Monte Carlo error of the shift / reference sd."""
+        return abs(self.shift / self.shift_z) if self.shift_z else 0.0
+
+    @property
     def badness(self) -> float:
         """How far outside its thresholds; 1 is where it fails."""
         width = abs(math.log(self.ratio)) / math.log(RATIO_FAIL[1]) if self.ratio > 0 else 0.0
@@ -143,19 +148,22 @@ def _judge(shift: float, shift_error: float, ratio: float, ratio_error: float) -
     if not math.isfinite(shift) or (math.isnan(ratio) and not math.isnan(ratio_error)):
         return "unknown"
     found: list[Level] = ["pass"]
-    if abs(shift) > NOISE * shift_error and abs(shift) > SHIFT_PASS + shift_error:
+    if _is_far(shift, shift_error):
         found.append("fail" if abs(shift) > SHIFT_FAIL else "warn")
-    if not math.isnan(ratio) and abs(ratio - 1) > NOISE * ratio_error:
-        if not _within(ratio, RATIO_FAIL):
-            found.append("fail")
-        elif _crosses(ratio, ratio_error):
-            found.append("warn")
+    if _is_off(ratio, ratio_error):
+        found.append("warn" if _within(ratio, RATIO_FAIL) else "fail")
     return worst(found)
 
 
-def _crosses(ratio: float, error: float) -> bool:
-    """Whether a ratio of sds is outside the bounds that pass, by more than its error."""
-    return not RATIO_PASS[0] - error <= ratio <= RATIO_PASS[1] + error
+def _is_far(shift: float, error: float) -> bool:
+    """Whether a shift is no noise, and more than what passes by more than its error."""
+    return abs(shift) > NOISE * error and abs(shift) > SHIFT_PASS + error
+
+
+def _is_off(ratio: float, error: float) -> bool:
+    """Likewise of a ratio of sds; not where it is unknown."""
+    within = RATIO_PASS[0] - error <= ratio <= RATIO_PASS[1] + error
+    return abs(ratio - 1) > NOISE * error and not within
 
 
 def verdict(
@@ -251,7 +259,7 @@ def _over_quantities(rows: tuple[Marginal, ...]) -> list[tuple[Level, str]]:
 
 def _on_means(rows: tuple[Marginal, ...]) -> str:
     """The largest shift that is no noise, if there is any beyond what passes."""
-    far = [row for row in rows if _is_far(row)]
+    far = [row for row in rows if _is_far(row.shift, row.shift_error)]
     largest = max(far or rows, key=lambda row: abs(row.shift))
     if far:
         return f"mean of {largest.name} off by {largest.shift:+.2f} sd"
@@ -261,13 +269,9 @@ def _on_means(rows: tuple[Marginal, ...]) -> str:
     return f"means within {SHIFT_PASS} sd"
 
 
-def _is_far(row: Marginal) -> bool:
-    return abs(row.shift_z) > NOISE and abs(row.shift) > SHIFT_PASS + abs(row.shift / row.shift_z)
-
-
 def _on_widths(rows: tuple[Marginal, ...]) -> str:
     """Likewise of the ratio of standard deviations."""
-    off = [row for row in rows if _is_off(row)]
+    off = [row for row in rows if _is_off(row.ratio, row.ratio_error)]
     most = max(off or rows, key=lambda row: abs(math.log(row.ratio)) if row.ratio > 0 else 0.0)
     if off:
         side = "narrow" if most.ratio < 1 else "wide"
@@ -276,11 +280,6 @@ def _on_widths(rows: tuple[Marginal, ...]) -> str:
     if not _within(most.ratio, RATIO_PASS):
         return f"{within} but for {most.name}'s {most.ratio:.2f}, which may be noise"
     return within
-
-
-def _is_off(row: Marginal) -> bool:
-    beyond = abs(row.ratio - 1) > NOISE * row.ratio_error
-    return beyond and _crosses(row.ratio, row.ratio_error)
 
 
 def _within(value: float, bounds: tuple[float, float]) -> bool:

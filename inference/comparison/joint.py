@@ -17,6 +17,7 @@ from ppgen import diagnostics
 from ppgen.diagnostics.arrays import Array, as_array, thin
 from ppgen.diagnostics.classifier import ClassifierTest
 from ppgen.diagnostics.kernels import KernelTest
+from ppgen.diagnostics.pareto import draws_needed
 from ppgen.inference.comparison.coordinates import Coordinates, coordinates, of_program, worth
 from ppgen.inference.comparison.evidence import Sandwich, sandwich
 from ppgen.inference.point import ROWS
@@ -101,8 +102,7 @@ def joint(posterior: Posterior, reference: Posterior, program: Program | None) -
     """
     found = posterior.diagnosis()
     pareto = (found.get("khat", math.nan), found.get("khat_limit", math.nan))
-    needed = 10 ** min(1 / (1 - max(pareto[0], 0.0)), 300) if pareto[0] < 1 else math.inf
-    weights = (*pareto, needed, found.get("relative_is_ess", math.nan))
+    weights = (*pareto, draws_needed(pareto[0]), found.get("relative_is_ess", math.nan))
     if posterior.kind == "point":
         return Joint(*weights, missing=("a point has no spread",))
     both = coordinates(posterior, reference, program)

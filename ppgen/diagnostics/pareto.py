@@ -42,6 +42,11 @@ def khat_limit(size: int) -> float:
     return float(min(1 - 1 / np.log10(size), 0.7)) if size > 1 else np.nan
 
 
+def draws_needed(k: float) -> float:
+    """That estimates would need with weights of shape k, ``10^(1 / (1 - k))``."""
+    return float(10 ** min(1 / (1 - max(k, 0)), 300)) if k < 1 else np.inf
+
+
 def pareto_k(log_weights: Any) -> ParetoK:
     """Diagnose importance weights.
 
@@ -56,8 +61,7 @@ def pareto_k(log_weights: Any) -> ParetoK:
     k = psis(weights)[1]
     scaled = np.exp(weights - weights.max())
     ess = scaled.sum() ** 2 / (scaled**2).sum()
-    needed = 10 ** min(1 / (1 - max(k, 0)), 300) if k < 1 else np.inf
-    return ParetoK(k, threshold, float(needed), float(ess), bool(k < threshold))
+    return ParetoK(k, threshold, draws_needed(k), float(ess), bool(k < threshold))
 
 
 def psis(log_weights: Any, relative_ess: float = 1.0) -> tuple[Array, float]:
